@@ -1,184 +1,41 @@
-"""The program `python -m proxy`: settings in, the event loop, signals, the words on the terminal, the exit
-code."""
+"""The entry of `python -m proxy` and of the console script `streaming-gateway`. It imports late: signals are
+handled first, and help, version and wrong settings need no more than the settings."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from typing import Final
 
-if __name__ == "__main__":  # before the imports below, which take most of the start-up time
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if "--check-config" not in sys.argv:
-        for _number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(_number, lambda *_: os._exit(0))  # nothing has started yet
-
-import asyncio
-import gc
-from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
-
-import msgspec
-import uvloop
-
-from proxy.app import App, running
-from proxy.config import Settings, exposed, load, options, shown_url
-from proxy.errors import ListenError, SettingsError
-from proxy.resources import prepare
-from proxy.server import raise_limit
-from proxy.telemetry import Faults, Log, run, say
-
-ENDS: Final = (signal.SIGTERM, signal.SIGINT)
-STDOUT: Final = 1
 SAY_SECONDS: Final = 1.0  # for printing the reason of the exit
 
-SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
-  -d '{{"model": "{model}", "stream": true, "temperature": 0, \
-       "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
 
+def command() -> int:
+    """Run the program. Returns its exit code; 2 is a wrong setting, or what keeps it from starting."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before the imports, which take most of the start-up time
+    if "--check-config" not in sys.argv:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(0))  # nothing has started yet
+    from proxy.terminal import run
 
-class Signals:
-    """A context manager that handles signals for the task that entered it. The first SIGTERM or SIGINT sets
-    `stop`; the second cancels the task, and so does the first one during start-up."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self._reload: Callable[[], object] | None = None
-        self._task: asyncio.Task[object] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Signals {'stopping' if self.stop.is_set() else 'running' if self._reload else 'starting'}>"
-
-    def running(self, reload: Callable[[], object]) -> None:
-        """Start-up is complete: end gracefully from now on, and call `reload` on SIGHUP."""
-        self._reload = reload
-
-    def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        for number in ENDS:
-            loop.add_signal_handler(number, self._end)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (*ENDS, signal.SIGHUP):
-            loop.remove_signal_handler(number)
-        for number in (*ENDS, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the rest takes milliseconds
-
-    def _end(self) -> None:
-        if (self._reload is None or self.stop.is_set()) and self._task is not None:
-            self._task.cancel()
-        self.stop.set()
-
-    def _hang_up(self) -> None:
-        if self._reload is not None and not self.stop.is_set():
-            self._reload()
-
-
-async def serve(settings: Settings, log: Log, faults: Faults) -> None:
-    """Run until SIGTERM or SIGINT; a second one does not wait for requests to finish."""
-    asyncio.get_running_loop().set_exception_handler(faults.of_loop)
-    with Signals() as signals:
-        try:
-            async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
-                settle_collector()
-                _greet(app, settings)
-                signals.running(app.reload)
-                await signals.stop.wait()
-                log.event("info", "stopping", event="audit", who="signal", flights=len(app.group))
-        except asyncio.CancelledError:
-            log.event("warning", "stopped at once")
-
-
-def settle_collector() -> None:
-    """Exclude the objects that live as long as the process from garbage collection. Requests leave no reference
-    cycles (`tests/system/test_garbage.py`), so the collector has little to do after this."""
-    gc.collect()
-    gc.freeze()
-
-
-def _greet(app: App, settings: Settings) -> None:
-    models = [str(model["id"]) for model in app.backends.models()]
-    unix = app.url.removeprefix("unix://") if app.url.startswith("unix:") else ""
-    where = f"--unix-socket {unix} http://gateway" if unix else app.url
-    key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
-    sample = SAMPLE.format(url=where, key=key, model=models[0] if models else "MODEL")
-    say(
-        f"gateway at {app.url}\n"
-        f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
-        f"  models:  {', '.join(models) or 'not known yet'}\n"
-        f"  redis:   {app.redis}\n"
-        f"{f'  operators: {app.admin_url}' + chr(10) if app.admin_url else ''}"
-        f"\n{sample}\n\n"
-    )
+    return run("proxy", main)
 
 
 def main() -> int:
+    from proxy.config import load, program_name
+    from proxy.errors import SettingsError
+    from proxy.terminal import say
+
     try:
-        settings = load(sys.argv[1:], os.environ)
-        if "--check-config" in sys.argv[1:]:
-            return _check(settings)
+        settings = load(sys.argv[1:], os.environ, prog=program_name(sys.argv[0], "proxy"))
+        from proxy import program
+
+        return program.print_checked(settings) if "--check-config" in sys.argv[1:] else program.start(settings)
     except SettingsError as e:
-        return _refuse(e)
-    log = Log(STDOUT, settings.log_format, settings.log_level)
-    faults = Faults(log)
-    raise_limit()
-    try:
-        faults.install()
-        for warning in (*settings.warnings, *exposed(settings, sys.argv[1:])):
-            log.event("warning", "settings", detail=warning)
-        uvloop.run(serve(settings, log, faults))
-    except SettingsError as e:
-        return _refuse(e)
-    except ListenError as e:
-        where = settings.listen_unix or f"{settings.host}:{settings.port}"
-        say(f"proxy: cannot listen on {where}: {e}\n", wait=SAY_SECONDS)
+        say("".join(f"proxy: {line}\n" for line in str(e).splitlines()), wait=SAY_SECONDS)
         return 2
-    except OSError as e:
-        what = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"
-        say(f"proxy: cannot start: {what}\n", wait=SAY_SECONDS)
-        return 2
-    finally:
-        faults.close()
-        log.close()
-    return 0
-
-
-def check(settings: Settings) -> tuple[str, list[str]]:
-    """All settings as lines of TOML, and warnings. The files that settings name are read too. Raises
-    SettingsError."""
-    prepared = prepare(settings)
-    lines = []
-    for option in options():
-        value = getattr(settings, option.name)
-        if option.metavar == "URL":
-            value = [shown_url(url) for url in value] if isinstance(value, tuple) else shown_url(value)
-        shown = msgspec.json.encode(list(value) if isinstance(value, tuple) else value).decode()
-        if option.hidden and value:
-            lines.append(f"# {option.name} is set, and not shown")
-        else:
-            lines.append(f"{option.name} = {shown}")
-    return "\n".join(lines) + "\n", [*settings.warnings, *prepared.warnings]
-
-
-def _check(settings: Settings) -> int:
-    text, warnings = check(settings)
-    for warning in (*warnings, *exposed(settings, sys.argv[1:])):
-        print(f"proxy: warning: {warning}", file=sys.stderr)
-    print(text, end="")
-    return 0
-
-
-def _refuse(e: SettingsError) -> int:
-    say("".join(f"proxy: {line}\n" for line in str(e).splitlines()), wait=SAY_SECONDS)
-    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(run("proxy", main))
+    sys.exit(command())

@@ -21,7 +21,8 @@ from proxy.access import (
 )
 from proxy.access.denylist import ingest_for
 from proxy.access.ratelimit import Admission, admission_for
-from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
+from proxy.config import PRIORITIES, Settings, secrets_in
+from proxy.config.file_watch import Contents, FileWatch
 from proxy.errors import place_of, words_of
 from proxy.flights import (
     PATIENCE,

@@ -1,5 +1,5 @@
-"""The command `python -m proxy.keys`: makes an API key and its entry for the keys file, or the entry of an
-existing key. The entry goes to stdout, a new key to stderr."""
+"""The command `python -m proxy.keys`, or `gateway-keys`: makes an API key and its entry for the keys file, or the
+entry of an existing key. The entry goes to stdout, a new key to stderr."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-import msgspec
-
-from proxy.access import hash_of, read_keys
+from proxy.config import hash_of, program_name, read_keys_file, toml_string, version
 from proxy.errors import SettingsError
-from proxy.telemetry import run
+from proxy.terminal import run
 
 KEY_BYTES = 32
 
@@ -32,20 +30,16 @@ def entry(
     operator: bool = False,
 ) -> str:
     """The entry of the keys file, in TOML."""
-    lines = ["[[keys]]", f"name = {_text(name)}", f'sha256 = "{hash_of(key).hex()}"']
+    lines = ["[[keys]]", f"name = {toml_string(name)}", f'sha256 = "{hash_of(key).hex()}"']
     if tenant is not None:
-        lines.append(f"tenant = {_text(tenant)}")
+        lines.append(f"tenant = {toml_string(tenant)}")
     if models:
-        lines.append(f"models = [{', '.join(map(_text, models))}]")
+        lines.append(f"models = [{', '.join(map(toml_string, models))}]")
     if expires is not None:
-        lines.append(f"expires = {_text(expires)}")
+        lines.append(f"expires = {toml_string(expires)}")
     if operator:
         lines.append('role = "operator"')
     return "\n".join(lines) + "\n"
-
-
-def _text(value: str) -> str:
-    return msgspec.json.encode(value).decode()  # a JSON string is a valid TOML basic string
 
 
 def _given() -> str:
@@ -56,12 +50,18 @@ def _given() -> str:
         return ""
 
 
+def command() -> int:
+    """Run the command. Returns its exit code."""
+    return run("proxy.keys", main, both=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m proxy.keys",
+        prog=program_name(sys.argv[0], "proxy.keys"),
         description="Make API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
         "a new key goes to stderr, once: the file holds only its SHA-256.",
     )
+    parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True)
     for command, help in (("new", "make a key"), ("hash", "read an existing key from stdin")):
         sub = commands.add_parser(command, help=help)
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         operator=options.operator,
     )
     try:
-        read_keys(made, "NAME")
+        read_keys_file(made, "NAME")
     except SettingsError as e:
         sys.stderr.write(f"proxy.keys: {e}\n")
         return 2
@@ -97,4 +97,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run("proxy.keys", main, both=True))
+    sys.exit(command())

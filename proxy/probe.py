@@ -11,14 +11,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxy.config import Settings, load
+from proxy.config import Settings, load, program_name
 from proxy.errors import SettingsError
-from proxy.telemetry import run
+from proxy.terminal import run
 
 SECONDS: Final = 3.0  # for connecting, and for the answer
 MOST_BYTES: Final = 4096  # of an answer that are printed
 PATHS: Final = ("health", "ready")
-USAGE: Final = "python -m proxy.probe [health|ready] [the gateway's flags]"
+HELP: Final = """\
+usage: {prog} [health|ready] [flags of the gateway]
+
+Ask the gateway on this machine whether it is alive (health, the default) or an engine answers (ready).
+Prints the answer; exits with 0 for yes, 1 for no or no answer within {seconds:g} seconds, 2 for wrong usage.
+
+The settings say where the gateway listens, as for the gateway itself: GATEWAY_ variables, --config FILE, or
+  --host ADDRESS, --port PORT   the address; 0.0.0.0 and :: are asked on loopback
+  --listen-unix FILE            a Unix socket
+  --tls-cert FILE               the gateway speaks TLS; its certificate is not verified
+Other flags of the gateway are accepted and have no effect.
+
+  -h, --help     show this text
+  --help-all     show all flags of the gateway
+  --version      show the version
+"""
 EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - only compared
 
 
@@ -60,13 +75,23 @@ def ask(settings: Settings, path: str) -> tuple[bool, str]:
     return answer.status == 200, f"{answer.status} {body}"
 
 
+def command() -> int:
+    """Run the command. Returns its exit code."""
+    return run("proxy.probe", lambda: main(sys.argv[1:], os.environ))
+
+
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """0: yes; 1: no, or no answer; 2: wrong usage. Flags are the gateway's own."""
+    prog = program_name(sys.argv[0], "proxy.probe")
     path, flags = (argv[0], argv[1:]) if argv and argv[0] in PATHS else (PATHS[0], argv)
+    if "--help" in flags or "-h" in flags:
+        sys.stdout.write(HELP.format(prog=prog, seconds=SECONDS))
+        return 0
     try:
-        settings = load(flags, environ)
+        settings = load(flags, environ, prog=prog)
     except SettingsError as e:
-        sys.stderr.write(f"proxy.probe: {e}\nusage: {USAGE}\n")
+        problems = "".join(f"proxy.probe: {line}\n" for line in str(e).splitlines())
+        sys.stderr.write(f"{problems}usage: {prog} [health|ready] [flags of the gateway]; --help explains them\n")
         return 2
     good, line = ask(settings, path)
     (sys.stdout if good else sys.stderr).write(f"{path}: {line}\n")
@@ -74,4 +99,4 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run("proxy.probe", lambda: main(sys.argv[1:], os.environ)))
+    sys.exit(command())

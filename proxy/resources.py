@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 from proxy.access import AccessPolicy, AccessRules, Authenticator, TrustedProxies, read_keys
 from proxy.access.denylist import read_deny_list
-from proxy.config import Settings, Take, Watched, conflicts, read_file, secret, warn_if_open
+from proxy.config import Settings, conflicts, read_file, secret, warn_if_open
+from proxy.config.file_watch import Take, Watched
 from proxy.errors import SettingsError
 from proxy.redis import RedisAddress, address, files_of
 from proxy.server import LargeRequests, ServerTls, server_context, source_of
@@ -94,6 +95,9 @@ def _tls(settings: Settings, prepared: Prepared) -> None:
 
 
 def _client_certs(settings: Settings, prepared: Prepared) -> None:
+    ca, cert, key = settings.backend_ca, settings.backend_cert, settings.backend_key
+    if ca or cert or key:
+        tls_context(ca=ca, cert=cert, key=key, insecure=settings.backend_insecure)
     if settings.backend_cert:
         prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
     redis_cert = files_of(settings.redis).get("ssl_certfile")

@@ -13,14 +13,17 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # From the bottom to the top: a room imports rooms of lower ranks only.
 RANKS = {
-    "proxy": {"errors": 0, "wire": 1, "config": 2, "telemetry": 3, "redis": 4, "upstream": 5, "flights": 6}
-    | {"access": 7, "server": 8, "embedded": 1},
+    "proxy": {"errors": 0, "terminal": 0, "wire": 1, "config": 2, "telemetry": 3, "redis": 4, "upstream": 5}
+    | {"flights": 6, "access": 7, "server": 8, "embedded": 1},
     "loadgen": {"errors": 0, "secrets": 0, "spec": 0, "record": 0, "snapshot": 0, "store": 1, "workload": 2}
     | {"analysis": 2, "drive": 3, "report": 3, "cli": 4},
 }
-TOP = {"proxy": {"__main__", "app", "resources", "keys", "probe", "__init__"}, "loadgen": {"__main__", "__init__"}}
+TOP = {
+    "proxy": {"__main__", "program", "app", "resources", "keys", "probe", "__init__"},
+    "loadgen": {"__main__", "__init__"},
+}
 """Modules that import everything."""
-COMPOSE = ("proxy.app", "proxy.resources", "proxy.__main__", "loadgen.__main__")
+COMPOSE = ("proxy.app", "proxy.resources", "proxy.program", "loadgen.__main__")
 MOST_MODULES = 15
 PURE = {"wire": {"asyncio", "aiohttp", "socket"}, "config": {"aiohttp", "socket"}}
 # Attributes that a module sets at objects of other modules' classes, and why no method does it.

@@ -10,6 +10,7 @@ import pytest
 
 from proxy.config.settings import settings_table
 from proxy.errors import Code
+from proxy.program import SAMPLE
 
 DOCS = Path(__file__).parent.parent / "ops" / "docs"
 
@@ -42,6 +43,12 @@ def test_a_row_that_is_not_the_code_s_is_found(name: str) -> None:
     page = PAGES[name].read_text("utf-8")
     without = page.replace(TABLES[name]().splitlines()[-1], "| other |", 1)
     assert without != page == with_table(without, name)
+
+
+def test_the_readme_shows_the_line_that_the_gateway_prints() -> None:
+    line = SAMPLE.format(url="http://127.0.0.1:8080", key="", model="smollm2")
+    assert line.startswith("curl -iN ")
+    assert f"```sh\n{line}\n```" in (DOCS.parent.parent / "README.md").read_text("utf-8")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ child process, as pure functions of bytes and terms.
 The room reads a request through the protocol `AccessContext`; the server room implements it.
 """
 
-from proxy.access.api_keys import hash_of, read_keys
+from proxy.access.api_keys import read_keys
 from proxy.access.caller import Caller
 from proxy.access.caller_address import caller_for_address
 from proxy.access.client_ip import UNIX, TrustedProxies
@@ -67,7 +67,6 @@ __all__ = [
     "TrustedProxies",
     "access_policy_for",
     "caller_for_address",
-    "hash_of",
     "not_found",
     "parse_request_timeout",
     "read_api_request",

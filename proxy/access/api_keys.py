@@ -1,35 +1,19 @@
-"""The API keys file: how it is parsed, its errors, and which key a caller presents. Only hashes are kept."""
+"""Which caller a presented API key belongs to. Only hashes of keys are kept."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import hmac
 import math
-import re
-import tomllib
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from proxy.access.caller import Caller, Rates
-from proxy.config import NORMAL, PRIORITIES
-from proxy.errors import SettingsError
+from proxy.config import KeyEntry, hash_of, read_keys_file
 
-_ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
-_HEX: Final = re.compile(r"[0-9a-f]{64}")
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,63}")
 _PREFIX: Final = 8  # bytes of the hash by which an entry is found
-_ROLES: Final = ("user", "operator")
-_SHORTEST_TIME: Final = len("2027-01-31T00:00:00Z")
 MOST_NAMES: Final = 20  # of keys that one line tells
-
-
-def hash_of(key: str) -> bytes:
-    """What is kept of a key. A plain hash is enough: keys are 256 random bits (`python -m proxy.keys`), no words
-    that could be guessed, and each request pays for it."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 class KeyRing:
@@ -95,156 +79,25 @@ def _names(names: list[str]) -> str:
 
 
 def read_keys(text: str, path: str) -> KeyRing:
-    """The ring that a keys file describes. Raises SettingsError that names each wrong entry and its line."""
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
-        raise SettingsError(f"{path}: not a TOML file: {e}") from None
-    problems = [f"{path}: unknown key {name!r}: only [[keys]] entries" for name in table if name != "keys"]
-    entries = table.get("keys", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
-        raise SettingsError("\n".join([*problems, f"{path}: holds no key: each is a [[keys]] entry"]))
-    at = [number for number, line in enumerate(text.splitlines(), 1) if _ENTRY.match(line)]
-    callers: dict[bytes, Caller] = {}
-    names: set[str] = set()
-    for index, entry in enumerate(entries):
-        where = f"{path}:{at[index]}" if len(at) == len(entries) else f"{path}: entry {index + 1}"
-        try:
-            digest, caller = _entry(entry)
-            if caller.name in names:
-                raise ValueError(f"name = {caller.name!r}: is another key's too")
-            if digest in callers:
-                raise ValueError(f"sha256: is also that of {callers[digest].name!r}")
-        except ValueError as e:
-            problems.append(f"{where}: {e}")
-            continue
-        names.add(caller.name)
-        callers[digest] = caller
-    if problems:
-        raise SettingsError("\n".join(problems))
-    return KeyRing(callers)
+    """The ring of a keys file. Raises SettingsError that names each wrong entry and its line."""
+    return KeyRing({entry.digest: _caller(entry) for entry in read_keys_file(text, path)})
 
 
-def _entry(entry: Mapping[str, Any]) -> tuple[bytes, Caller]:
-    for field in entry:
-        if field not in _FIELDS:
-            near = difflib.get_close_matches(field, list(_FIELDS), n=1)
-            raise ValueError(f"unknown field {field!r}" + (f"; did you mean {near[0]}?" if near else ""))
-    value = {name: read(entry.get(name)) for name, read in _FIELDS.items()}
-    digest = bytes.fromhex(value["sha256"])
-    tenant = value["tenant"]
-    priority = NORMAL if value["priority"] is None else value["priority"]
-    top = min(priority, NORMAL) if value["top_priority"] is None else value["top_priority"]
-    if priority < top:
-        raise ValueError("top_priority: must not be below priority")
-    whose = f"tenant\0{tenant}" if tenant is not None else f"key\0{digest.hex()}"
-    return digest, Caller(
-        id=digest.hex()[:16],
-        name=value["name"],
+def _caller(entry: KeyEntry) -> Caller:
+    whose = f"tenant\0{entry.tenant}" if entry.tenant is not None else f"key\0{entry.digest.hex()}"
+    return Caller(
+        id=entry.digest.hex()[:16],
+        name=entry.name,
         tenant=hashlib.sha256(whose.encode()).digest(),
-        models=value["models"],
+        models=entry.models,
         rates=Rates(
-            rps=value["rps"],
-            burst=value["burst"],
-            tokens_per_minute=value["tokens_per_minute"],
-            streams=value["streams"],
+            rps=entry.rps,
+            burst=entry.burst,
+            tokens_per_minute=entry.tokens_per_minute,
+            streams=entry.streams,
         ),
-        priority=priority,
-        top_priority=top,
-        expires=value["expires"],
-        operator=value["role"] == "operator",
+        priority=entry.priority,
+        top_priority=entry.top_priority,
+        expires=entry.expires,
+        operator=entry.operator,
     )
-
-
-def _sha256(raw: object) -> str:
-    text = raw.strip().lower() if isinstance(raw, str) else ""
-    if not _HEX.fullmatch(text):
-        raise ValueError("sha256: must be the 64 hex digits of a key's SHA-256 (python -m proxy.keys new NAME)")
-    return text
-
-
-def _name(raw: object) -> str:
-    if not isinstance(raw, str) or not _NAME.fullmatch(raw):
-        raise ValueError("name: must be 1 to 64 letters, digits and . _ @ : / + - (the log shows it)")
-    return raw
-
-
-def _tenant(raw: object) -> str | None:
-    if raw is not None and (not isinstance(raw, str) or not 0 < len(raw) <= 256):
-        raise ValueError("tenant: must be a text of 1 to 256 characters")
-    return raw
-
-
-def _models(raw: object) -> frozenset[str] | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, list) or not raw or not all(isinstance(name, str) and name for name in raw):
-        raise ValueError('models: must be a list of names, such as ["m1"]; leave it out to allow every model')
-    return frozenset(raw)
-
-
-def _priority(name: str) -> Callable[[object], int | None]:
-    def read(raw: object) -> int | None:
-        if raw is None:
-            return None
-        if raw not in PRIORITIES:
-            raise ValueError(f"{name}: must be one of {', '.join(PRIORITIES)}")
-        return PRIORITIES.index(str(raw))
-
-    return read
-
-
-def _whole(name: str) -> Callable[[object], int | None]:
-    def read(raw: object) -> int | None:
-        if raw is None:
-            return None
-        if isinstance(raw, bool) or not isinstance(raw, int) or raw < 1:
-            raise ValueError(f"{name}: must be a whole number of at least 1")
-        return raw
-
-    return read
-
-
-def _rps(raw: object) -> float | None:
-    if raw is None:
-        return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 < raw < float("inf"):
-        raise ValueError("rps: must be a number of requests a second over 0")
-    return float(raw)
-
-
-def _expires(raw: object) -> float:
-    """A date and time with its offset, TOML's own or the same as text."""
-    if raw is None:
-        return math.inf
-    try:
-        when = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw).strip())
-        if when.tzinfo is None or not isinstance(raw, datetime | str) or len(str(raw)) < _SHORTEST_TIME:
-            raise ValueError
-        return when.timestamp()
-    except (ValueError, OverflowError):
-        raise ValueError(
-            "expires: must be a time with its offset (RFC 3339), such as 2027-01-31T00:00:00Z"
-        ) from None
-
-
-def _role(raw: object) -> str:
-    if raw is not None and raw not in _ROLES:
-        raise ValueError(f"role: must be one of {', '.join(_ROLES)}")
-    return "user" if raw is None else str(raw)
-
-
-_FIELDS: Final[dict[str, Callable[[object], Any]]] = {
-    "sha256": _sha256,
-    "name": _name,
-    "tenant": _tenant,
-    "models": _models,
-    "rps": _rps,
-    "burst": _whole("burst"),
-    "tokens_per_minute": _whole("tokens_per_minute"),
-    "streams": _whole("streams"),
-    "priority": _priority("priority"),
-    "top_priority": _priority("top_priority"),
-    "expires": _expires,
-    "role": _role,
-}

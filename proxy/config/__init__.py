@@ -5,10 +5,13 @@ A reader meets, in this order:
 - `Settings` declares every setting once: default, flag, environment variable, TOML key, help and the reader of
   its value (`values`). An `Option` is one setting as it is given.
 - `load` reads flags, environment and file, in this order of precedence, and reports all errors at once.
+- `flags` is the command line: help, version, completion. `hints` says what an unknown name may have meant.
 - `conflicts` finds settings that exclude or need one another; settings that bound one another are reconciled by
   `load`.
-- `read_file` reads a file that a setting names. `FileWatch` loads it again when it changes: a `Watched` is one
-  setting's files, `Contents` their digests, a `Take` puts loaded content in effect on the event loop.
+- `settings_as_toml` writes them as a file that reads back as the same settings.
+- `read_file` reads a file that a setting names. The module `file_watch` loads it again when it changes; it is not
+  imported here, as it needs asyncio and most commands do not.
+- `read_keys_file` reads the API keys file: a `KeyEntry` for each key.
 - `Known`, `mask_url`, `shown_url` and `shown_path` decide what of a value may be shown.
 - `vocabulary` holds the names that several rooms know: retry causes, priorities, routing policies.
 
@@ -16,11 +19,13 @@ What a setting does is decided elsewhere; this room knows no request, engine or 
 """
 
 from proxy.config.conflicts import conflicts
-from proxy.config.file_watch import Contents, FileWatch, Take, Watched
 from proxy.config.files import no_password, read_file, warn_if_open
+from proxy.config.flags import program_name, version
+from proxy.config.keys_file import KeyEntry, hash_of, read_keys_file
 from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_url
-from proxy.config.settings import VERSION, Settings, options
+from proxy.config.settings import Settings, options
+from proxy.config.toml_text import settings_as_toml, toml_string
 from proxy.config.values import secret
 from proxy.config.vocabulary import (
     CONNECT,
@@ -44,23 +49,25 @@ __all__ = [
     "RETRY_CAUSES",
     "STALE",
     "TRUNCATED",
-    "VERSION",
-    "Contents",
-    "FileWatch",
+    "KeyEntry",
     "Known",
     "Settings",
-    "Take",
-    "Watched",
     "conflicts",
     "exposed",
+    "hash_of",
     "load",
     "mask_url",
     "no_password",
     "options",
+    "program_name",
     "read_file",
+    "read_keys_file",
     "secret",
     "secrets_in",
+    "settings_as_toml",
     "shown_path",
     "shown_url",
+    "toml_string",
+    "version",
     "warn_if_open",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from proxy.config.settings import Settings
+from proxy.config.settings import Option, Settings
 
 _AT_MOST: Final = (
     ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
@@ -20,17 +20,18 @@ _AT_MOST: Final = (
 """(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none."""
 
 
-def reconcile(values: dict[str, Any], sources: Mapping[str, str], defaults: Mapping[str, Any]) -> list[str]:
+def reconcile(values: dict[str, Any], sources: Mapping[str, str], known: Mapping[str, Option]) -> list[str]:
     """Settings that bound each other. A default above its bound is lowered to it, in `values`; a value from one of
     the `sources` is a problem, which is returned."""
     problems = []
     for name, outer, why in _AT_MOST:
-        bound = values.get(outer, defaults[outer])
-        if bound == 0 or values.get(name, defaults[name]) <= bound:
+        bound = values.get(outer, known[outer].default)
+        if bound == 0 or values.get(name, known[name].default) <= bound:
             continue
         if name in sources:
             problems.append(
-                f"{sources[name]} = {values[name]}: must not be over {outer}, which is {bound}"
+                f"{sources[name]} = {known[name].typed(values[name])}: must not be over {outer}, which is"
+                f" {known[outer].typed(bound)}"
                 f" ({sources.get(outer, 'its default')}): {why}"
             )
         else:

@@ -3,17 +3,17 @@ at once."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 from proxy.config.conflicts import reconcile
+from proxy.config.flags import parser_of_all
+from proxy.config.hints import hint
 from proxy.config.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
-from proxy.config.settings import VERSION, Option, Settings, options
+from proxy.config.settings import Option, Settings, options
 from proxy.errors import SettingsError
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
@@ -22,6 +22,7 @@ _KUBERNETES: Final = re.compile(
 )
 """Variables that Kubernetes adds to a pod's environment for a Service named `gateway` or `gateway-…`."""
 
+OWN_FLAGS: Final = ("--config", "--check-config", "--help", "--help-all", "--version", "--print-completion")
 _SHOWN: Final = 200  # characters of an invalid value that its error shows
 
 
@@ -37,15 +38,18 @@ def load(
     argv: Sequence[str],
     environ: Mapping[str, str],
     read_file: Callable[[str], str] = lambda path: Path(path).read_text("utf-8"),
+    *,
+    prog: str = "python -m proxy",
 ) -> Settings:
     """Read all settings. Raises SettingsError with every invalid one, its source, and what is valid.
 
-    `--help` and `--version` print and raise SystemExit(0).
+    `--help`, `--help-all`, `--version` and `--print-completion` print and raise SystemExit(0); `prog` is the
+    program's name there.
     """
     known = {option.name: option for option in options()}
     problems: list[str] = []
     warnings: list[str] = []
-    flags = _parse(argv, known, problems)
+    flags = _parse(argv, known, problems, prog)
     flags.pop("check_config", None)  # for `__main__`
     path = flags.pop("config", None) or environ.get("GATEWAY_CONFIG")
     given = [
@@ -61,65 +65,32 @@ def load(
             sources[option.name] = source
         except ValueError as e:
             problems.append(f"{source} = {_given(option, raw)}: {e}")
-    problems += reconcile(values, sources, {option.name: option.default for option in known.values()})
+    problems += reconcile(values, sources, known)
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings(**values, warnings=tuple(warnings), config=str(path or ""))
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are SettingsErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
-
-
-def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]) -> dict[str, Any]:
+def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str], prog: str) -> dict[str, Any]:
     """The given flags, as text. Errors of argparse are added to the problems."""
     try:
-        namespace, unknown = _parser(known.values()).parse_known_args(list(argv))
+        namespace, unknown = parser_of_all(prog).parse_known_args(list(argv))
     except SettingsError as e:
         # argparse repeats the value of a switch, which may be a key after `--metrics-key`
         words = re.sub(r"ignored explicit argument .*", "takes no value", str(e), flags=re.DOTALL)
-        problems.append(f"flags: {mask_url(words)}")
+        words = words.replace("expected one argument", "needs a value")
+        problems.append(mask_url(re.sub(r"^argument (?:-h/)?([\w-]+)(/\S+)?:", r"flag \1:", words)))
         return {}
-    names = ["--config", "--check-config", *(option.flag for option in known.values())]
+    names = [*OWN_FLAGS, *(option.flag for option in known.values())]
     after_flag = False
     for arg in unknown:
         name = arg.partition("=")[0]
         if arg.startswith("-"):
-            problems.append(f"unknown flag {shown_word(name)}{_nearest(name, names)}")
+            problems.append(f"unknown flag {shown_word(name)}{hint(name, names, lambda name: known[name].flag)}")
         elif not after_flag:  # the word after an unknown flag is its value
             problems.append(f"unexpected argument {shown_word(arg)}: settings are given as --flag VALUE")
         after_flag = arg.startswith("-") and "=" not in arg
     return {name: value for name, value in vars(namespace).items() if value is not None}
-
-
-def _parser(known: Iterable[Option]) -> _Parser:
-    parser = _Parser(
-        prog="python -m proxy",
-        description="An OpenAI-compatible streaming gateway in front of vLLM: one generation, many readers.",
-        epilog="Precedence: flag, GATEWAY_ environment variable, --config file, "
-        "default. A file has the flag's name with underscores: max_batch = 64. Sizes take KiB, MiB, GiB, KB, MB.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"streaming-gateway {VERSION}")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings. [GATEWAY_CONFIG]")
-    parser.add_argument(
-        "--check-config",
-        action="store_const",
-        const=True,
-        help="Check and print all settings, then exit.",
-    )
-    for option in known:
-        shown = f"{option.help} [{option.env[0]}, {option.shown_default}]".replace("%", "%%")
-        if option.is_switch:
-            action: Any = argparse.BooleanOptionalAction
-            parser.add_argument(option.flag, dest=option.name, help=shown, action=action)
-        else:
-            action = "append" if option.repeats else "store"
-            parser.add_argument(option.flag, dest=option.name, help=shown, action=action, metavar=option.metavar)
-    return parser
 
 
 def _from_file(
@@ -136,8 +107,13 @@ def _from_file(
     for key, raw in table.items():
         if key in known:
             yield Given(known[key], raw, f"file {path}: {key}")
+        elif isinstance(raw, dict):
+            problems.append(
+                f"file {path}: unknown section [{_shown(key)[1:-1]}]{hint(key, known, str)}; settings are keys of "
+                "the file itself, without sections"
+            )
         else:
-            problems.append(f"file {path}: unknown key {_shown(key)}{_nearest(key, list(known))}")
+            problems.append(f"file {path}: unknown key {_shown(key)}{hint(key, known, str)}")
 
 
 def _from_environment(
@@ -157,12 +133,8 @@ def _from_environment(
         if not env.startswith("GATEWAY_") or env in variables or _KUBERNETES.fullmatch(env):
             continue
         if not (env.endswith("_PORT") and _LINK.match(environ[env])):
-            warnings.append(f"environment {env}: ignored: no such setting{_nearest(env, sorted(variables))}")
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names)
-    return f"; did you mean {near[0]}?" if near else ""
+            meant = hint(env, sorted(variables), lambda name: known[name].env[0])
+            warnings.append(f"environment {env}: ignored: no such setting{meant}")
 
 
 def _given(option: Option, raw: object) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
@@ -10,9 +11,11 @@ from typing import Any, Final, Literal
 from proxy.config import values
 from proxy.config.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
-VERSION: Final = "0.1.0"
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+_SIZES: Final = {"BYTES": 1, "BYTES|auto": 1, "MIB": MIB}
+_SUFFIXES: Final = {"SECONDS": "s", "MS": "ms"}
+_CLAUSE: Final = re.compile(r"[:;.] ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,7 @@ class Option:
     metavar: str
     env: tuple[str, ...]  # the first takes precedence
     flag: str
+    group: str = ""
     hidden: bool = False  # its value is never shown
 
     @property
@@ -37,17 +41,29 @@ class Option:
         return isinstance(self.default, tuple)
 
     @property
+    def brief(self) -> str:
+        """The first clause of the help."""
+        return _CLAUSE.split(self.help, maxsplit=1)[0].rstrip(".")
+
+    @property
     def shown_default(self) -> str:
-        value = self.default
+        return self.typed(self.default)
+
+    def typed(self, value: Any) -> str:
+        """A value as users type it. `read` reads it back as the same value."""
         if isinstance(value, bool):
             return "on" if value else "off"
-        if value == 0 and self.metavar.endswith("|auto"):
-            return "auto"
-        if isinstance(value, int) and self.metavar.startswith("BYTES"):
-            return values.size_text(value)
         if isinstance(value, int | float):
-            return f"{value:g}"
-        return str(value or "none")
+            return self._number(value)
+        return (", ".join(value) if isinstance(value, tuple) else value) or "none"
+
+    def _number(self, value: float) -> str:
+        if value == 0:
+            return "auto" if self.metavar.endswith("|auto") else "0"
+        if self.metavar in _SIZES:
+            return values.size_text(int(value) * _SIZES[self.metavar])
+        number = repr(value).removesuffix(".0")  # as exact as the value
+        return number + _SUFFIXES.get(self.metavar, "")
 
 
 def _setting(
@@ -71,7 +87,14 @@ def _choice(default: str, *others: str, help: str) -> Any:
 
 
 def _count(default: int, help: str, *, low: int = 1, high: int | None = None, unit: str = "N") -> Any:
-    return _setting(default, values.whole(low, high), unit, help)
+    example = str(default or min(100, high or 100))
+    if high is None or high >= 10**6:
+        example += " or 1e6"
+    return _setting(default, values.whole(low, high, example=example), unit, help)
+
+
+def _port(default: int, help: str) -> Any:
+    return _setting(default, values.whole(0, 65535, example="8080"), "PORT", help)
 
 
 def _size(default: int, help: str) -> Any:
@@ -79,7 +102,11 @@ def _size(default: int, help: str) -> Any:
 
 
 def _rate(help: str) -> Any:
-    return _setting(0.0, values.number(0.0, 10**6), "N", help)
+    return _setting(0.0, values.number(0.0, 10**6, example="0.5 or 100"), "N", help)
+
+
+def _percent(default: float, help: str) -> Any:
+    return _setting(default, values.number(0, 100, example="20"), "PERCENT", help)
 
 
 def _limit(help: str) -> Any:
@@ -87,17 +114,63 @@ def _limit(help: str) -> Any:
 
 
 def _seconds(default: float, help: str, *, low: float = 0.0) -> Any:
-    return _setting(default, values.number(low), "SECONDS", help)
+    return _setting(default, values.seconds(low), "SECONDS", help)
+
+
+def _milliseconds(default: float, high: float, help: str) -> Any:
+    return _setting(default, values.milliseconds(0, high), "MS", help)
+
+
+GROUPS: Final = (
+    ("Listening", "host"),
+    ("Engines", "backends"),
+    ("Load balancing, retries and circuit breakers", "routing"),
+    ("Admission and queue", "max_inflight"),
+    ("Sharing and stored answers", "share"),
+    ("Embeddings", "embed_batch_items"),
+    ("API keys and operators", "api_keys_file"),
+    ("Rate limits", "rate_limit_rps"),
+    ("Limits of requests and prompts", "max_tokens_cap"),
+    ("Sizes and memory", "memory_budget"),
+    ("Timeouts", "head_timeout"),
+    ("Log and traces", "log_format"),
+)
+"""The groups of settings, each with its first one; it goes on to the next group's first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings. `proxy.config.load` fills it from flags, environment and file."""
 
+    # Listening
     host: str = _setting(
         "127.0.0.1", values.host, "ADDRESS", "Address to listen on; 0.0.0.0 is all of this machine's."
     )
-    port: int = _count(8080, "Port to listen on; 0 takes any free port.", low=0, high=65535, unit="PORT")
+    port: int = _port(8080, "Port to listen on; 0 takes any free port.")
+    listen_unix: str = _file("Unix socket to listen on instead of an address and a port.")
+    listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
+        "0600", "0660", "0666", help="Mode of that socket."
+    )
+    tls_cert: str = _file("Server certificate, PEM; it may hold the key too; none: plain HTTP.")
+    tls_key: str = _file("Private key of `tls_cert`, PEM, unencrypted.")
+    max_connections: int = _count(4096, "Most concurrent client connections.")
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        values.networks,
+        "CIDR",
+        "Proxies whose X-Forwarded-For is trusted, addresses or networks; `unix` for peers on a Unix socket.",
+    )
+    proxy_protocol: bool = _switch(
+        "Expect a PROXY protocol header, version 1 or 2, on connections of trusted proxies."
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        values.hosts,
+        "HOST",
+        "Host headers that are accepted besides `host` and the names of loopback: names, `*.example.com`, `*` for "
+        "any. Without one: any, but on a loopback address only those.",
+    )
+    # Engines
     backends: tuple[str, ...] = _setting(
         (),
         values.backend_urls,
@@ -106,15 +179,20 @@ class Settings:
         "Without one, the embedded engine.",
         flag="--backend",
     )
-    backend_ca: str = _file("CA certificates trusted for https:// engines, PEM; none: the system's.")
-    backend_cert: str = _file("Client certificate for https:// engines, PEM; it may hold the key too.")
-    backend_key: str = _file("Private key of `backend_cert`, PEM, unencrypted.")
     backend_api_key: str = _setting(
         "", values.secret, "KEY", "API key of the engines, sent as a Bearer token.", secret=True, hidden=True
     )
     backend_api_key_file: str = _file("File that holds only the API key of the engines.")
     forward_authorization: bool = _switch("Forward the client's Authorization header to engines.")
+    backend_ca: str = _file("CA certificates trusted for https:// engines, PEM; none: the system's.")
+    backend_cert: str = _file("Client certificate for https:// engines, PEM; it may hold the key too.")
+    backend_key: str = _file("Private key of `backend_cert`, PEM, unencrypted.")
     backend_insecure: bool = _switch("Do not verify the certificates of https:// engines.")
+    refresh_seconds: float = _seconds(10.0, "Interval of health checks and model discovery.", low=0.1)
+    probe: Literal["on", "off"] = _choice(
+        "on", "off", help="Probe each engine at start-up for how its streams fold into JSON bodies."
+    )
+    # Load balancing, retries and circuit breakers
     routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
         "power-of-two",
         values.choice(*ROUTING_POLICIES),
@@ -123,22 +201,11 @@ class Settings:
     )
     load_seconds: float = _seconds(1.0, "Interval of polling engines' load metrics; 0 disables it.")
     load_weight: float = _setting(
-        1.0, values.number(0, 1000), "X", "Weight of the polled load beside the requests in flight from here."
+        1.0,
+        values.number(0, 1000, example="0.5"),
+        "X",
+        "Weight of the polled load beside the requests in flight from here.",
     )
-    breaker_failures: int = _count(
-        5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0
-    )
-    breaker_rate: float = _setting(
-        50.0,
-        values.number(0, 100),
-        "PERCENT",
-        "Failure rate, among at least 20 requests, that opens the breaker; 0 disables this rule.",
-    )
-    breaker_window: float = _seconds(10.0, "Window of the failure rate.", low=0.1)
-    breaker_seconds: float = _seconds(
-        1.0, "Time from opening the breaker to its first probe; doubled each time.", low=0.01
-    )
-    breaker_max_seconds: float = _seconds(30.0, "Longest time a breaker stays open before a probe.", low=0.01)
     retries: int = _count(2, "Most retries of a request; 0: none.", low=0, high=100)
     retry_on: str = _setting(
         ",".join(DEFAULT_RETRY_CAUSES),
@@ -146,19 +213,65 @@ class Settings:
         "CAUSES",
         "Failures that are retried: " + ", ".join(RETRY_CAUSES) + "; or none.",
     )
-    retry_backoff_ms: float = _setting(
+    retry_backoff_ms: float = _milliseconds(
         50.0,
-        values.number(0, 60_000),
-        "MS",
+        60_000,
         "Upper bound of the first wait before a retry at the same engine; doubled each time.",
     )
     retry_max_wait: float = _seconds(
         5.0, "Longest wait before a retry; a longer `Retry-After` is passed on to the client."
     )
-    retry_budget: float = _setting(
-        20.0, values.number(0, 100), "PERCENT", "Retry budget: retries per hundred requests, besides the burst."
-    )
+    retry_budget: float = _percent(20.0, "Retry budget: retries per hundred requests, besides the burst.")
     retry_burst: int = _count(20, "Retries that the budget allows at once.", low=0)
+    breaker_failures: int = _count(
+        5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0
+    )
+    breaker_rate: float = _percent(
+        50.0,
+        "Failure rate, among at least 20 requests, that opens the breaker; 0 disables this rule.",
+    )
+    breaker_window: float = _seconds(10.0, "Window of the failure rate.", low=0.1)
+    breaker_seconds: float = _seconds(
+        1.0, "Time from opening the breaker to its first probe; doubled each time.", low=0.01
+    )
+    breaker_max_seconds: float = _seconds(30.0, "Longest time a breaker stays open before a probe.", low=0.01)
+    # Admission and queue
+    max_inflight: int = _setting(
+        256,
+        values.whole_or("auto", 1, 10**6, example="256"),
+        "N|auto",
+        "Most requests in flight at one engine; `auto` adapts it to keep the batch full and the queue short.",
+    )
+    pace_ttft_ms: float = _milliseconds(
+        0.0,
+        10**6,
+        "With max_inflight = auto: target of the engine's time to first token; 0: only its queue counts.",
+    )
+    queue_limit: int = _count(1024, "Most requests in the queue; one more is answered 503.")
+    queue_timeout: float = _seconds(
+        300.0,
+        "Longest time in the queue; a request that would wait longer is answered 503; 0 is no limit.",
+    )
+    queue_patience: float = _seconds(
+        10.0,
+        "Queueing time after which requests get one slot in four regardless of priority and fair share.",
+        low=0.1,
+    )
+    top_priority: Literal["high", "normal", "low"] = _choice(
+        "normal", "high", "low", help="Highest `x-gateway-priority` of callers without an API key of this gateway."
+    )
+    # Sharing and stored answers
+    share: Literal["auto", "all", "off"] = _choice(
+        "auto", "all", "off", help="Which identical requests share one answer: deterministic ones, all, or none."
+    )
+    share_scope: Literal["tenant", "global"] = _choice(
+        "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
+    )
+    merge_max: int = _count(
+        16,
+        "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",
+        high=1024,
+    )
     redis: str = _setting(
         "auto",
         values.redis_url,
@@ -167,45 +280,38 @@ class Settings:
         env=("GATEWAY_REDIS_URL", "GATEWAY_REDIS"),
         secret=True,
     )
-    share: Literal["auto", "all", "off"] = _choice(
-        "auto", "all", "off", help="Which identical requests share one answer: deterministic ones, all, or none."
-    )
-    share_scope: Literal["tenant", "global"] = _choice(
-        "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
-    )
-    cache_ttl_seconds: int = _count(
-        600, "How long a finished answer stays stored; 0 stores none.", low=0, high=10**9, unit="SECONDS"
-    )
-    cache_max_entry_bytes: int = _size(MIB, "Largest answer that is stored.")
-    cache_max_pending_bytes: int = _size(32 * MIB, "Most bytes of answers waiting to be written to Redis.")
-    redis_timeout_ms: int = _count(100, "Longest time a request waits for Redis.", high=60_000, unit="MS")
     redis_namespace: str = _setting(
         "gateway",
         values.namespace,
         "NAME",
         "Prefix of all keys in Redis; fleets that must not share answers or limits need different ones.",
     )
-    redis_memory_mb: int = _count(64, "Memory limit of the embedded Redis.", low=4, high=10**6, unit="MIB")
-    queue_limit: int = _count(1024, "Most requests in the queue; one more is answered 503.")
+    redis_timeout_ms: int = _setting(
+        100, values.milliseconds(1, 60_000, whole=True), "MS", "Longest time a request waits for Redis."
+    )
+    redis_memory_mb: int = _setting(64, values.mebibytes(4, 10**6), "MIB", "Memory limit of the embedded Redis.")
+    cache_ttl_seconds: int = _setting(
+        600,
+        values.seconds(0, 10**9, whole=True),
+        "SECONDS",
+        "How long a finished answer stays stored; 0 stores none.",
+    )
+    cache_max_entry_bytes: int = _size(MIB, "Largest answer that is stored.")
+    cache_max_pending_bytes: int = _size(32 * MIB, "Most bytes of answers waiting to be written to Redis.")
     max_batch: int = _count(64, "Most look-ups in one Redis round trip.", high=4096)
-    batch_window_ms: float = _setting(
-        0.0, values.number(0, 1000), "MS", "Longest delay of a look-up to form a batch; 0 never delays one."
+    batch_window_ms: float = _milliseconds(
+        0.0, 1000, "Longest delay of a look-up to form a batch; 0 never delays one."
     )
-    merge_max: int = _count(
-        16,
-        "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",
-        high=1024,
-    )
+    # Embeddings
     embed_batch_items: int = _count(
         64,
         "Most embedding inputs, of all clients, in one engine request; 1 passes requests on as they are.",
         high=2048,
     )
     embed_batch_tokens: int = _count(8192, "Most tokens, estimated, in one batched embedding request.")
-    embed_batch_window_ms: float = _setting(
+    embed_batch_window_ms: float = _milliseconds(
         0.0,
-        values.number(0, 1000),
-        "MS",
+        1000,
         "Longest delay of an embedding input to form a batch; 0 never delays one.",
     )
     embed_batch_calls: int = _count(
@@ -213,35 +319,18 @@ class Settings:
         "Batched embedding requests of one kind in flight at each engine; later inputs form the next batch.",
         high=1024,
     )
-    max_inflight: int = _setting(
-        256,
-        values.whole_or("auto", 1, 10**6),
-        "N|auto",
-        "Most requests in flight at one engine; `auto` adapts it to keep the batch full and the queue short.",
+    embed_stub: bool = _switch("Answer `/embed` with a marked stub where no engine can embed.")
+    # API keys and operators
+    api_keys_file: str = _file("TOML file of the API keys that clients must send; none: no authentication.")
+    metrics_key: bool = _setting(
+        True, values.switch, "on|off", "Require an operator's key for /metrics where there are API keys."
     )
-    pace_ttft_ms: float = _setting(
-        0.0,
-        values.number(0, 10**6),
-        "MS",
-        "With max_inflight = auto: target of the engine's time to first token; 0: only its queue counts.",
+    admin_port: int = _port(
+        0, "Separate port for operators: /metrics, /-/state, the page and flushes are served only there; 0: none."
     )
-    top_priority: Literal["high", "normal", "low"] = _choice(
-        "normal", "high", "low", help="Highest `x-gateway-priority` of callers without an API key of this gateway."
-    )
-    queue_patience: float = _seconds(
-        10.0,
-        "Queueing time after which requests get one slot in four regardless of priority and fair share.",
-        low=0.1,
-    )
-    queue_timeout: float = _seconds(
-        300.0,
-        "Longest time in the queue; a request that would wait longer is answered 503; 0 is no limit.",
-    )
-    max_body_bytes: int = _size(16 * MIB, "Largest request body; a larger one is answered 413.")
-    max_upload_bytes: int = _size(
-        26 * MIB, "Largest multipart form passed through, such as audio; a larger one is answered 413."
-    )
-    max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
+    admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address of the operators' port.")
+    page: bool = _setting(True, values.switch, "on|off", "Serve a page with the state and a playground at `/`.")
+    # Rate limits
     rate_limit_rps: float = _rate("Requests per second of one caller, on average; 0 is no limit.")
     rate_limit_burst: int = _limit("Burst of one caller's requests; 0: one second's worth.")
     rate_limit_tokens_per_minute: int = _limit(
@@ -260,10 +349,7 @@ class Settings:
     rate_limit_assumed_tokens: int = _count(
         512, "Completion tokens reserved for a request whose length is not known beforehand.", high=10**6
     )
-    max_headers: int = _count(100, "Most header fields of a request.", high=10_000)
-    max_head_bytes: int = _size(
-        64 * KIB, "Largest request line and header fields together; larger ones are answered 431."
-    )
+    # Limits of requests and prompts
     max_tokens_cap: int = _count(0, "Highest max_tokens of a request; 0 is no cap.", low=0)
     max_tokens_action: Literal["lower", "refuse"] = _choice(
         "lower", "refuse", help="Action for requests above the cap or without max_tokens."
@@ -274,12 +360,33 @@ class Settings:
     max_prompt_chars: int = _count(0, "Most characters of a prompt, all messages together; 0 is no limit.", low=0)
     max_n: int = _count(0, "Most choices (`n`) of a request; 0 is no limit.", low=0)
     max_best_of: int = _count(0, "Most candidates (`best_of`) of a request; 0 is no limit.", low=0)
+    deny_file: str = _file("Deny list for prompts: on each line a text, or `re:` and a pattern.")
+    deny_answers: bool = _switch("Check answers against the deny list too, while they stream.")
+    deny_window: int = _count(
+        256,
+        "Longest match of a pattern in a streamed answer; that many characters are held back.",
+        high=65_536,
+        unit="CHARS",
+    )
+    # Sizes and memory
     memory_budget: int = _setting(
         0,
         values.size_or("auto", 16 * MIB),
         "BYTES|auto",
         "Memory budget of requests and answers together; `auto` is a quarter of the machine's or cgroup's memory.",
     )
+    max_body_bytes: int = _size(16 * MIB, "Largest request body; a larger one is answered 413.")
+    max_upload_bytes: int = _size(
+        26 * MIB, "Largest multipart form passed through, such as audio; a larger one is answered 413."
+    )
+    max_headers: int = _count(100, "Most header fields of a request.", high=10_000)
+    max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
+    max_head_bytes: int = _size(
+        64 * KIB, "Largest request line and header fields together; larger ones are answered 431."
+    )
+    max_frame_bytes: int = _size(4 * MIB, "Largest single event of a stream.")
+    max_flight_bytes: int = _size(64 * MIB, "Largest answer held in memory.")
+    # Timeouts
     head_timeout: float = _seconds(
         15.0, "Timeout for a request's line and headers, from the connection or their first byte.", low=0.1
     )
@@ -291,58 +398,10 @@ class Settings:
     )
     token_timeout: float = _seconds(60.0, "Timeout between two tokens; 0 is no limit.")
     total_timeout: float = _seconds(1800.0, "Timeout for a complete answer; 0 is no limit.")
-    max_frame_bytes: int = _size(4 * MIB, "Largest single event of a stream.")
-    max_flight_bytes: int = _size(64 * MIB, "Largest answer held in memory.")
-    max_connections: int = _count(4096, "Most concurrent client connections.")
     client_stall_timeout: float = _seconds(60.0, "Timeout for a client that does not read; 0 is no limit.")
-    refresh_seconds: float = _seconds(10.0, "Interval of health checks and model discovery.", low=0.1)
-    api_keys_file: str = _file("TOML file of the API keys that clients must send; none: no authentication.")
-    metrics_key: bool = _setting(
-        True, values.switch, "on|off", "Require an operator's key for /metrics where there are API keys."
-    )
-    admin_port: int = _count(
-        0,
-        "Separate port for operators: /metrics, /-/state, the page and flushes are served only there; 0: none.",
-        low=0,
-        high=65535,
-        unit="PORT",
-    )
-    admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address of the operators' port.")
-    trusted_proxies: tuple[str, ...] = _setting(
-        (),
-        values.networks,
-        "CIDR",
-        "Proxies whose X-Forwarded-For is trusted, addresses or networks; `unix` for peers on a Unix socket.",
-    )
-    allowed_hosts: tuple[str, ...] = _setting(
-        (),
-        values.hosts,
-        "HOST",
-        "Host headers that are accepted besides `host` and the names of loopback: names, `*.example.com`, `*` for "
-        "any. Without one: any, but on a loopback address only those.",
-    )
-    proxy_protocol: bool = _switch(
-        "Expect a PROXY protocol header, version 1 or 2, on connections of trusted proxies."
-    )
-    deny_file: str = _file("Deny list for prompts: on each line a text, or `re:` and a pattern.")
-    deny_answers: bool = _switch("Check answers against the deny list too, while they stream.")
-    deny_window: int = _count(
-        256,
-        "Longest match of a pattern in a streamed answer; that many characters are held back.",
-        high=65_536,
-        unit="CHARS",
-    )
-    tls_cert: str = _file("Server certificate, PEM; it may hold the key too; none: plain HTTP.")
-    tls_key: str = _file("Private key of `tls_cert`, PEM, unencrypted.")
-    listen_unix: str = _file("Unix socket to listen on instead of an address and a port.")
-    listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
-        "0600", "0660", "0666", help="Mode of that socket."
-    )
-    probe: Literal["on", "off"] = _choice(
-        "on", "off", help="Probe each engine at start-up for how its streams fold into JSON bodies."
-    )
-    page: bool = _setting(True, values.switch, "on|off", "Serve a page with the state and a playground at `/`.")
-    embed_stub: bool = _switch("Answer `/embed` with a marked stub where no engine can embed.")
+    drain_delay: float = _seconds(0.0, "Time from SIGTERM, with /ready failing, until new requests are refused.")
+    drain_timeout: float = _seconds(25.0, "Time for requests in flight to finish after that; then they are cut.")
+    # Log and traces
     log_format: Literal["json", "text"] = _choice("json", "text", help="Format of the log lines on stdout.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info",
@@ -354,35 +413,41 @@ class Settings:
     trace: Literal["off", "otlp"] = _choice(
         "off", "otlp", help="Trace requests by OpenTelemetry; the OTEL_* environment names the collector."
     )
-    drain_delay: float = _seconds(0.0, "Time from SIGTERM, with /ready failing, until new requests are refused.")
-    drain_timeout: float = _seconds(25.0, "Time for requests in flight to finish after that; then they are cut.")
     warnings: tuple[str, ...] = ()  # not a setting: warnings about how the settings were given
     config: str = field(default="", compare=False)  # not a setting: the path of the settings file
 
 
 def options() -> tuple[Option, ...]:
     """All settings, in the order of the documentation."""
-    return tuple(
-        Option(
-            **{
-                "name": f.name,
-                "default": f.default,
-                "env": (f"GATEWAY_{f.name.upper()}",),
-                "flag": "--" + f.name.replace("_", "-"),
-                **f.metadata,
-            }
-        )
-        for f in fields(Settings)
-        if f.metadata
-    )
+    firsts = {first: group for group, first in GROUPS}
+    found = []
+    group = ""
+    for f in fields(Settings):
+        group = firsts.get(f.name, group)
+        if f.metadata:
+            standard = {"env": (f"GATEWAY_{f.name.upper()}",), "flag": "--" + f.name.replace("_", "-")}
+            found.append(
+                Option(**{"name": f.name, "default": f.default, "group": group, **standard, **f.metadata})
+            )
+    return tuple(found)
 
 
 def settings_table() -> str:
-    """The table of settings in `ops/docs/settings.md`, in Markdown."""
-    rows = ["| flag | environment | TOML | default | what it is |", "|---|---|---|---|---|"]
+    """The tables of settings in `ops/docs/settings.md`, one for each group, in Markdown."""
+    rows = []
+    group = ""
     for option in options():
+        if option.group != group:
+            group = option.group
+            rows += [
+                "",
+                f"### {group}",
+                "",
+                "| flag | environment | TOML | default | what it is |",
+                "|---|---|---|---|---|",
+            ]
         metavar = "" if option.is_switch else " " + option.metavar.replace("|", "\\|")
         flag = f"`{option.flag}{metavar}`"
         help = option.help.replace("|", "\\|")
         rows.append(f"| {flag} | `{option.env[0]}` | `{option.name}` | {option.shown_default} | {help} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows[1:]) + "\n"

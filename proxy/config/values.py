@@ -4,107 +4,188 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from proxy.config.redact import mask_url as mask_url
-from proxy.wire.http import read_host
 
 _HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # other texts may hold a secret
-_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
-_FACTOR: Final = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-}
+_NUMBER: Final = r"[+-]?(?:[0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
+_QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
+_LONGEST: Final = 64  # characters of a number with its unit
+_MOST: Final = 10**18 - 1  # of a whole number without a bound: an integer of TOML has 64 bits
+_GROUPED: Final = 100_000  # from here on, digits of a bound are grouped
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _PORTS: Final = {"http": 80, "https": 443}
 _UNIX: Final = re.compile(r"unix:|http\+unix:", re.IGNORECASE)
 _UNIX_PATH: Final = 107  # bytes of sun_path, without the terminator
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # of a path that is not UTF-8: TOML cannot hold it
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
 
 Reader = Callable[[Any], Any]
 
 
-def whole(low: int, high: int | None = None) -> Reader:
-    def read(raw: object) -> int:
-        if isinstance(raw, str) and _WHOLE.fullmatch(raw.strip()):
-            raw = int(raw)
-        if isinstance(raw, bool) or not isinstance(raw, int):
-            raise ValueError(f"must be a whole number {_range(low, high)}")
-        _check(raw, low, high)
-        return raw
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A kind of quantity, and how it is written."""
+
+    noun: str
+    units: Mapping[str, int]  # in multiples of the smallest
+    own: str  # the unit of a number alone
+    note: str = ""
+    any_case: bool = False
+
+    def factor(self, unit: str) -> int | None:
+        return self.units.get(unit.lower() if self.any_case else unit)
+
+    def text(self, value: float) -> str:
+        """A bound as people write it."""
+        if self.any_case:
+            return size_text(int(value) * self.units[self.own])
+        return _number_text(value) + (self.own if value else "")
+
+
+def _quantity(
+    measure: Measure, low: float, high: float | None = None, *, whole: bool = True, example: str = ""
+) -> Reader:
+    """A reader of a number in the measure's own unit; a text may name another one. Where `whole`, the value is an
+    int, and must be given as one in TOML."""
+    limits = (
+        f"at least {measure.text(low)}" if high is None else f"from {measure.text(low)} to {measure.text(high)}"
+    )
+    form = f"must be {measure.noun} {'of ' if high is None else ''}{limits}"
+    form += (f", such as {example}" if example else "") + (f"; {measure.note}" if measure.note else "")
+
+    def read(raw: object) -> Any:
+        wrong = ValueError(form + _remedy(raw, whole))
+        if isinstance(raw, str):
+            raw = _in_own_unit(raw, measure, whole)
+        if isinstance(raw, bool) or not isinstance(raw, int if whole else int | float):
+            raise wrong
+        try:
+            value = raw if whole else float(raw)
+        except OverflowError:
+            raise wrong from None
+        if not math.isfinite(value):
+            raise wrong
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"must be {limits}")
+        if whole and value > _MOST:
+            raise ValueError(f"must be at most {_number_text(_MOST)}")
+        return value
 
     return read
 
 
-def whole_or(word: str, low: int, high: int | None = None) -> Reader:
-    """A whole number, or `word`, which is read as 0."""
-    as_number = whole(low, high)
+def _in_own_unit(text: str, measure: Measure, whole: bool) -> float | None:
+    """The quantity that a text names; None where it is none, or not whole as it must be."""
+    found = _QUANTITY.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    factor = measure.factor(found[2] or measure.own) if found else None
+    if found is None or factor is None:
+        return None
+    value = Fraction(found[1].replace("_", "")) * factor / measure.units[measure.own]
+    if whole:
+        return int(value) if value.denominator == 1 and abs(value) <= _MOST else None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _remedy(raw: object, whole: bool) -> str:
+    if isinstance(raw, str) and "," in raw:
+        return "; digits may be grouped by _, as in 1_000_000"
+    if isinstance(raw, float) and whole:
+        return '; in TOML without a point or an exponent: 1_000_000 or "1e6"'
+    return ""
+
+
+def _number_text(value: float) -> str:
+    """A bound as people write it: 1,000,000 for 1e6."""
+    if value != int(value):
+        return f"{value:g}"
+    return f"{int(value):,}" if abs(value) >= _GROUPED else str(int(value))
+
+
+_NUMBERS: Final = {"": 1}
+_DURATIONS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_SIZES: Final = (
+    {"b": 1}
+    | {f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)}
+    | {f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)}
+)
+_COUNT: Final = Measure("a whole number", _NUMBERS, "")
+_REAL: Final = Measure("a number", _NUMBERS, "")
+_SIZE_NOTE: Final = "KiB, MiB and GiB are powers of 1024, KB, MB and GB of 1000"
+_BYTES: Final = Measure("a size", _SIZES, "b", f"a number alone is bytes, {_SIZE_NOTE}", any_case=True)
+_MEBIBYTES: Final = Measure("a size", _SIZES, "mib", f"a number alone is MiB, {_SIZE_NOTE}", any_case=True)
+_SECONDS: Final = Measure("a duration", _DURATIONS, "s", "a number alone is seconds")
+_WHOLE_SECONDS: Final = Measure("a duration in whole seconds", _DURATIONS, "s", "a number alone is seconds")
+_MILLISECONDS: Final = Measure("a duration", _DURATIONS, "ms", "a number alone is milliseconds")
+_WHOLE_MILLISECONDS: Final = Measure(
+    "a duration in whole milliseconds", _DURATIONS, "ms", "a number alone is milliseconds"
+)
+
+
+def whole(low: int, high: int | None = None, *, example: str = "") -> Reader:
+    return _quantity(_COUNT, low, high, example=example)
+
+
+def number(low: float, high: float | None = None, *, example: str = "") -> Reader:
+    return _quantity(_REAL, low, high, whole=False, example=example)
+
+
+def seconds(low: float, high: float | None = None, *, whole: bool = False) -> Reader:
+    example = "10s, 2m or 1h" if whole else "500ms, 10s, 2m or 1h"
+    return _quantity(_WHOLE_SECONDS if whole else _SECONDS, low, high, whole=whole, example=example)
+
+
+def milliseconds(low: float, high: float | None = None, *, whole: bool = False) -> Reader:
+    measure = _WHOLE_MILLISECONDS if whole else _MILLISECONDS
+    return _quantity(measure, low, high, whole=whole, example="50ms, 0.5s or 1s")
+
+
+def size(low: int, high: int = 2**50) -> Reader:
+    """Bytes."""
+    return _quantity(_BYTES, low, high, example="65536, 64KiB or 16MiB")
+
+
+def mebibytes(low: int, high: int) -> Reader:
+    return _quantity(_MEBIBYTES, low, high, example="64MiB or 1GiB")
+
+
+def or_word(word: str, read_number: Reader) -> Reader:
+    """Reads `word` as 0, and everything else by `read_number`."""
 
     def read(raw: object) -> int:
         if isinstance(raw, str) and raw.strip().lower() == word:
             return 0
         try:
-            return int(as_number(raw))
+            return int(read_number(raw))
         except ValueError as e:
-            raise ValueError(f"{e}, or {word}") from None
-
-    return read
-
-
-def number(low: float, high: float | None = None) -> Reader:
-    def read(raw: object) -> float:
-        wrong = ValueError(f"must be a number {_range(low, high)}")
-        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
-            raise wrong
-        try:
-            value = float(raw)
-        except (ValueError, OverflowError):
-            raise wrong from None
-        if not math.isfinite(value):
-            raise wrong
-        _check(value, low, high)
-        return value
-
-    return read
-
-
-def size(low: int) -> Reader:
-    def read(raw: object) -> int:
-        match = _SIZE.fullmatch(str(raw).strip()) if isinstance(raw, str | int) else None
-        if match is None:
-            raise ValueError("must be a number of bytes, such as 65536, 64KiB or 16MiB")
-        value = int(match[1]) * _FACTOR[match[2].lower()]
-        if not low <= value <= 2**50:
-            raise ValueError(f"must be at least {size_text(low)} and at most {2**20}GiB")
-        return value
+            raise ValueError(f"must be {word}, or {str(e).removeprefix('must be ')}") from None
 
     return read
 
 
 def size_or(word: str, low: int) -> Reader:
-    """A size in bytes, or `word`, which is read as 0."""
-    as_size = size(low)
+    """A size in bytes, or `word` or 0, which are read as 0."""
+    as_size = or_word(word, size(low))
 
     def read(raw: object) -> int:
-        if raw == 0 or (isinstance(raw, str) and raw.strip().lower() in (word, "0")):
-            return 0
-        try:
-            return int(as_size(raw))
-        except ValueError as e:
-            raise ValueError(f"{e}, or {word}") from None
+        return 0 if raw in (0, "0") else int(as_size(raw))
 
     return read
+
+
+def whole_or(word: str, low: int, high: int | None = None, *, example: str = "") -> Reader:
+    """A whole number, or `word`, which is read as 0."""
+    return or_word(word, whole(low, high, example=example))
 
 
 def namespace(raw: object) -> str:
@@ -164,6 +245,8 @@ def host(raw: object) -> str:
 
 def hosts(raw: object) -> tuple[str, ...]:
     """Values of a Host header, without ports; `*.` before a name for all subdomains, `*` for any."""
+    from proxy.wire.http import read_host  # here: the commands that need no engine start without that room
+
     items = raw.replace(",", " ").split() if isinstance(raw, str) else raw
     wrong = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
@@ -271,6 +354,8 @@ def file(raw: object) -> str:
     """A file's path; `none` or nothing for none. Whether it can be read is checked on reading."""
     if not isinstance(raw, str) or "\0" in raw or "://" in raw:
         raise ValueError("must be the path of a file, or none")
+    if _SURROGATE.search(raw):
+        raise ValueError("must be a path in UTF-8, or none")
     path = raw.strip()
     return "" if path == "none" else path
 
@@ -317,16 +402,7 @@ def _split(text: str, right: str) -> SplitResult:
 
 def size_text(count: int) -> str:
     """A size as text that a size setting reads: 1048576 is `1MiB`."""
-    for power, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    for power, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= power and count % power == 0:
             return f"{count // power}{name}"
     return str(count)
-
-
-def _range(low: float, high: float | None) -> str:
-    return f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-
-
-def _check(value: float, low: float, high: float | None) -> None:
-    if value < low or (high is not None and value > high):
-        raise ValueError("must be " + _range(low, high).removeprefix("of "))

@@ -12,8 +12,7 @@ A reader meets, in this order:
 - `Otel` is OpenTelemetry's tracer; a `FlightTrace` is what one flight reports to it.
 - A `Fault` reports an exception; `Containment` counts it. `contained` runs steps of which each must run,
   `raised` hands an exception to the loop's handler.
-- `Faults` takes the place of Python's own hooks, so that nothing is written to stderr behind the log's back;
-  `say` and `run` are for words on the terminal.
+- `Faults` takes the place of Python's own hooks, so that nothing is written to stderr behind the log's back.
 
 Nothing here knows requests, flights or engines: it gets records, names and numbers.
 """
@@ -26,8 +25,6 @@ from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import BAD_STATUS, BATCH_BUCKETS, PREFIX, QUEUE_BUCKETS, VERDICTS, Metrics
 from proxy.telemetry.otel import FLUSH_SECONDS, Otel, packages
 from proxy.telemetry.series import Counts, Histograms, Label, Sample
-from proxy.telemetry.streams import run
-from proxy.telemetry.terminal import say
 from proxy.telemetry.trace import FlightTrace
 
 __all__ = [
@@ -57,7 +54,5 @@ __all__ = [
     "internal",
     "packages",
     "raised",
-    "run",
-    "say",
     "unawaited",
 ]

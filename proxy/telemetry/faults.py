@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from proxy.errors import frames_of, words_of
 from proxy.telemetry.log import Log
-from proxy.telemetry.terminal import say
+from proxy.terminal import say
 
 MAX_WAITING: Final = 256  # faults queued for the log; more are counted
 MAX_TEXT: Final = 500  # characters of one field

@@ -11,7 +11,8 @@ from typing import Final
 from aioprometheus.collectors import Registry
 from aioprometheus.renderer import render
 
-from proxy.config import RETRY_CAUSES, STALE, VERSION
+from proxy import __version__
+from proxy.config import RETRY_CAUSES, STALE
 from proxy.errors import Code
 from proxy.telemetry.process import process_gauges
 from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
@@ -212,7 +213,7 @@ class Metrics:
         for value in LIMITS:
             self._limited.count((value,), 0)
         self._fallbacks.count((), 0)
-        what_runs = {"version": VERSION, "python": platform.python_version()}
+        what_runs = {"version": __version__, "python": platform.python_version()}
         self.gauge("build_info", "Constant 1; the labels are the versions.", lambda: 1, what_runs)
         process_gauges(self._gauge, self._counter)
 

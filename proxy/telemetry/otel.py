@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from proxy.config import VERSION
+from proxy import __version__
 from proxy.errors import SettingsError
 from proxy.telemetry.log import Log
 
@@ -39,7 +39,7 @@ class Otel:
         api, context, sdk, export, resources, exporter = packages(environ)
         self.api = api
         self._words = _Words(log)
-        known = {"service.version": VERSION}
+        known = {"service.version": __version__}
         if "OTEL_SERVICE_NAME" not in environ and "service.name" not in environ.get(
             "OTEL_RESOURCE_ATTRIBUTES", ""
         ):
@@ -50,7 +50,7 @@ class Otel:
         except ValueError as e:
             self._words.close()
             raise SettingsError(f"trace = 'otlp': invalid OTEL_* environment: {e}") from None
-        self.tracer = self._provider.get_tracer("streaming-gateway", VERSION)
+        self.tracer = self._provider.get_tracer("streaming-gateway", __version__)
         self._propagator = context.TraceContextTextMapPropagator()
 
     def incoming(self, traceparent: list[str], tracestate: list[str]) -> Any:

@@ -91,5 +91,5 @@ async def to_the_end(*command: str, env: Mapping[str, str]) -> Ran:
 
 def grace_is_enough(grace: float, settings: str) -> bool:
     """Whether `grace` exceeds the time the gateway needs to drain. `settings`: the output of `--check-config`."""
-    values = dict(line.split(" = ", 1) for line in settings.splitlines() if " = " in line)
-    return grace > float(values["drain_delay"]) + float(values["drain_timeout"])
+    values = load([], {"GATEWAY_CONFIG": "printed.toml"}, lambda path: settings)
+    return grace > values.drain_delay + values.drain_timeout

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from proxy.__main__ import Signals
+from proxy.program import Signals
 
 
 def kill(number: signal.Signals) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from proxy.__main__ import check
 from proxy.config.loader import load
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
+from proxy.program import check
 from proxy.resources import prepare
 
 

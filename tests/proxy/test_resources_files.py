@@ -191,6 +191,7 @@ def test_certificates_are_read_with_the_time_at_which_they_expire(tmp_path: Path
             tls_cert=str(ours.cert),
             tls_key=str(ours.key),
             backend_cert=str(engines.cert),
+            backend_key=str(engines.key),
             redis=f"rediss://h/0?ssl_certfile={theirs.cert}&ssl_keyfile={theirs.key}",
         )
     )

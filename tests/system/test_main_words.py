@@ -13,11 +13,13 @@ from typing import Any, cast
 
 import pytest
 
-from proxy import __main__ as module
-from proxy.__main__ import Signals as RealSignals
+from proxy import __main__ as entry
+from proxy import program as module
+from proxy import terminal
 from proxy.app import App
 from proxy.config.settings import Settings
 from proxy.errors import ListenError, SettingsError
+from proxy.program import Signals as RealSignals
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log
 
@@ -31,7 +33,8 @@ class Words:
         self.said: list[tuple[str, float]] = []
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.closed: list[str] = []
-        monkeypatch.setattr(program, "say", lambda text, wait=0.0: self.said.append((text, wait)))
+        for place in (program, terminal):
+            monkeypatch.setattr(place, "say", lambda text, wait=0.0: self.said.append((text, wait)))
         monkeypatch.setattr(program, "Log", lambda *given: self.log(given))
         monkeypatch.setattr(program, "Faults", lambda log: self.faults())
         monkeypatch.setattr(program, "raise_limit", lambda: self.closed.append("raised"))
@@ -72,7 +75,7 @@ def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) 
     assert text.startswith(
         "gateway at http://h:1\n  engines: http://a, http://b\n  models:  m1, 2\n  redis:   off\n\n"
     )
-    assert "curl -N http://h:1/v1/chat/completions" in text
+    assert "curl -iN http://h:1/v1/chat/completions" in text
     assert '"model": "m1"' in text
     assert "authorization" not in text
     assert "operators" not in text
@@ -88,7 +91,7 @@ def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch
     assert "engines: http://a, http://b  (none answers yet)\n" in text
     assert "models:  not known yet\n" in text
     assert "  operators: http://o:2\n\n" in text
-    assert "curl -N --unix-socket /run/s http://gateway/v1/chat/completions" in text
+    assert "curl -iN --unix-socket /run/s http://gateway/v1/chat/completions" in text
     assert "-H 'authorization: Bearer KEY'" in text
     assert '"model": "MODEL"' in text
 
@@ -121,7 +124,7 @@ def test_how_it_ends_is_its_exit_code_and_its_last_words(
     monkeypatch.setattr(program.uvloop, "run", run)
     monkeypatch.setattr(sys, "argv", ["proxy", "--log-level", "debug", "--backend-api-key", "k"])
     monkeypatch.setattr(program.os, "environ", {"GATEWAY_XYZZY": "1"})
-    assert program.main() == code
+    assert entry.main() == code
     assert words.said == ([(said, program.SAY_SECONDS)] if said is not None else [])
     assert words.closed == ["raised", "installed", "faults", "log"]
     assert words.given == (1, "json", "debug")
@@ -140,7 +143,7 @@ def test_a_unix_socket_that_cannot_be_listened_on_is_named(monkeypatch: pytest.M
     monkeypatch.setattr(program.uvloop, "run", run)
     monkeypatch.setattr(sys, "argv", ["proxy", "--listen-unix", "/run/s"])
     monkeypatch.setattr(program.os, "environ", {})
-    assert program.main() == 2
+    assert entry.main() == 2
     assert words.said[0][0] == "proxy: cannot listen on /run/s: x\n"
 
 
@@ -148,7 +151,7 @@ def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["proxy", "--port", "x"])
     monkeypatch.setattr(program.os, "environ", {})
-    assert program.main() == 2
+    assert entry.main() == 2
     ((text, wait),) = words.said
     assert text.startswith("proxy: flag --port = 'x': must be")
     assert (wait, words.closed) == (program.SAY_SECONDS, [])
@@ -160,9 +163,10 @@ def test_settings_that_are_only_checked_are_printed_with_their_warnings(
     words = Words(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["proxy", "--check-config", "--backend-api-key", "k"])
     monkeypatch.setattr(program.os, "environ", {"GATEWAY_XYZZY": "1"})
-    assert program.main() == 0
+    assert entry.main() == 0
     out, err = capsys.readouterr()
-    assert out.startswith("host = ")
+    assert out.startswith("# All settings, as a file for --config. Secrets are left out ")
+    assert "\nhost = " in out
     assert out.endswith("\n")
     assert not out.endswith("\n\n")
     assert [line[:24] for line in err.splitlines()] == ["proxy: warning: environm", "proxy: warning: flag --b"]

@@ -18,7 +18,7 @@ from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.patience import patience
 from tests.kit.running import HELLO
-from tests.proxy.telemetry.test_terminal import fill
+from tests.proxy.test_terminal import fill
 
 CHAT = "/v1/chat/completions"
 PATIENCE = 60.0  # seconds for it to start on a machine that is busy

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from proxy.access.api_keys import hash_of
 from proxy.app import App
+from proxy.config.keys_file import hash_of
 from proxy.flights.queue.estimates import MIN_SAMPLES
 from tests.kit.client import Answer, Connection, get, post_json, streaming
 from tests.kit.engine import Engine

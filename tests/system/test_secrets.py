@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.access.api_keys import hash_of
+from proxy.config.keys_file import hash_of
 from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, call, get, post_json
 from tests.kit.engine import Engine

@@ -135,8 +135,8 @@ class RedisLimits:
     """Decisions of Redis, bounded in time and without a task: the claims of one event-loop iteration go out in one
     write.
 
-    Where Redis is away or refuses, nothing is sent until a probe succeeds. Nothing is sent twice, and a lost command
-    may have run: its permit then expires, its charge leaks away.
+    Where Redis is away or refuses, nothing is sent until a probe succeeds. Nothing is sent twice, and a lost
+    command may have run: its permit then expires, its charge leaks away.
     """
 
     def __init__(
@@ -245,8 +245,8 @@ class RedisLimits:
         self._renewal = asyncio.get_running_loop().call_later(self._lease / 3, self._renew)
 
     async def _try(self) -> None:
-        """Run the commands of requests: load the scripts, then take, renew and give back one permit, under separate
-        keys. A script that must first be sent would run after commands that were sent later."""
+        """Run the commands of requests: load the scripts, then take, renew and give back one permit, under
+        separate keys. A script that must first be sent would run after commands that were sent later."""
         for script in (TAKE, GIVE, RENEW):
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
         prefix = f"{self._prefix}probe:"

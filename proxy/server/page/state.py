@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proxy.config import VERSION, Settings, mask_url
+from proxy import __version__
+from proxy.config import Settings, mask_url
 from proxy.flights import Flight, FlightGroup
 from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache, RedisState
@@ -75,7 +76,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
     """What exists and what is under way."""
     backends = of.backends
     return {
-        "version": VERSION,
+        "version": __version__,
         "uptime_s": round(now - of.began, 1),
         "ready": backends.ready,
         "share": of.settings.share,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.api_keys import KeyRing, hash_of, read_keys
+from proxy.access.api_keys import KeyRing, read_keys
 from proxy.access.caller import Caller, Rates
+from proxy.config.keys_file import hash_of
 from proxy.errors import SettingsError
 
 A, B = hashlib.sha256(b"key-a").hexdigest(), hashlib.sha256(b"key-b").hexdigest()

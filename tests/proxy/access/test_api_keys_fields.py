@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from proxy.access.api_keys import MOST_NAMES, KeyRing, hash_of, read_keys
+from proxy.access.api_keys import MOST_NAMES, KeyRing, read_keys
 from proxy.access.caller import Caller
+from proxy.config.keys_file import hash_of
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import SettingsError
 

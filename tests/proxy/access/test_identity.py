@@ -9,10 +9,11 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from proxy.access.api_keys import KeyRing, hash_of
+from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import TrustedProxies
 from proxy.access.identity import MAX_KEY, Authenticator, tenant
+from proxy.config.keys_file import hash_of
 from proxy.errors import Code, GatewayError
 
 

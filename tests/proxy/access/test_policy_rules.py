@@ -12,7 +12,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from proxy.access.api_keys import KeyRing, hash_of
+from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import TrustedProxies
 from proxy.access.denylist.rules import read_deny_list
@@ -21,6 +21,7 @@ from proxy.access.intake import Found, Refusal
 from proxy.access.policy import OPERATING, AccessPolicy, access_policy_for, not_found, scope_of, sizes_of
 from proxy.access.revocation import AT_ONCE, KeyedCalls
 from proxy.access.rules import AccessRules
+from proxy.config.keys_file import hash_of
 from proxy.config.loader import load
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError

@@ -121,16 +121,16 @@ def test_all_that_is_wrong_is_told_at_once_with_its_source() -> None:
         "unknown flag '--prot'; did you mean --port?",
         "unexpected argument 'serve': settings are given as --flag VALUE",
         "file x.toml: unknown key 'prot'; did you mean port?",
-        "file x.toml: queue_limit = 'many': must be a whole number of at least 1",
-        "environment GATEWAY_PORT = 'x': must be a whole number from 0 to 65535",
+        "file x.toml: queue_limit = 'many': must be a whole number of at least 1, such as 1024 or 1e6",
+        "environment GATEWAY_PORT = 'x': must be a whole number from 0 to 65535, such as 8080",
         "environment GATEWAY_MAX_BATCH = '0': must be from 1 to 4096",
-        "flag --port = 'http': must be a whole number from 0 to 65535",
+        "flag --port = 'http': must be a whole number from 0 to 65535, such as 8080",
     ]
 
 
 def test_a_flag_without_its_value_joins_the_rest() -> None:
     assert wrong(["--port"], {"GATEWAY_MAX_BATCH": "0"}) == [
-        "flags: argument --port: expected one argument",
+        "flag --port: needs a value",
         "environment GATEWAY_MAX_BATCH = '0': must be from 1 to 4096",
     ]
 
@@ -161,7 +161,7 @@ def test_a_file_that_is_not_toml_is_told(text: str) -> None:
 
 def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds() -> None:
     assert wrong(file='port = [1, "a"]\n[redis]\npassword = "hunter2"') == [
-        "file x.toml: port = ['1', 'a']: must be a whole number from 0 to 65535",
+        "file x.toml: port = ['1', 'a']: must be a whole number from 0 to 65535, such as 8080",
         "file x.toml: redis = a table: must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, "
         "unix:///path/to/socket",
     ]
@@ -197,7 +197,7 @@ def test_a_value_cannot_forge_a_line_nor_fill_the_screen() -> None:
 
 def test_a_given_value_over_its_bound_is_an_error_that_names_both() -> None:
     assert wrong(["--max-frame-bytes", "2MiB"], {"GATEWAY_MAX_FLIGHT_BYTES": "1MiB"}) == [
-        f"flag --max-frame-bytes = {2 * MIB}: must not be over max_flight_bytes, which is {MIB} "
+        "flag --max-frame-bytes = 2MiB: must not be over max_flight_bytes, which is 1MiB "
         "(environment GATEWAY_MAX_FLIGHT_BYTES): an event is part of its answer"
     ]
     assert "(its default)" in wrong(["--token-timeout", "2000"])[0]
@@ -244,20 +244,3 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
     assert loaded(environ={"GATEWAY_BACKEND": "http://h", "HOME": "/"}).warnings == (
         "environment GATEWAY_BACKEND: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
     )
-
-
-# -- --help and --version ---------------------------------------------------------------------------
-
-
-def test_help_tells_every_flag_its_twin_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        loaded(["--help"])
-    words = " ".join(capsys.readouterr().out.split())
-    for option in options():
-        assert f"{option.help} [{option.env[0]}, {option.shown_default}]" in words
-
-
-def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        loaded(["--version"])
-    assert capsys.readouterr().out.startswith("streaming-gateway ")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.__main__ import check
 from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, secrets_in, shown_path, shown_url, shown_word
 from proxy.errors import SettingsError
+from proxy.program import check
 
 CANARY = "Hunter2-canary-9f8e7d"
 
@@ -132,7 +132,13 @@ def test_a_refused_setting_is_named_without_the_secret(argv: list[str], environ:
     assert any(name in str(e.value) for name in ("flag", "argument", "GATEWAY_"))
 
 
-@pytest.mark.parametrize("name", ["api_keys_file", "backend_api_key_file", "tls_cert", "tls_key", "deny_file"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("api_keys_file", "backend_api_key_file", "tls_cert", "tls_key", "deny_file"),
+        *("backend_ca", "backend_cert", "backend_key"),
+    ],
+)
 def test_a_key_in_place_of_its_file_is_not_shown(name: str) -> None:
     for value in (CANARY, f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----"):
         settings = load([], {f"GATEWAY_{name.upper()}": value})

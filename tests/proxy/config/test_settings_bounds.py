@@ -53,7 +53,14 @@ def option(default: Any, metavar: str = "N") -> Option:
         (0, "N", "0"),
         (1024, "BYTES", "1KiB"),
         (1024, "N", "1024"),
-        (0.5, "SECONDS", "0.5"),
+        (0.5, "SECONDS", "0.5s"),
+        (300.0, "SECONDS", "300s"),
+        (0.1, "MS", "0.1ms"),
+        (100, "MS", "100ms"),
+        (0.0, "MS", "0"),
+        (64, "MIB", "64MiB"),
+        (1e300, "SECONDS", "1e+300s"),
+        (("a", "b"), "URL", "a, b"),
         (2.0, "BYTES", "2"),
         ("", "FILE", "none"),
         ((), "URL", "none"),
@@ -78,7 +85,7 @@ def test_a_bar_in_the_table_is_no_column() -> None:
     rows = settings_table().splitlines()
     (share,) = [row for row in rows if "`--share " in row]
     assert "`--share auto\\|all\\|off`" in share
-    assert all(row.startswith("| `--") for row in rows[2:])
+    assert all(row.startswith("| `--") for row in rows if "`" in row)
     (page,) = [row for row in rows if "`page`" in row]
     assert page.startswith("| `--page` | ")
     assert settings_table().endswith("|\n")

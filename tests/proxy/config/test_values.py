@@ -19,6 +19,7 @@ SIZE_OR = values.size_or("auto", 1024)
 WHOLE_OR = values.whole_or("auto", 1, 9)
 CHOICE = values.choice("on", "off")
 NAMES = values.names("a", "b", "c")
+SECONDS = values.seconds(0.5, 60)
 
 READ: list[tuple[Reader, Any, Any]] = [
     (WHOLE, 1, 1),
@@ -39,6 +40,33 @@ READ: list[tuple[Reader, Any, Any]] = [
     (SIZE, "1mb", 10**6),
     (SIZE, "1gb", 10**9),
     (SIZE, "1mib", 2**20),
+    (SIZE, "1.5GiB", 3 * 2**29),
+    (SIZE, "1tib", 2**40),
+    (SIZE, "1TB", 10**12),
+    (SIZE, "1e6", 10**6),
+    (SIZE, "1_048_576", 2**20),
+    (SECONDS, "1", 1.0),
+    (SECONDS, "1s", 1.0),
+    (SECONDS, " 500 ms ", 0.5),
+    (SECONDS, "0.5", 0.5),
+    (SECONDS, ".5s", 0.5),
+    (SECONDS, "1m", 60.0),
+    (SECONDS, "1e1s", 10.0),
+    (values.seconds(0), "1h", 3600.0),
+    (values.seconds(0), "7d", 604_800.0),
+    (values.seconds(0), "1e-9s", 1e-9),
+    (values.seconds(0, 9, whole=True), "3000ms", 3),
+    (values.milliseconds(0), "1.5s", 1500.0),
+    (values.milliseconds(0), "0.1", 0.1),
+    (values.milliseconds(1, 60_000, whole=True), "1m", 60_000),
+    (values.mebibytes(4, 1024), "64", 64),
+    (values.mebibytes(4, 1024), "1GiB", 1024),
+    (values.mebibytes(4, 1024), "4194304B", 4),
+    (OPEN, "1e6", 10**6),
+    (OPEN, "1_000_000", 10**6),
+    (OPEN, "2.5e1", 25),
+    (OPEN, 10**18 - 1, 10**18 - 1),
+    (NUMBER, "1_0e-1", 1.0),
     (SIZE_OR, " Auto ", 0),
     (SIZE_OR, "0", 0),
     (SIZE_OR, 0, 0),
@@ -94,8 +122,12 @@ USER = "must not hold a user or password: an engine's URL is shown in logs and m
 LONG = "must have a path of at most 107 bytes: the system allows no longer one"
 DATABASE = "must have a database number, or nothing, after the host: redis://host:6379/0"
 NETWORKS = "must be addresses or networks, such as 10.0.0.0/8 or ::1, or unix"
-BYTES = "must be a number of bytes, such as 65536, 64KiB or 16MiB"
-SIZES = "must be at least 1KiB and at most 1048576GiB"
+SIZES = "from 1KiB to 1024TiB"
+BYTES = (
+    f"must be a size {SIZES}, such as 65536, 64KiB or 16MiB; a number alone is bytes, "
+    "KiB, MiB and GiB are powers of 1024, KB, MB and GB of 1000"
+)
+LASTING = "must be a duration from 0.5s to 60s, such as 500ms, 10s, 2m or 1h; a number alone is seconds"
 SOME = "must be some of a, b, c, or none"
 SWITCH = "must be on or off (or true/false, yes/no, 1/0)"
 
@@ -103,7 +135,7 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (WHOLE, 0, "must be from 1 to 9"),
     (WHOLE, "10", "must be from 1 to 9"),
     (WHOLE, True, "must be a whole number from 1 to 9"),
-    (WHOLE, 1.0, "must be a whole number from 1 to 9"),
+    (WHOLE, 1.0, 'must be a whole number from 1 to 9; in TOML without a point or an exponent: 1_000_000 or "1e6"'),
     (WHOLE, "1" * 19, "must be a whole number from 1 to 9"),
     (OPEN, -6, "must be at least -5"),
     (OPEN, "x", "must be a whole number of at least -5"),
@@ -112,13 +144,60 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (NUMBER, False, "must be a number from 0.5 to 2"),
     (NUMBER, "inf", "must be a number from 0.5 to 2"),
     (values.number(0.0), -0.1, "must be at least 0"),
-    (SIZE, 1023, SIZES),
-    (SIZE, 2**50 + 1, SIZES),
+    (SIZE, 1023, f"must be {SIZES}"),
+    (SIZE, 2**50 + 1, f"must be {SIZES}"),
     (SIZE, "1" * 19, BYTES),
     (SIZE, None, BYTES),
-    (SIZE_OR, 1023, SIZES + ", or auto"),
-    (SIZE_OR, "x", BYTES + ", or auto"),
-    (WHOLE_OR, 10, "must be from 1 to 9, or auto"),
+    (SIZE_OR, 1023, f"must be auto, or {SIZES}"),
+    (SIZE_OR, "x", BYTES.replace("must be", "must be auto, or")),
+    (WHOLE_OR, 10, "must be auto, or from 1 to 9"),
+    *(
+        (SIZE, text, BYTES)
+        for text in ("512k", "64M", "1.5", "1.0001KiB", "KiB", "1_KiB", "1e9999KiB", "64 kibibytes")
+    ),
+    (SIZE, "65,536", BYTES + "; digits may be grouped by _, as in 1_000_000"),
+    *(
+        (SECONDS, text, LASTING)
+        for text in ("10S", "2M", "10 sec", "1h30m", "s", "nan", "inf", "1e999s", "\u0661s")
+    ),
+    (SECONDS, "0.4s", "must be from 0.5s to 60s"),
+    (SECONDS, "61", "must be from 0.5s to 60s"),
+    (SECONDS, True, LASTING),
+    (SECONDS, 10**400, LASTING),
+    (values.seconds(0, 10**9), "-1s", "must be from 0 to 1,000,000,000s"),
+    (
+        values.seconds(0, 90, whole=True),
+        "500ms",
+        "must be a duration in whole seconds from 0 to 90s, such as 10s, 2m or 1h; a number alone is seconds",
+    ),
+    (
+        values.milliseconds(0),
+        "soon",
+        "must be a duration of at least 0, such as 50ms, 0.5s or 1s; a number alone is milliseconds",
+    ),
+    (
+        values.milliseconds(1, 9, whole=True),
+        0.5,
+        "must be a duration in whole milliseconds from 1ms to 9ms, such as 50ms, 0.5s or 1s; "
+        'a number alone is milliseconds; in TOML without a point or an exponent: 1_000_000 or "1e6"',
+    ),
+    (
+        values.mebibytes(4, 1024),
+        "1KiB",
+        "must be a size from 4MiB to 1GiB, such as 64MiB or 1GiB; a number alone is MiB, "
+        "KiB, MiB and GiB are powers of 1024, KB, MB and GB of 1000",
+    ),
+    (
+        values.whole(1, 10**6, example="64 or 1e6"),
+        "1,000",
+        "must be a whole number from 1 to 1,000,000, such as 64 or 1e6; "
+        "digits may be grouped by _, as in 1_000_000",
+    ),
+    (values.whole(1, 10**6), "1e7", "must be from 1 to 1,000,000"),
+    (values.whole(1), 10**18, "must be at most 999,999,999,999,999,999"),
+    (values.whole(1), "1" * 65, "must be a whole number of at least 1"),
+    (values.whole(0), "1.5", "must be a whole number of at least 0"),
+    (values.number(0.01, 99999), "1e5", "must be from 0.01 to 99999"),
     (values.switch, "2", SWITCH),
     (values.switch, "", SWITCH),
     (CHOICE, "x", "must be one of on, off"),
@@ -197,6 +276,8 @@ def test_a_wrong_value_is_refused_in_these_words(read: Reader, raw: Any, words: 
         (2**30 - 2**20, "1023MiB"),
         (2**30, "1GiB"),
         (3 * 2**30, "3GiB"),
+        (2**40 - 2**30, "1023GiB"),
+        (2**50, "1024TiB"),
     ],
 )
 def test_a_size_is_shown_in_the_largest_unit_that_fits(count: int, text: str) -> None:

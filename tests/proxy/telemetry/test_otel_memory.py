@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.config.settings import VERSION
+from proxy import __version__
 from proxy.errors import SettingsError
 from proxy.telemetry.log import Log
 from proxy.telemetry.otel import Otel, packages
@@ -86,7 +86,7 @@ def test_its_name_is_ours_where_the_environment_has_none(
 ) -> None:
     made = Otel(cast(Log, log), environ=environ)
     known = made._provider.resource.attributes
-    assert known["service.version"] == VERSION
+    assert known["service.version"] == __version__
     assert (known["service.name"] == "streaming-gateway") is (name is not None)
     made._words.close()
     made._provider.shutdown()

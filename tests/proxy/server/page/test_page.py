@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.access.api_keys import hash_of
+from proxy.config.keys_file import hash_of
 from proxy.errors import GatewayError
 from proxy.server.page.document import document
 from proxy.server.page.handlers import MAX_WATCHERS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.access.api_keys import hash_of
+from proxy.config.keys_file import hash_of
 from tests.kit.chrome import BROWSER, Chrome
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import paced_script

@@ -1,5 +1,5 @@
-"""Standard streams for the commands of this package, whose reader may be slow, gone or full: a write ends in
-bounded time and never raises."""
+"""Text for people on the terminal: messages on stderr, and the standard streams of the commands. Their reader may
+be slow, gone or full: a write ends in bounded time and never raises."""
 
 from __future__ import annotations
 
@@ -8,16 +8,60 @@ import io
 import os
 import select
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TextIO, cast
 
-from proxy.telemetry.terminal import hold_standard_files, visible
-
+STDERR: Final = 2
 SECONDS: Final = 2.0  # for one write
 PIECE: Final = 4096  # bytes that a writable pipe accepts at once (PIPE_BUF)
 FAILED: Final = 1  # exit code of a program whose output is lost
 GONE: Final = os.strerror(errno.EPIPE)  # its reader has read enough, as in `| head`
+
+
+def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:
+    """Write the text in a thread, waiting at most `wait` seconds. True: it is written, or cannot be.
+
+    By the descriptor, not by `sys.stderr`: the interpreter takes the lock of `sys.stderr` as it exits, and aborts
+    where a thread blocked in a write holds it.
+    """
+    data = visible(text).encode("utf-8", "backslashreplace")
+    thread = threading.Thread(target=_write, args=(fd, data), name="terminal", daemon=True)
+    thread.start()
+    thread.join(wait)
+    return not thread.is_alive()
+
+
+def visible(text: str) -> str:
+    """The text with control characters escaped, so that texts of engines and files cannot control the terminal."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def hold_standard_files() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed: else the next socket gets that number, and output
+    goes to a client or an engine."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:  # another process has made the pipe non-blocking
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                poll.poll()
+    except OSError:
+        return  # the reader is gone
 
 
 class Stream(io.TextIOBase):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from proxy.telemetry.terminal import hold_standard_files, say, visible
+from proxy.terminal import hold_standard_files, say, visible
 
 
 def fill(writer: int) -> None:
@@ -67,7 +67,7 @@ def test_a_standard_file_that_is_closed_is_no_number_for_a_socket(closed: tuple[
     fcntl.fcntl(writer, fcntl.F_SETFD, 0)
     code = (
         "import os, socket\n"
-        "from proxy.telemetry.terminal import hold_standard_files\n"
+        "from proxy.terminal import hold_standard_files\n"
         "hold_standard_files()\n"
         f"os.write({writer}, b'%d' % (socket.socket().fileno() > 2))\n"
     )

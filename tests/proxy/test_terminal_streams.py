@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from loadgen.cli.terminal.streams import Stream as LoadgenStream
-from proxy.telemetry.streams import GONE, Stream, run
+from proxy.terminal import GONE, Stream, run
 from tests.kit.patience import patience
-from tests.proxy.telemetry.test_terminal import fill
+from tests.proxy.test_terminal import fill
 
 PATIENCE = 60.0
 STREAMS = [Stream, LoadgenStream]

@@ -1,0 +1,81 @@
+"""What somebody may have meant who writes a setting that this gateway does not have: by the names of vLLM and of
+other gateways, else by spelling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+_LIMITS: Final = ("rate_limit_rps", "rate_limit_tokens_per_minute", "rate_limit_streams")
+_BREAKER: Final = ("breaker_failures", "breaker_rate", "breaker_seconds")
+_TIMEOUTS: Final = ("total_timeout", "first_token_timeout", "queue_timeout", "connect_timeout")
+_VLLM: Final = "it is a setting of the engine: give it to `vllm serve`"
+_PROCESSES: Final = "a gateway is one process: run several behind a balancer, with one Redis"
+_CORS: Final = "the gateway sends no CORS headers: add them in the reverse proxy in front of it"
+_MODELS: Final = "models are the engines' own: the gateway asks every --backend which it serves"
+
+_MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
+    ("upstream", "upstreams", "engine", "engines", "vllm-url", "server", "servers", "base-url", "api-base"): (
+        "backends",
+    ),
+    ("url", "urls", "endpoint", "endpoints", "target", "targets", "service-discovery", "static-backends"): (
+        "backends",
+    ),
+    ("bind", "listen", "address", "addr", "ip", "interface", "hostname"): ("host", "port"),
+    ("p", "http-port", "listen-port", "server-port"): ("port",),
+    ("uds", "unix-socket", "socket"): ("listen_unix",),
+    ("ssl-certfile", "certfile", "cert", "certificate", "tls", "ssl", "https"): ("tls_cert", "tls_key"),
+    ("ssl-keyfile", "keyfile", "private-key"): ("tls_key",),
+    ("ssl-ca-certs", "ca", "cacert"): ("backend_ca",),
+    ("insecure", "skip-verify", "verify"): ("backend_insecure",),
+    ("api-key", "api-keys", "key", "keys", "auth", "auth-key", "auth-token", "master-key", "token", "tokens"): (
+        "api_keys_file",
+        "backend_api_key_file",
+    ),
+    ("openai-api-key", "vllm-api-key", "engine-api-key", "upstream-api-key"): ("backend_api_key_file",),
+    ("workers", "num-workers", "worker", "processes", "threads", "replicas", "api-server-count"): _PROCESSES,
+    ("timeout", "request-timeout", "read-timeout", "timeouts"): _TIMEOUTS,
+    ("graceful-timeout", "shutdown-timeout", "timeout-graceful-shutdown", "grace-period"): ("drain_timeout",),
+    ("concurrency", "max-concurrency", "max-concurrent-requests", "max-parallel-requests"): ("max_inflight",),
+    ("limit-concurrency", "max-requests", "parallel"): ("max_inflight", "max_connections"),
+    ("queue", "queue-size", "max-queue", "max-queue-size", "backlog"): ("queue_limit", "queue_timeout"),
+    ("cache", "cache-ttl", "ttl", "cache-seconds", "cache-timeout", "caching"): ("cache_ttl_seconds", "share"),
+    ("redis-host", "redis-port", "redis-password", "cache-host", "cache-url", "cache-backend"): ("redis",),
+    ("limits", "limit", "rate-limit", "rate-limits", "ratelimit", "rps", "rpm", "tpm", "qps"): _LIMITS,
+    ("max-rpm", "max-tpm", "budget", "quota", "throttle"): _LIMITS,
+    ("routing-policy", "routing-logic", "routing-strategy", "policy", "load-balancing", "lb"): ("routing",),
+    ("session-key", "sticky", "affinity"): ("routing",),
+    ("num-retries", "max-retries", "retry"): ("retries", "retry_on"),
+    ("allowed-fails", "cooldown", "cooldown-time", "circuit-breaker", "breaker"): _BREAKER,
+    ("health-check-interval", "health-interval", "poll-interval"): ("refresh_seconds",),
+    ("max-request-size", "max-body-size", "body-limit", "client-max-body-size"): ("max_body_bytes",),
+    ("forwarded-allow-ips", "proxy-headers", "trust-proxy", "real-ip"): ("trusted_proxies",),
+    ("metrics", "metrics-port", "prometheus", "prometheus-port", "admin"): ("admin_port",),
+    ("verbose", "debug", "loglevel", "uvicorn-log-level"): ("log_level",),
+    ("disable-log-requests", "access-log", "disable-uvicorn-access-log"): ("log_level",),
+    ("otel", "otlp", "otlp-traces-endpoint", "tracing"): ("trace",),
+    ("memory", "max-memory", "memory-limit"): ("memory_budget",),
+    ("max-tokens",): ("max_tokens_cap",),
+    ("cors", "cors-origins", "allowed-origins", "allow-origins", "allowed-methods", "allowed-headers"): _CORS,
+    ("allow-credentials", "cors-allow-origins"): _CORS,
+    ("model", "models", "model-list", "served-model-name", "static-models", "model-name"): _MODELS,
+    ("max-model-len", "tensor-parallel-size", "gpu-memory-utilization", "max-num-seqs", "dtype"): _VLLM,
+    ("enable-prefix-caching", "max-num-batched-tokens", "quantization", "trust-remote-code"): _VLLM,
+}
+_BY_WORD: Final = {word: meaning for words, meaning in _MEANINGS.items() for word in words}
+
+
+def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
+    """The end of an error about an unknown setting: "" or `; did you mean …?`. `name`: a flag, variable or key;
+    `names`: what is known of its kind; `written`: a setting's name as its kind."""
+    near = difflib.get_close_matches(name, list(names))
+    meaning = _BY_WORD.get(name.removeprefix("GATEWAY_").lstrip("-").lower().replace("_", "-"))
+    if isinstance(meaning, str):
+        return f"; {meaning}"
+    meant: Sequence[str] = [written(setting) for setting in meaning] if meaning else near[:1]
+    return f"; did you mean {_one_of(meant)}?" if meant else ""
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,78 @@
+"""What an unknown setting may have meant: by the words of vLLM and of other gateways, else by spelling."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.config import hints
+from proxy.config.settings import options
+from tests.proxy.config.test_loader import loaded, wrong
+
+NAMES = {option.name for option in options()}
+
+
+def test_each_hint_names_settings_that_exist_and_is_for_words_that_do_not() -> None:
+    known = {option.flag.removeprefix("--") for option in options()} | {name.replace("_", "-") for name in NAMES}
+    meanings = hints._MEANINGS
+    words = [word for group in meanings for word in group]
+    assert len(words) == len(set(words)) == len(hints._BY_WORD)
+    assert known.isdisjoint(words)
+    assert all(word == word.lower() and "_" not in word for word in words)
+    meant = {name for meaning in meanings.values() if isinstance(meaning, tuple) for name in meaning}
+    assert meant <= NAMES
+
+
+@pytest.mark.parametrize(
+    ("flag", "end"),
+    [
+        ("--upstream", "; did you mean --backend?"),
+        ("--api-key", "; did you mean --api-keys-file or --backend-api-key-file?"),
+        ("--bind", "; did you mean --host or --port?"),
+        ("--max-concurrency", "; did you mean --max-inflight?"),
+        ("--cache-ttl", "; did you mean --cache-ttl-seconds or --share?"),
+        ("--ssl-certfile", "; did you mean --tls-cert or --tls-key?"),
+        ("--num-retries", "; did you mean --retries or --retry-on?"),
+        (
+            "--timeout",
+            "; did you mean --total-timeout, --first-token-timeout, --queue-timeout or --connect-timeout?",
+        ),
+        ("--workers", "; a gateway is one process: run several behind a balancer, with one Redis"),
+        ("--CORS", "; the gateway sends no CORS headers: add them in the reverse proxy in front of it"),
+        ("--model", "; models are the engines' own: the gateway asks every --backend which it serves"),
+        ("--tensor_parallel_size", "; it is a setting of the engine: give it to `vllm serve`"),
+        ("--prot", "; did you mean --port?"),
+        ("--xyzzy", ""),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_what_it_may_mean(flag: str, end: str) -> None:
+    (line,) = wrong([flag, "1"])
+    assert line.startswith("unknown flag ")
+    assert line.partition(";")[1] + line.partition(";")[2] == end
+
+
+def test_the_environment_and_the_file_are_answered_in_their_own_names() -> None:
+    assert loaded(environ={"GATEWAY_UPSTREAMS": "x", "GATEWAY_RPM": "1"}).warnings == (
+        "environment GATEWAY_RPM: ignored: no such setting; did you mean GATEWAY_RATE_LIMIT_RPS, "
+        "GATEWAY_RATE_LIMIT_TOKENS_PER_MINUTE or GATEWAY_RATE_LIMIT_STREAMS?",
+        "environment GATEWAY_UPSTREAMS: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
+    )
+    assert wrong(file="upstreams = 1\nworkers = 8") == [
+        "file x.toml: unknown key 'upstreams'; did you mean backends?",
+        "file x.toml: unknown key 'workers'; "
+        "a gateway is one process: run several behind a balancer, with one Redis",
+    ]
+
+
+def test_a_section_is_answered_by_what_it_would_hold_and_that_there_are_none() -> None:
+    none = "settings are keys of the file itself, without sections"
+    assert wrong(file="[limits]\nrps = 1\n[gateway]\nport = 1\n") == [
+        "file x.toml: unknown section [limits]; did you mean rate_limit_rps, rate_limit_tokens_per_minute or "
+        f"rate_limit_streams?; {none}",
+        f"file x.toml: unknown section [gateway]; {none}",
+    ]
+
+
+def test_a_section_s_name_is_bounded_and_shows_no_secret() -> None:
+    (line,) = wrong(file=f'["redis://u:hunter2@h/{"x" * 500}"]\n')
+    assert "hunter2" not in line
+    assert len(line) < 400
