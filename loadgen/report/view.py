@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from loadgen.analysis import (
     Group,
@@ -30,8 +30,6 @@ from loadgen.analysis import (
 )
 from loadgen.record import Run
 from loadgen.report.headline import headline
-from loadgen.report.view_config import config_rows
-from loadgen.report.view_error import own_error
 
 NAMES: Final[Mapping[str, str]] = {
     "ttft": "TTFT",
@@ -56,6 +54,12 @@ DEFINITIONS: Final = (
     ("…", "not enough samples: p50 needs 6 independent values, p90 36, p95 72, p99 368, p99.9 3,688."),
     ("failed", "requests without a complete response. Their latency is in no percentile; goodput counts them."),
 )  # fmt: skip
+
+CLOCKS: Final = {
+    "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
+    "user": "the program's, after the read: its own delays are in every figure",
+    "mixed": "the kernel's for some reads, the program's for others",
+}
 
 
 @dataclass(frozen=True)
@@ -317,3 +321,83 @@ def _paired(pairs: Pairs) -> Table:
         notes.append(f"Excluded: {pairs.only_b} where only a failed, {pairs.only_a} only b, {pairs.neither} both.")
     columns = ("b − a, ms", "pairs", "adjusted", "of a's p50", "median", "p95", "b slower")
     return Table("Paired difference", columns, rows, notes)
+
+
+# The generator's own error
+
+
+def own_error(run: Run, summary: Summary) -> list[list[str]]:
+    lag = run.lag
+    rows = [
+        ["receive clock", lag.clock, CLOCKS[lag.clock]],
+        ["send clock", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
+        ["event-loop lag", _spread(lag.loop_ms), "how late the event loop ran its callbacks"],
+        ["kernel to program", _spread(lag.read_ms), "the delay that the program's clock would have added"],
+        ["sent late", _spread(lag.late_ms), "sent − due, of requests that did not wait for the cap"],
+        [
+            "censored",
+            _censored(summary),
+            "events whose time is an interval, because the kernel merged their reads",
+        ],
+        ["interval width", _spread(lag.censored_width_ms), "of those intervals"],
+        ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
+        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic clock, over the run"],
+    ]
+    if lag.floor_ms:
+        floor = ", ".join(f"{_named(name)} {ms(value)}" for name, value in lag.floor_ms.items())
+        rows.append(["error floor", f"{floor} ms", "from `loadgen calibrate` on this machine"])
+    else:
+        rows.append(["error floor", "unknown", "run `loadgen calibrate` to measure it"])
+    return rows
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms(value)}" for name, value in values.items()) + " ms" if values else "not measured"
+
+
+def _censored(summary: Summary) -> str:
+    """Shared responses arrive in one piece, which is not this program's error: the share without them comes
+    first."""
+    whole = percent(summary.whole.censored)
+    return whole if summary.fresh is None else f"{percent(summary.fresh.censored)}; {whole} with shared responses"
+
+
+def _drift(milliseconds: float) -> str:
+    return "below 0.001 ms" if abs(milliseconds) < 0.001 else f"{ms(milliseconds)} ms"
+
+
+def _named(figure: str) -> str:
+    """ "TTFT p99" of ttft_p99."""
+    name, _, point = figure.partition("_")
+    return f"{name.upper()} {point}".strip()
+
+
+# Configuration
+
+
+def config_rows(run: Run) -> list[tuple[str, str]]:
+    """(setting, value) of every setting that is set."""
+    facts: dict[str, Any] = {
+        "command": shlex.join(run.command),
+        "seed": run.seed,
+        "workers": run.workers,
+        **{f"target {name}": url for name, url in run.targets.items()},
+        **{f"machine {key}": value for key, value in run.machine.items()},
+        **{f"sent {key}": value for key, value in run.sent_stats.items()},
+        **run.config,
+    }
+    pairs = ((key.replace("_", " "), _plain(value)) for key, value in facts.items())
+    return [(key, text) for key, text in pairs if text]
+
+
+def _plain(value: Any) -> str:
+    """A setting as text; empty for None, an empty list and an empty table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return "" if value is None else str(value)
