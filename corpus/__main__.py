@@ -1,5 +1,5 @@
-"""`python -m corpus`: `list`, `stats`, `compose`, `documents`, `verify`, `calibrate`. Data goes to stdout or a file;
-tables and messages go to stdout, or to stderr where data has stdout."""
+"""`python -m corpus`: `list`, `stats`, `compose`, `documents`, `verify`, `calibrate`. Data goes to stdout or a
+file; tables and messages go to stdout, or to stderr where data has stdout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--url", required=True)
     measured.add_argument("--write", action="store_true", help="write the manifest; otherwise only compare")
-    _compose_flags(commands.add_parser("compose", help="compose a workload, and print how close it is to what was requested"))
+    _compose_flags(commands.add_parser("compose", help="compose a workload, and print how close it came"))
     return top
 
 
@@ -73,17 +73,34 @@ def _compose_flags(add: argparse.ArgumentParser) -> None:
         "--request-rate", type=float, metavar="R", help="requests per second (default 1, or the preset's)"
     )
     add.add_argument(
-        "--burstiness", type=float, metavar="B", help="gamma shape of the gaps: 1 Poisson, inf constant (default 1)"
+        "--burstiness",
+        type=float,
+        metavar="B",
+        help="gamma shape of gaps: 1 Poisson, inf constant (default 1)",
     )
-    add.add_argument("--duplicates", type=float, metavar="SHARE", help="share of requests that repeat an earlier one")
     add.add_argument(
-        "--zipf", type=float, default=1.1, metavar="S", help="exponent of the popularity of repeated prompts and prefixes (default 1.1)"
+        "--duplicates", type=float, metavar="SHARE", help="share of requests that repeat an earlier one"
     )
     add.add_argument(
-        "--prefix-share", type=float, default=0.0, metavar="SHARE", help="share of prompts that begin with a common prefix"
+        "--zipf",
+        type=float,
+        default=1.1,
+        metavar="S",
+        help="exponent of the popularity of repeats and prefixes (default 1.1)",
     )
-    add.add_argument("--prefix-groups", type=int, default=8, metavar="N", help="number of common prefixes (default 8)")
-    add.add_argument("--prefix-len", type=int, default=512, metavar="N", help="tokens of a common prefix (default 512)")
+    add.add_argument(
+        "--prefix-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of prompts that begin with a common prefix",
+    )
+    add.add_argument(
+        "--prefix-groups", type=int, default=8, metavar="N", help="number of common prefixes (default 8)"
+    )
+    add.add_argument(
+        "--prefix-len", type=int, default=512, metavar="N", help="tokens of a common prefix (default 512)"
+    )
     add.add_argument("--unique", action="store_true", help="put a nonce in front of every distinct prompt")
 
 

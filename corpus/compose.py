@@ -1,5 +1,5 @@
-"""Composes workloads: joins prompts, duplicates, shared prefixes, lengths and arrival times into requests. The same
-plan and seed give the same bytes."""
+"""Composes workloads: joins prompts, duplicates, shared prefixes, lengths and arrival times into requests. The
+same plan and seed give the same bytes."""
 
 from __future__ import annotations
 
