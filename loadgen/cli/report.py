@@ -42,7 +42,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         run = read_run(args.folder)
         slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
-        written = write_measured(args.out or args.folder, run, requests, summary)
+        written = write_measured(args.out or args.folder, run, requests, summary).paths
     except (StoreError, BadGoodput) as error:
         return refuse(str(error))
     except OSError as error:

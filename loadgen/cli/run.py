@@ -143,8 +143,7 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    finish.print_summary(folder, run, records)
-    finish.write_files(folder, run, records, args.goodput)
+    finish.report(folder, run, records, args.goodput)
     return finish.exit_code(run, records, args.max_error_rate)
 
 

@@ -38,8 +38,8 @@ h2 { font-size: 1.05rem; margin: 0 0 .7rem; }
 .verdict {
   display: inline-block; margin: 0 0 .6rem; padding: .3rem .8rem; border-radius: .5rem; font-weight: 600;
 }
-.valid { color: var(--green); background: color-mix(in srgb, var(--green) 13%, transparent); }
-.invalid { color: var(--red); background: color-mix(in srgb, var(--red) 14%, transparent); }
+.good { color: var(--green); background: color-mix(in srgb, var(--green) 13%, transparent); }
+.bad { color: var(--red); background: color-mix(in srgb, var(--red) 14%, transparent); }
 .ran { margin: 0; color: var(--muted); overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.6rem, 1fr)); gap: .8rem; }
 .tile, section, figure, details {
@@ -118,7 +118,8 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 <header>
 <p class="kicker">load generator report · {escape(view.date)}</p>
 <h1>{title}</h1>
-<p class="verdict {"valid" if view.valid else "invalid"}">{escape(view.verdict)}</p>
+<p class="verdict {"good" if view.sound else "bad"}">{escape(view.measurement)}</p>
+<p class="verdict {"good" if view.good else "bad"}">{escape(view.result)}</p>
 <p class="ran">{escape(view.ran)}</p>
 </header>
 <main>

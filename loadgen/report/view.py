@@ -77,8 +77,10 @@ class View:
 
     title: str
     date: str
-    valid: bool
-    verdict: str
+    sound: bool  # the generator's own error is within its limits
+    measurement: str
+    good: bool  # the run ended by itself and every request completed
+    result: str
     ran: str
     command: str
     headline: Sequence[tuple[str, str, str]]  # label, value, detail
@@ -105,8 +107,10 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     return View(
         title=run.label or "run",
         date=_moment(run.date),
-        valid=not run.invalid,
-        verdict=_verdict(run),
+        sound=not run.invalid,
+        measurement=_measurement(run),
+        good=_good(run, summary.whole),
+        result=_result(run, summary.whole),
         ran=_ran(run, summary),
         command=shlex.join(run.command),
         headline=headline(summary, pairs),
@@ -122,10 +126,32 @@ def _moment(date: str) -> str:
     return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
 
 
-def _verdict(run: Run) -> str:
+def _measurement(run: Run) -> str:
+    """About the generator alone: a sound measurement may well be of a bad result."""
     if run.invalid:
-        return "INVALID: do not use these figures. " + "; ".join(run.invalid)
-    return "VALID: the generator's own error is within its limits"
+        return "Measurement: INVALID, do not use these figures: " + "; ".join(run.invalid)
+    return "Measurement: sound, the generator's own error is within its limits"
+
+
+def _good(run: Run, whole: Group) -> bool:
+    return bool(whole.completed) and not whole.failed and not run.interrupted
+
+
+def _result(run: Run, whole: Group) -> str:
+    """What became of the requests."""
+    ended = whole.completed + whole.failed
+    if whole.failed:
+        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind != "cancelled")
+        words = f"{amount(whole.failed)} of {amount(ended)} requests FAILED ({kinds})"
+    else:
+        words = f"all {amount(ended)} requests completed" if ended else "no request completed"
+    if run.interrupted:
+        words = f"INTERRUPTED, until then {words}"
+    if whole.cancelled:
+        words += f", {amount(whole.cancelled)} cancelled"
+    if whole.goodput:
+        words += f"; {percent(whole.goodput.attainment)} met the objectives"
+    return f"Result: {words}"
 
 
 def _ran(run: Run, summary: Summary) -> str:
@@ -143,7 +169,7 @@ def _ran(run: Run, summary: Summary) -> str:
         words.append(f"{whole.cancelled} cancelled, counted separately")
     if summary.definitions != "loadgen":
         words.append(f"with the definitions of {summary.definitions}")
-    return ", ".join(words) + (". Interrupted before its end." if run.interrupted else ".")
+    return ", ".join(words) + "."
 
 
 def _load(run: Run, summary: Summary) -> str:

@@ -1,5 +1,5 @@
 """Standard streams whose reader may be slow, gone or full: a write ends within a time limit and never raises, so
-that no measurement waits for a terminal. Control characters, such as those of a server's error, are written out."""
+that no measurement waits for a terminal. Control characters, such as those of a server's error, are escaped."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ async def test_an_invalid_measurement_exits_3_and_says_why(start: Start, echo: E
     )
     code, said = await process.wait()
     assert code == 3
-    assert "INVALID: the generator used" in said
+    assert "INVALID, do not use these figures: the generator used" in said
     assert process.run().invalid
 
 
