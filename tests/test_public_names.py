@@ -33,6 +33,7 @@ COMMANDS = {
     "loadgen": ["run", "ab", "sweep", "calibrate", "report", "compare"],
     "corpus": ["list", "stats", "verify", "documents", "calibrate", "compose"],
 }
+SHORT_HELP = {("loadgen", name) for name in ("run", "ab", "sweep")}  # --help-all has all flags
 PLAIN = ("proxy.keys", "proxy.probe")  # modules, not packages
 SAMPLE = re.compile(r"^(gateway_\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? ", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
@@ -47,7 +48,7 @@ def flags(module: str, *command: str) -> Iterator[str]:
 
     with (
         mock.patch.object(argparse.ArgumentParser, "print_help", print_help),
-        mock.patch.object(sys, "argv", [module, *command, "--help"]),
+        mock.patch.object(sys, "argv", [module, *command, "--help-all" if (module, *command) in SHORT_HELP else "--help"]),
         mock.patch.dict(os.environ, COLUMNS="400"),
         suppress(SystemExit),
     ):
