@@ -163,6 +163,11 @@ def _ran(run: Run, summary: Summary) -> str:
         _load(run, summary),
         f"model {run.model or '?'} at {where}{run.endpoint}" if not targets else f"model {run.model} at {targets}",
     ]
+    if chosen := run.config.get("chosen_by_probe"):
+        words.append(
+            "sized by a probe: "
+            + " and ".join(f"{name.replace('_', ' ')} {_plain(run.config.get(name))}" for name in chosen)
+        )
     if summary.warmups:
         words.append(f"{summary.warmups} warm-up requests excluded")
     if whole.cancelled:
@@ -412,8 +417,13 @@ def config_rows(run: Run) -> list[tuple[str, str]]:
         **{f"sent {key}": value for key, value in run.sent_stats.items()},
         **run.config,
     }
-    pairs = ((key.replace("_", " "), _plain(value)) for key, value in facts.items())
-    return [(key, text) for key, text in pairs if text]
+    chosen = facts.pop("chosen_by_probe", None) or ()
+    pairs = ((key, _plain(value)) for key, value in facts.items())
+    return [
+        (key.replace("_", " "), f"{text} (chosen by the probe)" if key in chosen else text)
+        for key, text in pairs
+        if text
+    ]
 
 
 def _plain(value: Any) -> str:
