@@ -48,7 +48,9 @@ def flags(module: str, *command: str) -> Iterator[str]:
 
     with (
         mock.patch.object(argparse.ArgumentParser, "print_help", print_help),
-        mock.patch.object(sys, "argv", [module, *command, "--help-all" if (module, *command) in SHORT_HELP else "--help"]),
+        mock.patch.object(
+            sys, "argv", [module, *command, "--help-all" if (module, *command) in SHORT_HELP else "--help"]
+        ),
         mock.patch.dict(os.environ, COLUMNS="400"),
         suppress(SystemExit),
     ):

@@ -129,11 +129,11 @@ def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
     del args.parser
     if unknown:
         others = (name for name in COMMANDS if name != args.command)
-        parser.refuse_unknown(unknown, {name: _flags(name) for name in others})
+        parser.refuse_unknown(unknown, {name: flags_of_command(name) for name in others})
     return args
 
 
-def _flags(command: str) -> list[str]:
+def flags_of_command(command: str) -> list[str]:
     parser = Parser(prog=command)
     importlib.import_module(COMMANDS[command].module).add_arguments(parser)
     return parser.flags()

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+LONGEST: Final = 400  # characters of an error
 SHORT: Final = frozenset(
     (
         *("help", "help_all", "base_url", "a", "b", "model", "api_key"),
@@ -86,7 +87,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line with the command's name; exit code 2."""
         name = self.prog.removeprefix("python -m ")
-        self.exit(2, f"{name}: {message.removeprefix('argument ')}\n")
+        line = " ".join(message.removeprefix("argument ").split())
+        self.exit(2, f"{name}: {line[:LONGEST]}{'…' * (len(line) > LONGEST)}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse's, with a suggestion."""
@@ -101,13 +103,13 @@ class Parser(argparse.ArgumentParser):
         if not flag:
             self.error(f"unexpected argument {words[0]!r}; {self.prog} --help lists the flags")
         known = self.flags()
-        meant = next((name for name in MEANT.get(flag, ()) if name in known), None) or closest(flag, known)
+        meant = next((name for name in MEANT.get(flag, ()) if name in known), None)
         others = [f"`{command}`" for command, flags in elsewhere.items() if flag in flags]
         if others and meant is None:
             self.error(
                 f"{flag} is a flag of {' and '.join(others)} only; {self.prog} --help-all lists the flags here"
             )
-        suggestion = did_you_mean(meant) or f"; {self.prog} --help lists the flags"
+        suggestion = did_you_mean(meant or closest(flag, known)) or f"; {self.prog} --help lists the flags"
         self.error(f"unknown flag {flag}{suggestion}")
 
     def flags(self) -> list[str]:

@@ -31,10 +31,10 @@ TOGETHER_SECONDS: Final = 6.0
 SLOW_SECONDS: Final = 2.0  # of a request of MIN_TOKENS alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
 REQUEST_SECONDS: Final = 4.0  # of a request of a run
-SWEEP_SECONDS: Final = 40.0  # from the first stage to the beginning of the last one
-STAGE_REQUEST_SECONDS: Final = 2.0  # of a request of a sweep, whose stages are short
-STAGE_REQUESTS: Final = 12  # in the lightest stage
-STAGE_SECONDS: Final = (6.0, 12.0)
+SWEEP_SECONDS: Final = 36.0  # from the first stage to the beginning of the last one
+STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
+STAGE_REQUESTS: Final = 24  # in the lightest stage
+STAGE_SECONDS: Final = (8.0, 12.0)
 TOKENS: Final = (8, 128)  # the fewest and the most that are chosen
 REQUESTS: Final = (8, 20_000)
 
@@ -82,8 +82,9 @@ class Choice(NamedTuple):
 
 
 def needs_probe(args: argparse.Namespace, job: Job) -> bool:
-    given = args.num_prompts or getattr(args, "ramp_up_strategy", None) or getattr(args, "rates", None)
-    return not given and job.workload.dataset_name in ENDLESS
+    """Whether the flags leave open how many requests there are."""
+    given = getattr(args, "ramp_up_strategy", None) or getattr(args, "rates", None)
+    return args.num_prompts is None and not given and job.workload.dataset_name in ENDLESS
 
 
 def lacks_length(job: Job) -> bool:
@@ -116,12 +117,13 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     start = args.start_rate
     if start is None:
         flags["start_rate"] = start = min(float(f"{rate / 2:.2g}"), args.top_rate)
+    seconds = min(SWEEP_SECONDS, args.max_seconds or SWEEP_SECONDS)
     if args.stage_seconds is None:
         low, high = STAGE_SECONDS
-        flags["stage_seconds"] = round(min(max(STAGE_REQUESTS / start, low), high), 1)
+        flags["stage_seconds"] = round(min(max(STAGE_REQUESTS / start, low), high) * seconds / SWEEP_SECONDS, 1)
     # Prompts enough for many doublings; where some repeat, few enough that they repeat from the first stage on.
     flags["num_prompts"] = _within(rate * (120 if args.duplicates else 1200), REQUESTS)
-    return Choice(flags, SWEEP_SECONDS)
+    return Choice(flags, seconds + (args.stage_seconds or flags["stage_seconds"]))
 
 
 def _tokens(job: Job, speed: Speed, seconds: float, flags: dict[str, Any]) -> int:

@@ -39,7 +39,7 @@ from loadgen.drive import (
     warm_up,
 )
 from loadgen.errors import UsageError
-from loadgen.record import Record
+from loadgen.record import FRESH, Record
 from loadgen.secrets import Hide
 from loadgen.spec import Pace
 from loadgen.workload import Prompt, Workload, open_workload
@@ -124,7 +124,8 @@ class Sweep:
         if self._rates is not None:
             done = len(self.stages)
             return self._rates[done] if done < len(self._rates) else None
-        return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+        rate = next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+        return rate and float(f"{rate:.3g}")
 
     async def stage(self, rate: float, zero_ns: int) -> SweepStage:
         """Send at this rate for the stage's seconds, then wait until all requests have ended."""
@@ -176,13 +177,16 @@ class Sweep:
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
-    """The stage's result. Achieved: the requested rate times the successful share times `completion_ratio`."""
+    """The stage's result. Achieved: the requested rate times the successful share times the `completion_ratio` of
+    the responses that were not shared: a cache always keeps up."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return SweepStage(requested=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+    judged = [record for record in measured if record.shared in FRESH] or measured
     kept = completion_ratio(
-        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+        [record.due_ns for record in judged],
+        [record.end_ns for record in judged if record.failure is None and record.end_ns is not None],
     )
     return SweepStage(
         requested=rate,

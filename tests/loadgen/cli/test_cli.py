@@ -221,7 +221,7 @@ async def test_a_server_that_is_gone_exits_1_when_the_model_was_given(start: Sta
         (("run", "--max-concurrency", "99999999", "--model", "m"), "run `ulimit -n"),
         (("ab", "--a", "http://127.0.0.1:1"), "--b"),
         (("sweep", "--start-rate", "9", "--top-rate", "3"), "is below"),
-        (("nonsense",), "invalid choice"),
+        (("nonsense",), "'nonsense' is not one of run, ab, sweep"),
     ],
 )
 async def test_wrong_usage_exits_2_before_anything_starts(start: Start, words: tuple[str, ...], said: str) -> None:
