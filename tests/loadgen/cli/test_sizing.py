@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from loadgen.analysis import SweepStage
 from loadgen.cli import sizing
 from loadgen.cli.main import parser_for
 from loadgen.cli.run import job_of
 from loadgen.cli.sizing import Speed, choose_run, choose_sweep, lacks_length, needs_probe, probe, speed_of
+from loadgen.cli.sweep import knee_words, stage_of
 from loadgen.drive import Job
 from loadgen.errors import UsageError
 from loadgen.record import Event, Kind, Record
@@ -141,6 +143,42 @@ def test_a_file_says_itself_how_many_requests_there_are(tmp_path: Path) -> None:
 )
 def test_a_length_is_chosen_where_there_is_none(words: str, lacks: bool) -> None:
     assert lacks_length(given(words)[1]) == lacks
+
+
+def answered(index: int, due_ms: float, took_ms: float, shared: str) -> Record:
+    end = round((due_ms + took_ms) * MS)
+    event = Event(end, end, end, Kind.CONTENT)
+    return Record(
+        index=index, id="", prompt="", due_ns=round(due_ms * MS), end_ns=end, events=[event], shared=shared
+    )
+
+
+def test_hits_are_no_yardstick_of_a_stage() -> None:
+    """Half of the requests are hits of 1 ms; the server takes 200 ms and keeps up, or falls behind."""
+    for behind, achieved in ((0.0, 10.0), (1.0, 5.0)):
+        records = [
+            answered(i, i * 100, 1 if i % 2 else 200 + behind * i * 100, "hit" if i % 2 else "miss")
+            for i in range(80)
+        ]
+        stage = stage_of(10.0, records)
+        assert stage.achieved == pytest.approx(achieved, rel=0.03)
+        assert (stage.ttft_p50_ms or 0) >= 200
+
+
+@pytest.mark.parametrize(
+    ("achieved", "words"),
+    [
+        ([1, 2, 3], "2 requests/s; 4 was too much"),
+        ([1, 2, 4], "at least 4 requests/s, the highest rate that was tried"),
+        ([0.1, 2, 3], "below the lowest rate"),
+    ],
+)
+def test_a_knee_says_what_was_tried_above_it(achieved: list[float], words: str) -> None:
+    stages = [
+        SweepStage(requested=rate, achieved=done, ttft_p50_ms=9.0)
+        for rate, done in zip((1.0, 2.0, 4.0), achieved, strict=True)
+    ]
+    assert knee_words(stages) == words
 
 
 # What is measured
