@@ -244,7 +244,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
     schedule = Schedule(
         rate=None if infinite else args.request_rate,
         all_at_once=infinite,
-        burstiness=None if args.burstiness == float("inf") else args.burstiness,
+        burstiness=None if args.burstiness == float("inf") else args.burstiness or 1.0,
         ramp=ramp,
         seed=args.seed,
     )

@@ -30,7 +30,7 @@ ALONE_SECONDS: Final = 20.0  # for the first request
 TOGETHER_SECONDS: Final = 6.0
 SLOW_SECONDS: Final = 2.0  # of a request of MIN_TOKENS alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
-REQUEST_SECONDS: Final = 4.0  # of a request of a run
+RUN_REQUESTS: Final = 80  # in that time, if responses of at least TOKENS[0] can be that short
 SWEEP_SECONDS: Final = 36.0  # from the first stage to the beginning of the last one
 STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
 STAGE_REQUESTS: Final = 24  # in the lightest stage
@@ -104,14 +104,17 @@ def choose_run(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     rate = job.schedule.rate
     if not job.schedule.open_loop and args.max_concurrency is None and speed.users < DEFAULT_USERS:
         flags["max_concurrency"] = speed.users
-    tokens = _tokens(job, speed, min(REQUEST_SECONDS, speed.users / rate if rate else math.inf), flags)
+    tokens = _tokens(
+        job, speed, speed.users * min(RUN_SECONDS / RUN_REQUESTS, 1 / rate if rate else math.inf), flags
+    )
     per_second = rate or speed.rate(tokens)
     flags["num_prompts"] = count = _within(seconds * per_second / len(job.targets), REQUESTS)
     return Choice(flags, count * len(job.targets) / per_second)
 
 
 def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
-    """Length, lowest rate, length of a stage, and count. The rates rise from half of what the probe reached."""
+    """Length, lowest rate, length of a stage, even arrivals, and count. The rates rise from half of what the probe
+    reached. Arrivals are even because chance would decide a stage of some 24 Poisson arrivals."""
     flags: dict[str, Any] = {}
     rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
     start = args.start_rate
@@ -121,6 +124,8 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     if args.stage_seconds is None:
         low, high = STAGE_SECONDS
         flags["stage_seconds"] = round(min(max(STAGE_REQUESTS / start, low), high) * seconds / SWEEP_SECONDS, 1)
+    if args.burstiness is None:
+        flags["burstiness"] = math.inf
     # Prompts enough for many doublings; where some repeat, few enough that they repeat from the first stage on.
     flags["num_prompts"] = _within(rate * (120 if args.duplicates else 1200), REQUESTS)
     return Choice(flags, seconds + (args.stage_seconds or flags["stage_seconds"]))

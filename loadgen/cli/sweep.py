@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"duration of arrivals per stage (default: probed; {STAGE_SECONDS:g} with {GIVEN})",
     )
     group.add_argument(
-        "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
+        "--burstiness", type=positive, metavar="B", help=f"1 Poisson, inf constant (default: inf; 1 with {GIVEN})"
     )
     group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests in flight")
     flags.refuse_workers(
@@ -201,6 +201,7 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     job = await prepare(args, {"a": flags.base_of(args)}, hide, choose_sweep)
     args.start_rate, args.stage_seconds = args.start_rate or START_RATE, args.stage_seconds or STAGE_SECONDS
     args.request_rate = args.start_rate
+    args.burstiness = args.burstiness or 1.0
     workload = open_workload(job.workload)
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())

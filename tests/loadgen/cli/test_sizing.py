@@ -58,11 +58,11 @@ def given(words: str, targets: int = 1, command: str = "run") -> tuple[argparse.
 @pytest.mark.parametrize(
     ("words", "speed", "chosen"),
     [
-        ("", speed(), {"max_tokens": 36, "num_prompts": 60}),  # 8 users, 4 s a request
+        ("", speed(), {"max_tokens": 26, "num_prompts": 80}),  # 8 users, 3 s a request
         ("", speed(first=0.05, gap=0.005), {"max_tokens": 128, "num_prompts": 350}),
         ("", speed(first=9.0, gap=2.0), {"max_tokens": 8, "num_prompts": 10}),
         ("", speed(users=1, first=9.0, gap=2.0), {"max_concurrency": 1, "max_tokens": 8, "num_prompts": 8}),
-        ("--max-concurrency 1", speed(users=1), {"max_tokens": 36, "num_prompts": 8}),
+        ("--max-concurrency 1", speed(users=1, first=0.1, gap=0.02), {"max_tokens": 14, "num_prompts": 83}),
         ("--max-tokens 10", speed(), {"num_prompts": 171}),
         ("--corpus-output-len 10", speed(), {"num_prompts": 171}),
         ("--dataset-name random --random-output-len 10", speed(), {"num_prompts": 171}),
@@ -82,25 +82,38 @@ def test_length_and_count_of_a_run_follow_from_the_pace(words: str, speed: Speed
 def test_each_pair_is_two_requests() -> None:
     args, job = given("", targets=2)
     choice = choose_run(args, job, speed())
-    assert choice.flags["num_prompts"] == 30
-    assert str(choice) == "--max-tokens 36 --num-prompts 30 (about 30 s at that pace)"
+    assert str(choice) == "--max-tokens 26 --num-prompts 40 (about 30 s at that pace)"
 
 
 @pytest.mark.parametrize(
     ("words", "speed", "chosen"),
     [
-        ("", speed(), {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "num_prompts": 8000}),
+        (
+            "",
+            speed(),
+            {
+                "max_tokens": 8,
+                "start_rate": 3.3,
+                "stage_seconds": 8.0,
+                "burstiness": math.inf,
+                "num_prompts": 8000,
+            },
+        ),
         (
             "--duplicates 0.5",
             speed(),
-            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "num_prompts": 800},
+            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "burstiness": math.inf, "num_prompts": 800},
         ),
-        ("--start-rate 1 --max-tokens 6", speed(), {"stage_seconds": 12.0, "num_prompts": 9600}),
-        ("--stage-seconds 3 --top-rate 2 --max-tokens 6", speed(), {"start_rate": 2.0, "num_prompts": 9600}),
+        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 9600}),
+        (
+            "--stage-seconds 3 --top-rate 2 --max-tokens 6",
+            speed(),
+            {"start_rate": 2.0, "burstiness": math.inf, "num_prompts": 9600},
+        ),
         (
             "--max-seconds 9 --max-tokens 6",
             speed(),
-            {"start_rate": 4.0, "stage_seconds": 2.0, "num_prompts": 9600},
+            {"start_rate": 4.0, "stage_seconds": 2.0, "burstiness": math.inf, "num_prompts": 9600},
         ),
     ],
 )
@@ -277,9 +290,9 @@ def only(folder: Path) -> Path | None:
 
 def documented(command: str) -> list[str]:
     text = (ROOT / "loadgen/README.md").read_text()
-    line = re.search(rf"^python -m loadgen ({command} .*(?:\\\n.*)*)$", text, re.MULTILINE)
+    line = re.search(rf"^python -m loadgen ({command} (?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert line is not None
-    return shlex.split(line[1], comments=True)
+    return shlex.split(line[1].replace("\\\n", " "), comments=True)
 
 
 @pytest.mark.parametrize("command", ["run", "sweep", "ab"])
@@ -314,7 +327,8 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
     assert {record.shared for record in records} >= {"miss", "hit"}
     report = (folder / "report.md").read_text()
     for name in chosen:
-        row = rf"^\| {name.replace('_', ' ')} +\| {run.config[name]:,.6g} \(chosen by the probe\) +\|$"
+        value = str(run.config[name]).removesuffix(".0")
+        row = rf"^\| {name.replace('_', ' ')} +\| {value} \(chosen by the probe\) +\|$"
         assert re.search(row, report, re.MULTILINE), (row, report)
 
 
