@@ -98,7 +98,7 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS), prog: str = "python -m
         if name in commands:
             module = importlib.import_module(command.module)
             module.add_arguments(sub)
-            sub.set_defaults(main=module.main, parser=sub)
+            sub.set_defaults(main=module.main)
     return parser
 
 
@@ -124,12 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
     """The arguments. Ends the program with one line for a word that no flag takes."""
-    args, unknown = parser_for([word for word in words[:1] if word in COMMANDS], prog).parse_known_args(words)
-    parser: Parser = args.parser
-    del args.parser
+    parser = parser_for([word for word in words[:1] if word in COMMANDS], prog)
+    args, unknown = parser.parse_known_args(words)
     if unknown:
         others = (name for name in COMMANDS if name != args.command)
-        parser.refuse_unknown(unknown, {name: flags_of_command(name) for name in others})
+        parser.command(args.command).refuse_unknown(unknown, {name: flags_of_command(name) for name in others})
     return args
 
 

@@ -112,6 +112,12 @@ class Parser(argparse.ArgumentParser):
         suggestion = did_you_mean(meant or closest(flag, known)) or f"; {self.prog} --help lists the flags"
         self.error(f"unknown flag {flag}{suggestion}")
 
+    def command(self, name: str) -> Parser:
+        """The parser of one command of the program."""
+        (parser,) = (action.choices[name] for action in self._actions if isinstance(action.choices, dict))
+        assert isinstance(parser, Parser)
+        return parser
+
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
