@@ -1,5 +1,5 @@
-"""Owns the program: `list`, `stats`, `compose`, `documents`, `verify`, `calibrate`.
-Data goes to stdout or a file, tables and words to stderr where data has stdout."""
+"""`python -m corpus`: `list`, `stats`, `compose`, `documents`, `verify`, `calibrate`. Data goes to stdout or a
+file; tables and messages go to stdout, or to stderr where data has stdout."""
 
 from __future__ import annotations
 
@@ -30,59 +30,78 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m corpus", description=__doc__.splitlines()[0])
-    commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the prompt sets and the presets")
-    commands.add_parser("stats", help="tokens and bytes of each set, and the error of the estimate")
-    commands.add_parser("verify", help="manifest and files against each other; exit 1 where they disagree")
-    made = commands.add_parser("documents", help="the set `documents`, composed anew, on stdout")
+    top = argparse.ArgumentParser(
+        prog="python -m corpus", description="Prompt sets, and workloads composed of them for `loadgen`."
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("list", help="list the prompt sets and the presets")
+    commands.add_parser("stats", help="tokens and bytes of each set, and the error of estimated lengths")
+    commands.add_parser("verify", help="check the files against the manifest; exit code 1 if they differ")
+    made = commands.add_parser("documents", help="compose the set `documents` again, on stdout")
     made.add_argument("--count", type=int, default=60)
     made.add_argument("--seed", type=int, default=1)
     measured = commands.add_parser(
-        "calibrate", help="count tokens at a server's /tokenize, such as python -m proxy"
+        "calibrate", help="count tokens by the /tokenize of a server such as python -m proxy"
     )
     measured.add_argument("--url", required=True)
     measured.add_argument("--write", action="store_true", help="write the manifest; otherwise only compare")
-    _compose_flags(commands.add_parser("compose", help="a workload, and how close it came to what was asked"))
+    _compose_flags(commands.add_parser("compose", help="compose a workload, and print how close it came"))
     return top
 
 
 def _compose_flags(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--preset", choices=sorted(PRESETS), help="the shape of a published trace")
+    add.add_argument("--preset", choices=sorted(PRESETS), help="imitate a published trace")
     add.add_argument(
-        "--lengths", choices=("quantiles", "lognormal"), default="quantiles", help="how a preset draws them"
+        "--lengths", choices=("quantiles", "lognormal"), default="quantiles", help="how a preset draws lengths"
     )
     add.add_argument(
         "--grid", action="store_true", help="keep a preset's coarse clock; do not spread times within it"
     )
     add.add_argument("--num-prompts", type=int, metavar="N", help="requests (default 1000, or the preset's)")
     add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--out", metavar="FILE", help="where the workload goes (default stdout; - is stdout)")
-    add.add_argument("--dry", action="store_true", help="only the table")
+    add.add_argument("--out", metavar="FILE", help="output file (default: - for stdout)")
+    add.add_argument("--dry", action="store_true", help="print the table only")
     add.add_argument("--endpoint", choices=("chat", "completions", "embeddings"), default="chat")
     add.add_argument(
-        "--corpus-set", metavar="NAME[,NAME]", default="", help="hand-written prompts, at their own length"
+        "--corpus-set", metavar="NAME[,NAME]", default="", help="use handwritten prompts, at their own length"
     )
     add.add_argument(
         "--input-len", metavar="LENGTHS", help="512, lognormal:MU,SIGMA or quantiles:P50,P90,P99,MEAN"
     )
     add.add_argument("--output-len", metavar="LENGTHS", help="the same; tokens, sent as max_tokens (default 128)")
     add.add_argument(
-        "--request-rate", type=float, metavar="R", help="requests a second (default 1, or the preset's)"
+        "--request-rate", type=float, metavar="R", help="requests per second (default 1, or the preset's)"
     )
     add.add_argument(
-        "--burstiness", type=float, metavar="B", help="gamma shape of gaps: 1 Poisson, inf even (default 1)"
+        "--burstiness",
+        type=float,
+        metavar="B",
+        help="gamma shape of gaps: 1 Poisson, inf constant (default 1)",
     )
-    add.add_argument("--duplicates", type=float, metavar="SHARE", help="requests that repeat an earlier one")
     add.add_argument(
-        "--zipf", type=float, default=1.1, metavar="S", help="exponent of the popularity of twins and groups"
+        "--duplicates", type=float, metavar="SHARE", help="share of requests that repeat an earlier one"
     )
     add.add_argument(
-        "--prefix-share", type=float, default=0.0, metavar="SHARE", help="prompts with a shared opening"
+        "--zipf",
+        type=float,
+        default=1.1,
+        metavar="S",
+        help="exponent of the popularity of repeats and prefixes (default 1.1)",
     )
-    add.add_argument("--prefix-groups", type=int, default=8, metavar="N", help="different openings")
-    add.add_argument("--prefix-len", type=int, default=512, metavar="N", help="tokens of an opening")
-    add.add_argument("--unique", action="store_true", help="a nonce in front of every different prompt")
+    add.add_argument(
+        "--prefix-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of prompts that begin with a common prefix",
+    )
+    add.add_argument(
+        "--prefix-groups", type=int, default=8, metavar="N", help="number of common prefixes (default 8)"
+    )
+    add.add_argument(
+        "--prefix-len", type=int, default=512, metavar="N", help="tokens of a common prefix (default 512)"
+    )
+    add.add_argument("--unique", action="store_true", help="put a nonce in front of every distinct prompt")
 
 
 def plan_of(args: argparse.Namespace) -> tuple[Plan, Preset | None]:

@@ -1,4 +1,4 @@
-"""Owns when requests arrive: point processes whose rate, gap CV and dispersion are those of published traces."""
+"""Arrival times: point processes whose rate, gap CV and dispersion are those of published traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns composed text: sentences of our own writing, filled and joined by chance, to any length."""
+"""Composed text of any length: handwritten sentences, filled and joined at random."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns prompts as chains of cache blocks: which blocks requests share, and the text that blocks stand for."""
+"""Prompts as chains of prefix-cache blocks: which blocks requests share, and the text of each block."""
 
 from __future__ import annotations
 

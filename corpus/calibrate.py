@@ -1,4 +1,4 @@
-"""Owns the manifest's making: files counted and hashed, tokens counted by a server's `/tokenize`."""
+"""Makes the manifest: counts and hashes the files, and counts tokens by a server's `/tokenize`."""
 
 from __future__ import annotations
 

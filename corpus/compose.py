@@ -1,5 +1,5 @@
-"""Owns workloads: prompts, twins, shared prefixes, lengths and arrival times joined into requests.
-Everything follows from the plan and its seed: twice the same plan, twice the same bytes."""
+"""Composes workloads: joins prompts, duplicates, shared prefixes, lengths and arrival times into requests. The
+same plan and seed give the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns seeded chance: every draw that the corpus makes, the same on every machine and Python version."""
+"""Seeded random draws, the same on every machine and Python version."""
 
 from __future__ import annotations
 

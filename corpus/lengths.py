@@ -1,6 +1,5 @@
-"""Owns how long prompts and answers are: distributions of token counts, by chance or by quantile.
-Input and output are drawn apart: in the published traces their logarithms hardly correlate (Azure
-2023: 0.09 and -0.01)."""
+"""Lengths of prompts and answers: distributions of token counts, drawn at random or by quantile. Input and output
+are drawn independently: in the published traces their logarithms hardly correlate (Azure 2023: 0.09 and -0.01)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the prompt sets as files: the manifest, reading a set, and holding the two to each other."""
+"""The prompt sets as files: reads the manifest and the sets, and verifies one against the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns the statistics of requests as they were composed or sent: twins, shared prefixes, arrivals, lengths."""
+"""Statistics of requests as composed or sent: duplicates, shared prefixes, arrivals, lengths."""
 
 from __future__ import annotations
 

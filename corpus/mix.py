@@ -1,5 +1,5 @@
-"""Which requests are alike: a stated share of duplicates with popularity by Zipf's law, and the nonce that makes a
-prompt share no cached prefix with any other."""
+"""Duplicates in a stated share, with popularity by Zipf's law, and the nonce that keeps a prompt from sharing a
+cached prefix with any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Owns what is published of real traces, and the models that imitate it."""
+"""Published statistics of real traces, and the models that imitate them."""
 
 from __future__ import annotations
 

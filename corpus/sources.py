@@ -1,4 +1,4 @@
-"""Owns distinct prompts without end: the hand-written ones first, then variants of them, each a different text."""
+"""An endless supply of distinct prompts: the handwritten ones first, then variants, each a different text."""
 
 from __future__ import annotations
 

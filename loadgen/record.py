@@ -29,6 +29,9 @@ class Kind(StrEnum):
 
 GENERATED = frozenset({Kind.CONTENT, Kind.REASONING, Kind.TOOL, Kind.WHOLE})
 
+FRESH = frozenset({None, "miss", "merged", "bypass"})
+"""Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
+
 
 class Event(msgspec.Struct, array_like=True):
     """One event of a stream. Times are nanoseconds since the run's start, on one clock.
@@ -98,7 +101,7 @@ class Lag(msgspec.Struct, kw_only=True):
     loop_ms: dict[str, float] = {}  # event-loop lag: "p50", "p99", "max"
     read_ms: dict[str, float] = {}  # from the kernel's stamp to the program, exact events only
     late_ms: dict[str, float] = {}  # sent - due, for requests that the cap did not delay
-    censored: float = 0.0  # share of generated-content events whose time is an interval
+    censored: float = 0.0  # share of generated-content events whose time is an interval, without shared responses
     censored_width_ms: dict[str, float] = {}  # widths of those intervals
     cpu: float = 0.0  # CPU seconds per wall second of the busiest worker process
     clock_drift_ms: float = 0.0  # realtime against monotonic, over the run

@@ -33,7 +33,7 @@ COMMANDS = {
     "loadgen": ["run", "ab", "sweep", "calibrate", "report", "compare"],
     "corpus": ["list", "stats", "verify", "documents", "calibrate", "compose"],
 }
-GATEWAY = ("proxy", "proxy.probe")  # `--help` shows the most important flags
+SHORT_HELP = {("proxy",), ("proxy.probe",)} | {("loadgen", name) for name in ("run", "ab", "sweep")}
 PLAIN = ("proxy.keys", "proxy.probe")  # modules, not packages
 SAMPLE = re.compile(r"^(gateway_\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? ", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
@@ -48,7 +48,9 @@ def flags(module: str, *command: str) -> Iterator[str]:
 
     with (
         mock.patch.object(argparse.ArgumentParser, "print_help", print_help),
-        mock.patch.object(sys, "argv", [module, *command, "--help-all" if module in GATEWAY else "--help"]),
+        mock.patch.object(
+            sys, "argv", [module, *command, "--help-all" if (module, *command) in SHORT_HELP else "--help"]
+        ),
         mock.patch.dict(os.environ, COLUMNS="400"),
         suppress(SystemExit),
     ):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from loadgen.record import GENERATED, Event, Failure, Kind, Record
+from loadgen.record import FRESH, GENERATED, Event, Failure, Kind, Record
 
 MS: Final = 1e6
 """Nanoseconds in a millisecond."""
@@ -28,9 +28,6 @@ Definitions = Literal["loadgen", "vllm"]
 VLLM: Final = GENERATED | {Kind.ROLE, Kind.FINISH}
 """What vLLM 0.32 counts as a chunk: anything with `choices`, so the bare role and the bare finish_reason too.
 (An empty delta as well, which `BatchKey` does not tell from a comment: those are left out.)"""
-
-FRESH: Final = frozenset({None, "miss", "merged", "bypass"})
-"""Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
 
 
 class Span(NamedTuple):

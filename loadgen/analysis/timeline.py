@@ -80,11 +80,13 @@ def peak_in_flight(requests: Iterable[Measured]) -> int:
 
 def kept_up(requests: Sequence[Measured]) -> float:
     """The completed share times `completion_ratio`: whether a server falls behind, as `sweep` measures it. The
-    drain after the last arrival does not count against it."""
-    ends = [request.end_ns for request in requests if request.completed and request.end_ns is not None]
-    if not ends:
+    drain after the last arrival does not count against it, and shared responses, which end at once, not for it."""
+    completed = sum(request.completed for request in requests)
+    if not completed:
         return 0.0
-    return completion_ratio([request.due_ns for request in requests], ends) * len(ends) / len(requests)
+    judged = [request for request in requests if request.fresh] or requests
+    ends = [request.end_ns for request in judged if request.completed and request.end_ns is not None]
+    return completion_ratio([request.due_ns for request in judged], ends) * completed / len(requests)
 
 
 def bin_timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:

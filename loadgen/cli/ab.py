@@ -55,9 +55,9 @@ def ab_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
 
 
 async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
-    job = await prepare(args, {"a": args.a, "b": args.b})
-    workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
+    job = await prepare(args, {"a": args.a, "b": args.b}, hide)
+    workload = open_workload(job.workload)
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
     total = None if job.num_prompts is None else 2 * job.num_prompts

@@ -49,8 +49,8 @@ class Side(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, help="folder of the baseline run (before)")
-    parser.add_argument("b", type=Path, help="folder of the run to judge (after)")
+    parser.add_argument("a", type=Path, metavar="A", help="folder of the baseline run (before)")
+    parser.add_argument("b", type=Path, metavar="B", help="folder of the run to judge (after)")
     parser.add_argument(
         "--fail-if",
         action="append",

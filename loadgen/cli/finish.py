@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -142,23 +141,14 @@ def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int
     return INVALID if run.invalid else OK
 
 
-def write_files(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
-    """Write run.json and the reports."""
+def report(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
+    """Write run.json and the reports, and print the verdicts, the headline and the own error on stderr."""
     store.write_run(folder, run)
-    write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ())))
-
-
-def print_summary(folder: Path, run: Run, records: Sequence[Record]) -> None:
-    """Print a few lines; the figures are in the report."""
-    measured = [record for record in records if not record.warmup]
-    failures = Counter(record.failure for record in measured if record.failure is not None)
-    failed = ", ".join(f"{count} {kind}" for kind, count in failures.most_common())
-    lines = [f"{len(measured)} requests in {run.duration_ns / 1e9:.2f} s, failed: {failed or 'none'}"]
-    shown: set[str] = set()
-    for record in measured:
-        if record.failure is not None and record.failure not in shown:
-            shown.add(record.failure)
-            lines.append(f"  {record.failure}: {record.detail}")
+    view = write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ()))).view
+    lines = [view.measurement, view.result]
+    lines += [f"  {name:<18} {value} ({detail})" for name, value, detail in view.headline]
+    details = {record.failure: record.detail for record in reversed(records) if not record.warmup}
+    lines += [f"  {failure}: {detail}" for failure, detail in details.items() if failure is not None]
     lag = run.lag
     error = [f"receive clock {lag.clock}, send clock {lag.send_clock}"]
     for name, values in (
@@ -170,8 +160,7 @@ def print_summary(folder: Path, run: Run, records: Sequence[Record]) -> None:
             error.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")
     error.append(f"merged events {lag.censored:.1%}, CPU {lag.cpu:.0%}")
     lines.append(f"own error: {'; '.join(error)}")
-    lines += [f"warning: {text}" for text in run.warnings]
-    lines += [f"INVALID: {text}" for text in run.invalid]
+    lines += [f"warning: {text}" for text in view.warnings]
     lines.append(f"written to {folder}")
     print("\n".join(lines), file=sys.stderr)
 

@@ -7,42 +7,98 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
 
+from loadgen.cli.parser import Parser
 from loadgen.errors import StoreError, UsageError, WorkloadError
 
 USAGE: Final = 2
+SHELLS: Final = ("bash", "zsh", "tcsh")
+SCRIPT: Final = "gateway-load"
+
+
+class Command(NamedTuple):
+    module: str
+    summary: str
+    usage: str  # arguments
+    short: bool = False  # it has flags enough for a short help
+
 
 COMMANDS: Final = {
-    "run": ("loadgen.cli.run", "send requests to a server and measure what comes back"),
-    "ab": ("loadgen.cli.ab", "the same requests to two servers, interleaved and paired"),
-    "sweep": ("loadgen.cli.sweep", "rising rates up to saturation, and the knee"),
-    "calibrate": (
+    "run": Command(
+        "loadgen.cli.run", "send requests to a server and measure what comes back", "--base-url URL [FLAGS]", True
+    ),
+    "ab": Command(
+        "loadgen.cli.ab",
+        "the same requests to two servers, interleaved and paired",
+        "--a URL --b URL [FLAGS]",
+        True,
+    ),
+    "sweep": Command(
+        "loadgen.cli.sweep", "rising rates up to saturation, and the knee", "--base-url URL [FLAGS]", True
+    ),
+    "calibrate": Command(
         "loadgen.cli.calibrate",
         "this generator's error on this machine, and how much load it can drive",
+        "[FLAGS]",
     ),
-    "report": ("loadgen.cli.report", "write a run's reports again from its raw events"),
-    "compare": ("loadgen.cli.compare", "compare two runs: effect, interval, verdict, exit code"),
+    "report": Command("loadgen.cli.report", "write a run's reports again from its raw events", "FOLDER [FLAGS]"),
+    "compare": Command(
+        "loadgen.cli.compare", "compare two runs: effect, interval, verdict, exit code", "A B [FLAGS]"
+    ),
 }
 DESCRIPTION: Final = """\
 Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
 
-exit codes: 0 valid; 1 more requests failed than --max-error-rate allows; 2 wrong usage; 3 the measurement is
-invalid (its own error exceeded a limit); 130 ended by Ctrl-C, with the report written."""
+exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate allows; 2 wrong usage, or no
+response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130 ended by Ctrl-C,
+with the report written."""
 
 
-def parser_for(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"loadgen {version('streaming-gateway')}")
+        parser.exit()
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: object, __: object = None) -> NoReturn:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("--print-completion needs a package: pip install shtab")
+        print(shtab.complete(parser_for(prog=SCRIPT), str(shell)))
+        parser.exit()
+
+
+def parser_for(commands: Sequence[str] = tuple(COMMANDS), prog: str = "python -m loadgen") -> Parser:
     """The parser, with the flags of these commands only: the others are not imported."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loadgen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, usage=f"{prog} COMMAND [FLAGS]", description=DESCRIPTION)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the completion of {SCRIPT} for bash, zsh or tcsh, and exit",
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
-        sub = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name,
+            prog=f"{prog} {name}",
+            usage=f"{prog} {name} {command.usage}",
+            help=command.summary,
+            description=command.summary[0].upper() + command.summary[1:] + ".",
+            short=command.short,
+        )
         if name in commands:
-            command = importlib.import_module(module)
-            command.add_arguments(sub)
-            sub.set_defaults(main=command.main)
+            module = importlib.import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(main=module.main)
     return parser
 
 
@@ -52,10 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loadgen.drive import worker_main
 
         return worker_main()
-    requested = [word for word in words[:1] if word in COMMANDS]
+    prog = SCRIPT if Path(sys.argv[0]).name == SCRIPT else "python -m loadgen"
     try:
-        parser = parser_for(requested)
-        args = parser.parse_args(words)
+        args = _parsed(words, prog)
         run = args.main
         del args.main
         code: int = run(args, words)
@@ -65,6 +120,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped without a report", file=sys.stderr)
         return 130
     return code
+
+
+def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
+    """The arguments. Ends the program with one line for a word that no flag takes."""
+    parser = parser_for([word for word in words[:1] if word in COMMANDS], prog)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        others = (name for name in COMMANDS if name != args.command)
+        parser.command(args.command).refuse_unknown(unknown, {name: flags_of_command(name) for name in others})
+    return args
+
+
+def flags_of_command(command: str) -> list[str]:
+    parser = Parser(prog=command)
+    importlib.import_module(COMMANDS[command].module).add_arguments(parser)
+    return parser.flags()
 
 
 def _refuse(message: str) -> int:

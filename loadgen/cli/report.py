@@ -25,7 +25,9 @@ from loadgen.store import read_records, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder of a run, with events.jsonl and run.json")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder of a run, with events.jsonl and run.json"
+    )
     parser.add_argument("--out", type=Path, help="folder for the reports (default: the run's own)")
     parser.add_argument("--goodput", nargs="+", metavar="NAME:MS", help="objectives instead of the run's")
     parser.add_argument(
@@ -42,7 +44,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         run = read_run(args.folder)
         slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
-        written = write_measured(args.out or args.folder, run, requests, summary)
+        written = write_measured(args.out or args.folder, run, requests, summary).paths
     except (StoreError, BadGoodput) as error:
         return refuse(str(error))
     except OSError as error:

@@ -7,9 +7,10 @@ import argparse
 import asyncio
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -18,6 +19,7 @@ from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Client,
@@ -33,10 +35,11 @@ from loadgen.drive import (
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.secrets import Hide
-from loadgen.spec import Pace
+from loadgen.spec import Http, Pace
 from loadgen.workload import Workload, describe_sent, open_workload
 
-DEFAULT_CONCURRENCY: Final = 8
+Chooser = Callable[[argparse.Namespace, Job, Speed], Choice]
+"""How a command's flags follow from the server's speed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +72,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
 
 def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group(
-        "arrivals", f"Without a rate: a closed loop with --max-concurrency users (default {DEFAULT_CONCURRENCY})."
+        "arrivals", f"Without a rate: a closed loop with --max-concurrency users (default {DEFAULT_USERS})."
     )
     positive = values.number(0, above=True)
     group.add_argument(
@@ -116,7 +119,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
-    job = await prepare(args, {"a": base})
+    job = await prepare(args, {"a": base}, hide)
     workload = open_workload(job.workload)
     folder = finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
@@ -143,18 +146,18 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    finish.print_summary(folder, run, records)
-    finish.write_files(folder, run, records, args.goodput)
+    finish.report(folder, run, records, args.goodput)
     return finish.exit_code(run, records, args.max_error_rate)
 
 
-async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
-    """The job, checked as far as possible before a request is sent. Raises UsageError."""
+async def prepare(
+    args: argparse.Namespace, targets: dict[str, str], hide: Hide, choose: Chooser = choose_run
+) -> Job:
+    """The job, checked as far as possible before the load. Without --num-prompts its size is chosen by a probe and
+    set in `args`. Raises UsageError."""
     finish.check_goodput(args.goodput)
     http = flags.http_of(args, os.environ)
-    endpoint = flags.endpoint_of(args)
-    schedule, pace = arrivals_of(args)
-    max_in_flight = connection_limit(pace.max_concurrency)
+    connection_limit(arrivals_of(args)[1].max_concurrency)
     client = Client(http, kernel=False)
     try:
         model = args.model
@@ -165,6 +168,28 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
                 await get_models(client, base, http, wait=args.ready_check_timeout_sec)
     finally:
         await client.close()
+    job = job_of(args, targets, http, model)
+    if needs_probe(args, job):
+        await _size(args, job, hide, choose)
+        job = job_of(args, targets, http, model)
+    return job
+
+
+async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser) -> None:
+    """Choose flags by a probe, print what was measured and chosen, and set them in `args`."""
+    print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
+    speed = await probe(job, hide, users=args.max_concurrency)
+    choice = choose(args, job, speed)
+    print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)
+    for name, value in choice.flags.items():
+        setattr(args, name, value)
+    args.probe, args.chosen_by_probe = str(speed), list(choice.flags)
+
+
+def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model: str) -> Job:
+    """Raises UsageError."""
+    endpoint = flags.endpoint_of(args)
+    schedule, pace = arrivals_of(args)
     job = Job(
         run=f"lg{os.urandom(5).hex()}",
         targets=targets,
@@ -177,7 +202,7 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
         workload=workload_options(args, endpoint),
         num_prompts=args.num_prompts,
         num_warmups=args.num_warmups,
-        max_in_flight=max_in_flight,
+        max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
         secrets=flags.secrets_of(args, os.environ),
         workers=getattr(args, "workers", 1),
@@ -219,7 +244,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
     schedule = Schedule(
         rate=None if infinite else args.request_rate,
         all_at_once=infinite,
-        burstiness=None if args.burstiness == float("inf") else args.burstiness,
+        burstiness=None if args.burstiness == float("inf") else args.burstiness or 1.0,
         ramp=ramp,
         seed=args.seed,
     )
@@ -227,7 +252,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         raise UsageError("--shed needs an open loop (--request-rate) and --max-concurrency")
     cap = args.max_concurrency
     pace = Pace(
-        max_concurrency=cap if schedule.open_loop else cap or DEFAULT_CONCURRENCY,
+        max_concurrency=cap if schedule.open_loop else cap or DEFAULT_USERS,
         open_loop=schedule.open_loop,
         shed=args.shed,
         max_seconds=args.max_seconds,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from loadgen import store
 from loadgen.analysis import (
@@ -21,6 +23,7 @@ from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
+from loadgen.cli.sizing import SWEEP_SECONDS, choose_sweep
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Job,
@@ -36,10 +39,14 @@ from loadgen.drive import (
     warm_up,
 )
 from loadgen.errors import UsageError
-from loadgen.record import Record
+from loadgen.record import FRESH, Record
 from loadgen.secrets import Hide
 from loadgen.spec import Pace
 from loadgen.workload import Prompt, Workload, open_workload
+
+START_RATE: Final = 1.0
+STAGE_SECONDS: Final = 30.0
+GIVEN: Final = "--num-prompts or --rates"  # with these there is no probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rates", type=values.rates, metavar="R,R,…", help="these rates only, in requests per second"
     )
     group.add_argument(
-        "--start-rate", type=positive, default=1.0, metavar="R", help="lowest rate (default %(default)g)"
+        "--start-rate",
+        type=positive,
+        metavar="R",
+        help=f"lowest rate (default: probed; {START_RATE:g} with {GIVEN})",
     )
     group.add_argument(
         "--top-rate", type=positive, default=1024.0, metavar="R", help="highest rate (default %(default)g)"
@@ -59,12 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stage-seconds",
         type=positive,
-        default=30.0,
         metavar="S",
-        help="duration of arrivals per stage (default %(default)g)",
+        help=f"duration of arrivals per stage (default: probed; {STAGE_SECONDS:g} with {GIVEN})",
     )
     group.add_argument(
-        "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
+        "--burstiness", type=positive, metavar="B", help=f"1 Poisson, inf constant (default: inf; 1 with {GIVEN})"
     )
     group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests in flight")
     flags.refuse_workers(
@@ -77,9 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:
-    if args.top_rate < args.start_rate:
+    if args.start_rate and args.top_rate < args.start_rate:
         raise UsageError(f"--top-rate {args.top_rate:g} is below --start-rate {args.start_rate:g}")
-    args.request_rate = args.start_rate
+    args.request_rate = START_RATE  # an open loop; each stage has its own rate
     args.shed, args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps = False, None, None, None
     args.trace_speed = 1.0
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -100,14 +109,23 @@ class Sweep:
         self.worker_errors: list[WorkerError] = []
         self.start_unix_ns = 0
         self.ran_out = False
+        self._began_ns = session.now()
+        self._last_start_s = SWEEP_SECONDS if getattr(args, "probe", None) else math.inf
+
+    @property
+    def _elapsed_s(self) -> float:
+        return (self._session.now() - self._began_ns) / 1e9
 
     def next_rate(self) -> float | None:
         if self._session.stopped or self.ran_out:
             return None
+        if self._elapsed_s > min(self._last_start_s, self._args.max_seconds or math.inf):
+            return None
         if self._rates is not None:
             done = len(self.stages)
             return self._rates[done] if done < len(self._rates) else None
-        return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+        rate = next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+        return rate and float(f"{rate:.3g}")
 
     async def stage(self, rate: float, zero_ns: int) -> SweepStage:
         """Send at this rate for the stage's seconds, then wait until all requests have ended."""
@@ -117,9 +135,14 @@ class Sweep:
         schedule = schedule_requests(
             self._unused_prompts(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
         )
+        limit = self._args.max_seconds
         outcome = await self._session.phase(
             schedule,
-            Pace(max_concurrency=self._job.pace.max_concurrency, open_loop=True),
+            Pace(
+                max_concurrency=self._job.pace.max_concurrency,
+                open_loop=True,
+                max_seconds=None if limit is None else max(limit - self._elapsed_s, 0.0),
+            ),
             records.append,
             start_ns=zero_ns,
             rate=rate,
@@ -130,7 +153,9 @@ class Sweep:
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
         stage = stage_of(rate, records)
-        if not self._session.stopped:  # an interrupted stage says nothing about its rate
+        if not any(
+            record.failure == "cancelled" for record in records
+        ):  # a stage cut off says nothing of its rate
             self.stages.append(stage)
         return stage
 
@@ -152,13 +177,16 @@ class Sweep:
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
-    """The stage's result. Achieved: the requested rate times the successful share times `completion_ratio`."""
+    """The stage's result. Achieved: the requested rate times the successful share times the `completion_ratio` of
+    the responses that were not shared: a cache always keeps up."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return SweepStage(requested=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+    judged = [record for record in measured if record.shared in FRESH] or measured
     kept = completion_ratio(
-        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+        [record.due_ns for record in judged],
+        [record.end_ns for record in judged if record.failure is None and record.end_ns is not None],
     )
     return SweepStage(
         requested=rate,
@@ -169,9 +197,12 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
 
 
 async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
-    job = await prepare(args, {"a": flags.base_of(args)})
-    workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
+    job = await prepare(args, {"a": flags.base_of(args)}, hide, choose_sweep)
+    args.start_rate, args.stage_seconds = args.start_rate or START_RATE, args.stage_seconds or STAGE_SECONDS
+    args.request_rate = args.start_rate
+    args.burstiness = args.burstiness or 1.0
+    workload = open_workload(job.workload)
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
     warm: list[Record] = []
@@ -189,7 +220,7 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                     stage = await sweep.stage(rate, zero)
                     for record in sweep.records[written:]:
                         store.append(file, record)
-                    cut = " (interrupted)" if session.stopped else ""
+                    cut = "" if stage in sweep.stages else " (cut off)"
                     print(line_of(stage) + cut, file=sys.stderr, flush=True)
             run.interrupted = session.stopped
     run.start_unix_ns = sweep.start_unix_ns
@@ -198,11 +229,21 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     if sweep.ran_out:
         run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
     if sweep.stages:
-        print(f"knee: {'below the lowest rate' if knee is None else f'{knee:g} requests/s'}", file=sys.stderr)
+        print(f"knee: {knee_words(sweep.stages)}", file=sys.stderr)
     if (warning := unsteady_warning(sweep.stages)) is not None:
         print(f"warning: {warning}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
+
+
+def knee_words(stages: Sequence[SweepStage]) -> str:
+    knee = find_knee(stages)
+    if knee is None:
+        return "below the lowest rate"
+    above = min((stage.requested for stage in stages if stage.requested > knee), default=None)
+    if above is None:
+        return f"at least {knee:g} requests/s, the highest rate that was tried"
+    return f"{knee:g} requests/s; {above:g} was too much"
 
 
 def line_of(stage: SweepStage) -> str:

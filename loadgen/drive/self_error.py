@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from loadgen.record import GENERATED, Lag, Record
+from loadgen.record import FRESH, GENERATED, Lag, Record
 from loadgen.spec import Limits
 
 CLOCK = Literal["kernel", "user", "mixed"]
@@ -53,9 +53,11 @@ def _clock(by_kernel: int, by_user: int) -> CLOCK:
 
 
 def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> Lag:
-    """The lag of one run without its warm-up. Requests that waited for the cap do not count as late."""
+    """The lag of one run without its warm-up. Requests that waited for the cap do not count as late, and events of
+    shared responses, which a gateway sends in one piece, not as merged."""
     measured = [record for record in records if not record.warmup]
-    events = [event for record in measured for event in record.events if event.kind in GENERATED]
+    fresh = [record for record in measured if record.shared in FRESH]
+    events = [event for record in fresh for event in record.events if event.kind in GENERATED]
     censored = [event.at_ns - event.low_ns for event in events if event.at_ns != event.low_ns]
     return Lag(
         clock=_clock(
@@ -81,12 +83,12 @@ def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> L
 
 
 def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
-    """Median TTFT from due and median gap between generated events of successful requests, in milliseconds."""
+    """Median TTFT from due and median gap between generated events of successful requests, in milliseconds: of the
+    responses that were not shared, as in the reports, unless all were."""
     first: list[float] = []
     gaps: list[float] = []
-    for record in records:
-        if record.warmup or record.failure is not None:
-            continue
+    good = [record for record in records if not record.warmup and record.failure is None]
+    for record in [record for record in good if record.shared in FRESH] or good:
         times = [event.at_ns for event in record.events if event.kind in GENERATED]
         if times:
             first.append(times[0] - record.due_ns)

@@ -47,7 +47,7 @@ EXPECTED: Final = frozenset(
         "header",
         "quiet",
     }
-    | {"knee", "goodput", "machine load_1m"}
+    | {"knee", "goodput", "machine load_1m", "probe", "chosen_by_probe"}
 )
 """Settings that are often what is compared, or do not matter: listed without a warning."""
 

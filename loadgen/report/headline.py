@@ -25,7 +25,9 @@ Tile = tuple[str, str, str]  # label, value, detail
 
 def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
     if pairs is not None and summary.by_target:
-        return [*_overhead(pairs), *(_errors(part, f" at {name}") for name, part in summary.by_target.items())]
+        saved = (tile for name, part in summary.by_target.items() for tile in _saved(part, f" at {name}"))
+        errors = (_errors(part, f" at {name}") for name, part in summary.by_target.items())
+        return [*_overhead(pairs), *saved, *errors]
     _, stage, latency = focus(summary)
     whole = summary.whole
     if stage:
@@ -38,6 +40,7 @@ def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
             *_latency(latency, " at the knee" if knee else ", lightest rate"),
             ("peak completed", f"{rate(most)} req/s", f"at most {amount(whole.peak_in_flight)} in flight"),
             ("output", f"{rate(tokens)} tok/s", "at the best rate"),
+            *_saved(whole, ""),
             _errors(whole, ""),
         ]
     good = whole.goodput
@@ -50,6 +53,7 @@ def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
             f"at most {amount(whole.peak_in_flight)} in flight",
         ),
         ("output", f"{rate(whole.output_throughput)} tok/s" if whole.output_tokens else "…", peak),
+        *_saved(whole, ""),
         _errors(whole, ""),
         *([("goodput", percent(good.attainment), f"{rate(good.per_second)} good req/s")] if good else []),
     ]
@@ -62,6 +66,15 @@ def _latency(group: Group, where: str) -> list[Tile]:
         for name, stat in shown
         if stat.n
     ]
+
+
+def _saved(group: Group, where: str) -> list[Tile]:
+    """The share of the output that a gateway answered from its cache or from a generation under way."""
+    shared = group.output_tokens - group.generated_tokens
+    if not shared:
+        return []
+    tokens = f"{amount(shared)} of {amount(group.output_tokens)} tokens were not generated again"
+    return [(f"saved{where}", percent(shared / group.output_tokens), tokens)]
 
 
 def _errors(group: Group, where: str) -> Tile:

@@ -54,7 +54,9 @@ def render(view: View, plots: Sequence[str] = ()) -> str:
     lines = [
         f"# {escape_markdown(view.title)}",
         "",
-        f"**{escape_markdown(view.verdict)}**",
+        f"**{escape_markdown(view.measurement)}**",
+        "",
+        f"**{escape_markdown(view.result)}**",
         "",
         escape_markdown(view.ran),
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from loadgen.analysis import (
     Group,
@@ -30,8 +30,6 @@ from loadgen.analysis import (
 )
 from loadgen.record import Run
 from loadgen.report.headline import headline
-from loadgen.report.view_config import config_rows
-from loadgen.report.view_error import own_error
 
 NAMES: Final[Mapping[str, str]] = {
     "ttft": "TTFT",
@@ -57,6 +55,12 @@ DEFINITIONS: Final = (
     ("failed", "requests without a complete response. Their latency is in no percentile; goodput counts them."),
 )  # fmt: skip
 
+CLOCKS: Final = {
+    "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
+    "user": "the program's, after the read: its own delays are in every figure",
+    "mixed": "the kernel's for some reads, the program's for others",
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -73,8 +77,10 @@ class View:
 
     title: str
     date: str
-    valid: bool
-    verdict: str
+    sound: bool  # the generator's own error is within its limits
+    measurement: str
+    good: bool  # the run ended by itself and every request completed
+    result: str
     ran: str
     command: str
     headline: Sequence[tuple[str, str, str]]  # label, value, detail
@@ -101,8 +107,10 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     return View(
         title=run.label or "run",
         date=_moment(run.date),
-        valid=not run.invalid,
-        verdict=_verdict(run),
+        sound=not run.invalid,
+        measurement=_measurement(run),
+        good=_good(run, summary.whole),
+        result=_result(run, summary.whole),
         ran=_ran(run, summary),
         command=shlex.join(run.command),
         headline=headline(summary, pairs),
@@ -118,10 +126,32 @@ def _moment(date: str) -> str:
     return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
 
 
-def _verdict(run: Run) -> str:
+def _measurement(run: Run) -> str:
+    """About the generator alone: a sound measurement may well be of a bad result."""
     if run.invalid:
-        return "INVALID: do not use these figures. " + "; ".join(run.invalid)
-    return "VALID: the generator's own error is within its limits"
+        return "Measurement: INVALID, do not use these figures: " + "; ".join(run.invalid)
+    return "Measurement: sound, the generator's own error is within its limits"
+
+
+def _good(run: Run, whole: Group) -> bool:
+    return bool(whole.completed) and not whole.failed and not run.interrupted
+
+
+def _result(run: Run, whole: Group) -> str:
+    """What became of the requests."""
+    ended = whole.completed + whole.failed
+    if whole.failed:
+        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind != "cancelled")
+        words = f"{amount(whole.failed)} of {amount(ended)} requests FAILED ({kinds})"
+    else:
+        words = f"all {amount(ended)} requests completed" if ended else "no request completed"
+    if run.interrupted:
+        words = f"INTERRUPTED, until then {words}"
+    if whole.cancelled:
+        words += f", {amount(whole.cancelled)} cancelled"
+    if whole.goodput:
+        words += f"; {percent(whole.goodput.attainment)} met the objectives"
+    return f"Result: {words}"
 
 
 def _ran(run: Run, summary: Summary) -> str:
@@ -133,13 +163,18 @@ def _ran(run: Run, summary: Summary) -> str:
         _load(run, summary),
         f"model {run.model or '?'} at {where}{run.endpoint}" if not targets else f"model {run.model} at {targets}",
     ]
+    if chosen := run.config.get("chosen_by_probe"):
+        words.append(
+            "sized by a probe: "
+            + " and ".join(f"{name.replace('_', ' ')} {_plain(run.config.get(name))}" for name in chosen)
+        )
     if summary.warmups:
         words.append(f"{summary.warmups} warm-up requests excluded")
     if whole.cancelled:
         words.append(f"{whole.cancelled} cancelled, counted separately")
     if summary.definitions != "loadgen":
         words.append(f"with the definitions of {summary.definitions}")
-    return ", ".join(words) + (". Interrupted before its end." if run.interrupted else ".")
+    return ", ".join(words) + "."
 
 
 def _load(run: Run, summary: Summary) -> str:
@@ -317,3 +352,88 @@ def _paired(pairs: Pairs) -> Table:
         notes.append(f"Excluded: {pairs.only_b} where only a failed, {pairs.only_a} only b, {pairs.neither} both.")
     columns = ("b − a, ms", "pairs", "adjusted", "of a's p50", "median", "p95", "b slower")
     return Table("Paired difference", columns, rows, notes)
+
+
+# The generator's own error
+
+
+def own_error(run: Run, summary: Summary) -> list[list[str]]:
+    lag = run.lag
+    rows = [
+        ["receive clock", lag.clock, CLOCKS[lag.clock]],
+        ["send clock", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
+        ["event-loop lag", _spread(lag.loop_ms), "how late the event loop ran its callbacks"],
+        ["kernel to program", _spread(lag.read_ms), "the delay that the program's clock would have added"],
+        ["sent late", _spread(lag.late_ms), "sent − due, of requests that did not wait for the cap"],
+        [
+            "censored",
+            _censored(summary),
+            "events whose time is an interval, because the kernel merged their reads",
+        ],
+        ["interval width", _spread(lag.censored_width_ms), "of those intervals"],
+        ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
+        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic clock, over the run"],
+    ]
+    if lag.floor_ms:
+        floor = ", ".join(f"{_named(name)} {ms(value)}" for name, value in lag.floor_ms.items())
+        rows.append(["error floor", f"{floor} ms", "from `loadgen calibrate` on this machine"])
+    else:
+        rows.append(["error floor", "unknown", "run `loadgen calibrate` to measure it"])
+    return rows
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms(value)}" for name, value in values.items()) + " ms" if values else "not measured"
+
+
+def _censored(summary: Summary) -> str:
+    """Shared responses arrive in one piece, which is not this program's error: the share without them comes
+    first."""
+    whole = percent(summary.whole.censored)
+    return whole if summary.fresh is None else f"{percent(summary.fresh.censored)}; {whole} with shared responses"
+
+
+def _drift(milliseconds: float) -> str:
+    return "below 0.001 ms" if abs(milliseconds) < 0.001 else f"{ms(milliseconds)} ms"
+
+
+def _named(figure: str) -> str:
+    """ "TTFT p99" of ttft_p99."""
+    name, _, point = figure.partition("_")
+    return f"{name.upper()} {point}".strip()
+
+
+# Configuration
+
+
+def config_rows(run: Run) -> list[tuple[str, str]]:
+    """(setting, value) of every setting that is set."""
+    facts: dict[str, Any] = {
+        "command": shlex.join(run.command),
+        "seed": run.seed,
+        "workers": run.workers,
+        **{f"target {name}": url for name, url in run.targets.items()},
+        **{f"machine {key}": value for key, value in run.machine.items()},
+        **{f"sent {key}": value for key, value in run.sent_stats.items()},
+        **run.config,
+    }
+    chosen = facts.pop("chosen_by_probe", None) or ()
+    pairs = ((key, _plain(value)) for key, value in facts.items())
+    return [
+        (key.replace("_", " "), f"{text} (chosen by the probe)" if key in chosen else text)
+        for key, text in pairs
+        if text
+    ]
+
+
+def _plain(value: Any) -> str:
+    """A setting as text; empty for None, an empty list and an empty table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_plain, value))
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return "" if value is None else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,17 +23,22 @@ from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
 from loadgen.report.plot_style import file_svg
 from loadgen.report.result import result_json
-from loadgen.report.view import view
+from loadgen.report.view import View, view
 
 PLOTS = "plots"
 
 
-def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> list[Path]:
-    """Write all reports from the records. Returns the paths. Raises OSError."""
+class Written(NamedTuple):
+    view: View
+    paths: list[Path]
+
+
+def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> Written:
+    """Write all reports from the records. Raises OSError."""
     return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
 
 
-def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> list[Path]:
+def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> Written:
     """Write all reports of measured requests in order; an `ab` run also has a result.json for each side."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = pair_up(requests, seed=run.seed)
@@ -52,7 +58,7 @@ def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
     written.append(_bytes(folder / "report.md", report_md.render(shown, links).encode()))
     written.append(_bytes(folder / "report.html", report_html.render(shown, pictures).encode()))
-    return written
+    return Written(shown, written)
 
 
 def examples(requests: Iterable[Measured]) -> dict[str, str]:

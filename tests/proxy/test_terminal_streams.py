@@ -78,9 +78,12 @@ def test_a_reader_that_is_gone_and_a_disk_that_is_full_are_told_apart(
     assert stream.lost == "No space left on device"
 
 
-def test_what_a_terminal_would_obey_is_written_out(pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", STREAMS)
+def test_what_a_terminal_would_obey_is_written_out(
+    kind: type[Stream] | type[LoadgenStream], pipe: tuple[int, int]
+) -> None:
     reader, writer = pipe
-    Stream(writer).write("a\tb\n\x1b[2J\x9b1m\u202eé\x7f\r")
+    kind(writer).write("a\tb\n\x1b[2J\x9b1m\u202eé\x7f\r")
     assert os.read(reader, 100) == "a\tb\n\\x1b[2J\\x9b1m\\u202eé\\x7f\\r".encode()
 
 

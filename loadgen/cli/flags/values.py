@@ -27,12 +27,16 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Callab
     return read
 
 
+def integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        value = integer(text)
         if value < low or (high is not None and value > high):
             top = "" if high is None else f" and at most {high}"
             raise argparse.ArgumentTypeError(f"{text} is out of range; give a whole number of at least {low}{top}")

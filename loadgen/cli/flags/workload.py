@@ -4,8 +4,11 @@ say."""
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
+from collections.abc import Callable
 
+from loadgen.cli.flags import values
 from loadgen.errors import WorkloadError
 from loadgen.spec import Endpoint
 from loadgen.workload import DATASETS, Dataset, Options
@@ -16,8 +19,9 @@ _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_se
 def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     """Add the workload group, including `--num-prompts` and `--seed`. Defaults are those of `Options`."""
     group = parser.add_argument_group("workload")
+    any_number = values.number(-math.inf)
 
-    def add(flag: str, kind: type[int] | type[float] | type[str], text: str, metavar: str = "N") -> None:
+    def add(flag: str, kind: Callable[[str], object], text: str, metavar: str = "N") -> None:
         default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
         shown = "" if default is None else f" (default {default})"
         group.add_argument(flag, type=kind, default=default, metavar=metavar, help=text + shown)
@@ -31,19 +35,19 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset-path", str, "file, for custom, sharegpt and trace", "FILE")
     add("--prompt", str, "the same text for every request", "TEXT")
-    add("--num-prompts", int, "number of requests (default 1000, or all of a file)")
-    add("--seed", int, "seed of all random choices")
-    add("--random-input-len", int, "tokens of a random prompt")
-    add("--random-output-len", int, "tokens of its response")
-    add("--random-range-ratio", float, "both lengths vary uniformly by up to this share", "SHARE")
-    add("--random-prefix-len", int, "tokens of a prefix that all prompts share")
-    add("--prefix-repetition-prefix-len", int, "tokens of a shared prefix")
-    add("--prefix-repetition-suffix-len", int, "tokens of the distinct rest of each prompt")
-    add("--prefix-repetition-num-prefixes", int, "number of prefixes")
-    add("--prefix-repetition-output-len", int, "tokens of the response")
-    add("--sharegpt-output-len", int, "tokens of the response (default: about as in the file)")
-    add("--custom-output-len", int, "tokens of the response; -1: each line's output_tokens")
-    add("--corpus-output-len", int, "most tokens of a response (default: no limit)")
+    add("--num-prompts", values.integer, "number of requests (default 1000, or all of a file)")
+    add("--seed", values.integer, "seed of all random choices")
+    add("--random-input-len", values.integer, "tokens of a random prompt")
+    add("--random-output-len", values.integer, "tokens of its response")
+    add("--random-range-ratio", any_number, "both lengths vary uniformly by up to this share", "SHARE")
+    add("--random-prefix-len", values.integer, "tokens of a prefix that all prompts share")
+    add("--prefix-repetition-prefix-len", values.integer, "tokens of a shared prefix")
+    add("--prefix-repetition-suffix-len", values.integer, "tokens of the distinct rest of each prompt")
+    add("--prefix-repetition-num-prefixes", values.integer, "number of prefixes")
+    add("--prefix-repetition-output-len", values.integer, "tokens of the response")
+    add("--sharegpt-output-len", values.integer, "tokens of the response (default: about as in the file)")
+    add("--custom-output-len", values.integer, "tokens of the response; -1: each line's output_tokens")
+    add("--corpus-output-len", values.integer, "most tokens of a response (default: no limit)")
     group.add_argument(
         "--corpus-set",
         action="append",
@@ -52,9 +56,14 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         help="sets of the corpus, see `python -m corpus list` (default: all of one kind except documents)",
     )
     group.add_argument("--disable-shuffle", action="store_true", help="keep the file's order")
-    add("--trace-jitter", float, "spread due times by up to this (default: one slot of a coarse clock)", "SECONDS")
-    add("--duplicates", float, "share of requests that are byte-identical to an earlier one", "SHARE")
-    add("--zipf", float, "exponent of the repeated prompts' popularity", "S")
+    add(
+        "--trace-jitter",
+        any_number,
+        "spread due times by up to this (default: one slot of a coarse clock)",
+        "SECONDS",
+    )
+    add("--duplicates", any_number, "share of requests that are byte-identical to an earlier one", "SHARE")
+    add("--zipf", any_number, "exponent of the repeated prompts' popularity", "S")
     group.add_argument(
         "--unique",
         action="store_true",
@@ -70,14 +79,14 @@ def workload_options(args: argparse.Namespace, endpoint: Endpoint) -> Options:
 
     Without --unique-salt a new salt is written back into `args`, so that the run records it.
     """
-    values = {name: getattr(args, name) for name in _FIELDS}
-    name: Dataset = values.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
+    options = {name: getattr(args, name) for name in _FIELDS}
+    name: Dataset = options.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
     if args.prompt is not None and name != "prompt":
         raise WorkloadError(f"--prompt applies to --dataset-name prompt, not {name}")
     sets = tuple(part.strip() for value in args.corpus_set or () for part in value.split(",") if part.strip())
     if args.unique_salt is None:
         args.unique_salt = secrets.token_hex(8)
-    return Options(**values, dataset_name=name, endpoint=endpoint, corpus_set=sets, salt=args.unique_salt)
+    return Options(**options, dataset_name=name, endpoint=endpoint, corpus_set=sets, salt=args.unique_salt)
 
 
 _DEFAULTS = Options()

@@ -1,66 +1,72 @@
 """Standard streams whose reader may be slow, gone or full: a write ends within a time limit and never raises, so
-that no measurement waits for a terminal."""
+that no measurement waits for a terminal. Control characters, such as those of a server's error, are escaped."""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import re
 import select
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, TextIO, cast
+from typing import Any, Final
 
 SECONDS: Final = 2.0  # limit on the time to write one text
 PIECE: Final = 4096  # bytes that a writable pipe takes at once (PIPE_BUF)
 FAILED: Final = 1
 GONE: Final = os.strerror(errno.EPIPE)  # the reader has closed the pipe: `| head`
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
-class Stream(io.TextIOBase):
-    """Replaces `sys.stdout` or `sys.stderr`. Unbuffered, so that nothing is left to flush at exit."""
+class _Descriptor(io.FileIO):
+    """Unbuffered, so that nothing is left to flush at exit."""
 
-    def __init__(self, fd: int, seconds: float = SECONDS) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, seconds: float) -> None:
+        super().__init__(fd, "w", closefd=False)
         self._seconds = seconds
         self.lost = ""  # why a write failed; later texts are dropped
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return "utf-8"
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def isatty(self) -> bool:
-        return os.isatty(self._fd)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
+    def write(self, data: Any) -> int:
         if not self.lost:
-            self.lost = self._put(text.encode("utf-8", "backslashreplace"))
-        return len(text)
+            self.lost = self._put(data)
+        return len(data)
 
     def _put(self, data: bytes) -> str:
         """Write all of it. Returns why it failed, or ""."""
         until = time.monotonic() + self._seconds
         poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
+        poll.register(self.fileno(), select.POLLOUT)
         rest = memoryview(data)
         try:
             while rest:
                 if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
                     return "nobody reads it"
                 try:
-                    rest = rest[os.write(self._fd, rest[:PIECE]) :]
+                    rest = rest[os.write(self.fileno(), rest[:PIECE]) :]
                 except BlockingIOError:
                     continue
         except OSError as e:
             return e.strerror or str(e)
         return ""
+
+
+class Stream(io.TextIOWrapper):
+    """Replaces `sys.stdout` or `sys.stderr`."""
+
+    def __init__(self, fd: int, seconds: float = SECONDS) -> None:
+        self._descriptor = _Descriptor(fd, seconds)
+        super().__init__(self._descriptor, "utf-8", "backslashreplace", write_through=True)
+
+    def write(self, text: str) -> int:
+        super().write(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text))
+        return len(text)
+
+    @property
+    def lost(self) -> str:
+        """Why what was written is lost, or ""."""
+        return self._descriptor.lost
 
 
 def hold() -> None:
@@ -76,7 +82,7 @@ def run(main: Callable[[], int]) -> int:
     """The exit code of `main`, or 1 if it succeeded but its output to stdout was lost."""
     hold()
     out, err = Stream(1), Stream(2)
-    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    sys.stdout, sys.stderr = out, err
     try:
         code = main()
     except SystemExit as e:  # argparse has printed why

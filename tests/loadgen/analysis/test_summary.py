@@ -124,6 +124,18 @@ def test_a_server_that_falls_behind_is_seen_by_how_long_it_ends() -> None:
     assert kept_up(behind) == pytest.approx(0.5)
 
 
+def test_a_cache_that_keeps_up_hides_no_server_that_falls_behind() -> None:
+    mixed = [
+        measure(record(ev(at * 2 + 50), due=at, sent=at, shared="miss"))
+        if at % 20
+        else measure(record(ev(at + 1), due=at, sent=at, shared="hit"))
+        for at in range(0, 1000, 10)
+    ]
+    assert kept_up(mixed) == pytest.approx(0.5, abs=0.02)
+    hits = [request for request in mixed if not request.fresh]
+    assert kept_up(hits) == pytest.approx(1)
+
+
 def test_a_count_without_usage_is_no_count() -> None:
     seen = [record(ev(20), ev(30), completion_tokens=2), record(ev(20), ev(30))]
     whole = summarise(run_of(), seen).whole

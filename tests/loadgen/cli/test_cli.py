@@ -221,7 +221,7 @@ async def test_a_server_that_is_gone_exits_1_when_the_model_was_given(start: Sta
         (("run", "--max-concurrency", "99999999", "--model", "m"), "run `ulimit -n"),
         (("ab", "--a", "http://127.0.0.1:1"), "--b"),
         (("sweep", "--start-rate", "9", "--top-rate", "3"), "is below"),
-        (("nonsense",), "invalid choice"),
+        (("nonsense",), "'nonsense' is not one of run, ab, sweep"),
     ],
 )
 async def test_wrong_usage_exits_2_before_anything_starts(start: Start, words: tuple[str, ...], said: str) -> None:
@@ -250,7 +250,7 @@ async def test_an_invalid_measurement_exits_3_and_says_why(start: Start, echo: E
     )
     code, said = await process.wait()
     assert code == 3
-    assert "INVALID: the generator used" in said
+    assert "INVALID, do not use these figures: the generator used" in said
     assert process.run().invalid
 
 

@@ -77,7 +77,7 @@ def test_every_flag_says_what_it_is(command: str, capsys: pytest.CaptureFixture[
 def test_the_commands_are_listed_without_importing_them() -> None:
     text = parser_for([]).format_help()
     assert all(name in text for name in COMMANDS)
-    assert "exit codes: 0 valid" in text
+    assert "exit codes: 0 a sound measurement" in text
 
 
 def test_vllms_names_are_understood() -> None:

@@ -54,6 +54,16 @@ def test_merged_events_are_counted_and_their_widths_told() -> None:
     assert lag.read_ms["max"] == 0.2  # exact events only
 
 
+def test_shared_responses_which_come_in_one_piece_are_no_error_and_no_yardstick() -> None:
+    hit = record(late=0.1, shared="hit")
+    hit.events = [Event(MS, 0, 3 * MS, Kind.CONTENT)] * 9
+    lag = lag_of([record(), hit], [WorkerError(loop_ns=[40 * MS], kernel_reads=1)])
+    assert (lag.censored, lag.censored_width_ms, lag.late_ms["max"]) == (0.0, {}, 0.1)
+    assert medians_ms([hit, hit, record()]) == (20.0, 10.0)
+    assert medians_ms([hit]) == (1.0, 0.0)
+    assert judge_self_error(lag, [hit, record()], Limits(), open_loop=False) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("kernel", "user", "clock"), [(9, 0, "kernel"), (0, 9, "user"), (5, 1, "mixed"), (0, 0, "user")]
 )

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,7 +120,7 @@ def test_every_kind_of_run_has_its_reports_and_its_plots(kind: str, tmp_path: Pa
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert json.loads(found["result.json"])["loadgen"]["schema"] == 1
-    assert "VALID" in found["report.md"].splitlines()[2]
+    assert found["report.md"].splitlines()[2].startswith("**Measurement: sound")
     if kind == "ab":
         sides = [json.loads(found[f"result-{side}.json"]) for side in "ab"]
         assert sum(side["num_prompts"] for side in sides) == json.loads(found["result.json"])["num_prompts"]
@@ -180,10 +181,48 @@ def test_code_ends_where_its_fence_says(text: str) -> None:
 def test_an_invalid_run_says_so_first_and_why() -> None:
     run = run_of(invalid=["the loop lagged 14 ms (p99); 5 ms may be"])
     shown = view(run, summarise(run, records(Load(requests=30))))
-    assert (
-        report_md.render(shown).splitlines()[2].startswith("**INVALID: do not use these figures. the loop lagged")
-    )
-    assert 'class="verdict invalid"' in report_html.render(shown)
+    first = "**Measurement: INVALID, do not use these figures: the loop lagged"
+    assert report_md.render(shown).splitlines()[2].startswith(first)
+    assert 'class="verdict bad">Measurement: INVALID' in report_html.render(shown)
+
+
+@pytest.mark.parametrize(
+    ("failures", "more", "words"),
+    [
+        ([], {}, "Result: all 30 requests completed"),
+        (["timeout"] * 29, {}, "Result: 29 of 30 requests FAILED (29 timeout)"),
+        (["timeout", "status"], {}, "Result: 2 of 30 requests FAILED (1 timeout, 1 status)"),
+        (["cancelled"], {}, "Result: all 29 requests completed, 1 cancelled"),
+        (["cancelled"] * 30, {}, "Result: no request completed, 30 cancelled"),
+        (["cancelled"], {"interrupted": True}, "Result: INTERRUPTED, until then all 29 requests completed"),
+    ],
+)
+def test_a_sound_measurement_of_a_bad_result_does_not_read_as_good(
+    failures: list[Any], more: dict[str, Any], words: str
+) -> None:
+    measured = list(records(Load(requests=30, fault=0, warmups=0)))
+    for record, failure in zip(measured, failures, strict=False):
+        record.failure = failure
+    run = run_of()
+    run.interrupted = more.get("interrupted", False)
+    shown = view(run, summarise(run, measured))
+    assert shown.measurement.startswith("Measurement: sound")
+    assert shown.result.startswith(words)
+    good = not {*failures} - {"cancelled"} and len(failures) < 30 and not more
+    kind = "good" if good else "bad"
+    assert f'class="verdict {kind}">Result: ' in report_html.render(shown)
+    assert report_md.render(shown).splitlines()[4].startswith(f"**{words.split(',')[0]}")
+
+
+def test_what_a_gateway_saved_is_in_the_headline() -> None:
+    measured = list(records(Load(requests=60, shared=True, fault=0)))
+    shown = {name: (value, more) for name, value, more in view(run_of(), summarise(run_of(), measured)).headline}
+    answers = [record for record in measured if not record.warmup]
+    shared = sum(r.completion_tokens or 0 for r in answers if r.shared in ("hit", "attached"))
+    total = sum(r.completion_tokens or 0 for r in answers)
+    assert shown["saved"] == (percent(shared / total), f"{shared:,} of {total:,} tokens were not generated again")
+    plain = list(records(Load(requests=60)))
+    assert "saved" not in [name for name, *_ in view(run_of(), summarise(run_of(), plain)).headline]
 
 
 @pytest.mark.usefixtures("tables_only")
