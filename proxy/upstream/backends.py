@@ -52,7 +52,7 @@ class Backend:
     missed: int = 0  # consecutive health checks that found it gone
     silent: int = 0  # consecutive health checks that timed out
     checked_at: float = -math.inf  # end of the last check-up for its breaker
-    check_soon: asyncio.Event = field(default_factory=asyncio.Event)  # its next health check is due
+    check_soon: asyncio.Event = field(default_factory=asyncio.Event, repr=False)  # its next health check is due
     abilities: Abilities = field(default_factory=Abilities)
     build: Build = field(default_factory=Build)
 

@@ -69,6 +69,21 @@ def test_a_new_flight_has_had_nothing(storable: bool) -> None:
     assert (reader.done, reader.broken, reader.since) == (False, False, -math.inf)
 
 
+@virtual
+async def test_a_reader_that_waits_for_the_end_is_woken_by_its_own_refusal() -> None:
+    flight, error = made(), GatewayError(Code.QUEUE_TIMEOUT, "late")
+    stays, refused = Subscriber(flight), Subscriber(flight)
+    flight.subscribers |= {stays, refused}
+    waits = [asyncio.ensure_future(reader.complete()) for reader in (stays, refused)]
+    await asyncio.sleep(0)
+    assert flight.refuse(error, lambda reader: reader is refused)
+    await asyncio.sleep(1.0)
+    assert [wait.done() for wait in waits] == [False, True]
+    assert (refused.flight.error, refused.whole) == (error, True)
+    flight.cancel()
+    await asyncio.gather(*waits)
+
+
 def test_what_can_be_answered_is_a_head_some_bytes_or_the_end() -> None:
     head, log, end = made(), made(at=Phase.PREFILL), made()
     head.head = Head()

@@ -221,7 +221,7 @@ async def test_what_raises_at_the_end_of_a_request_is_told_and_changes_no_answer
 
 @virtual
 async def test_a_request_becomes_a_flight_with_its_plan() -> None:
-    stage = Stage(affinity=lambda ask, headers: 77)
+    stage = Stage(affinity=lambda api_request, headers: 77)
     tasks = [
         stage.handle(Asked(CHAT, body, x_request_id="mine", x_gateway_priority="low")) for body in (BODY, STREAM)
     ]

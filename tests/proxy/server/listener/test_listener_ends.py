@@ -68,6 +68,21 @@ async def test_a_client_that_takes_nothing_is_cut_and_one_that_takes_something_i
 
 
 @virtual
+async def test_the_bytes_of_streams_and_of_other_answers_add_up_and_a_closed_connection_keeps_no_stream() -> None:
+    async with client() as (handler, wire):
+        first, second = SimpleNamespace(sent=0), SimpleNamespace(sent=0)
+        handler.count(first)
+        first.sent += 5
+        handler.send(b"abc")
+        handler.count(second)
+        second.sent += 7
+        assert (handler.written, bytes(wire.written)) == (15, b"abc")
+        handler.forget()
+        second.sent += 1
+        assert handler.written == 15
+
+
+@virtual
 async def test_a_connection_that_closes_is_cut_in_its_time_though_its_client_takes_bytes() -> None:
     async with client(times=Times(head=100.0, closing=4.0)) as (handler, wire):
         handler.count(SimpleNamespace(sent=10_000))
