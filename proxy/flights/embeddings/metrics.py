@@ -31,20 +31,20 @@ class EmbedMetrics:
             (),
             registry,
         )
-        self._sources = [items.of((source,)) for source in SOURCES]
+        self._items = items
         for source in SOURCES:
             items.count((source,), 0)
         self._split.count((), 0)
         self._refused.count((), 0)
 
     def cached(self, count: int) -> None:
-        self._sources[0].value += count
+        self._items.count(("cache",), count)
 
     def joined(self, count: int) -> None:
-        self._sources[1].value += count
+        self._items.count(("joined",), count)
 
     def asked(self, count: int) -> None:
-        self._sources[2].value += count
+        self._items.count(("asked",), count)
 
     def array(self, items: int) -> None:
         self._array.seen((), items)

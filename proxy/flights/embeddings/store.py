@@ -53,7 +53,7 @@ class ItemStore:
         """Queue an item for a look-up. False: there is no store, or the item must be fresh."""
         if self._cache is None or item.fresh or not self._cache.available:
             return False
-        self._lookups.arrived[item] = 0.0  # without a window
+        self._lookups.add(item, 0.0)  # without a window
         return True
 
     def waits(self, item: EmbeddingItem) -> bool:
