@@ -282,7 +282,6 @@ class Embedder:
         self._counts.cached(1)
         self._comes(item, result)
         self._forget(item)
-        self._delivery.work()
 
     def _forget(self, item: EmbeddingItem) -> None:
         if self._items.get(item.key) is item:

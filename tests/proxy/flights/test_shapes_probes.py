@@ -154,6 +154,15 @@ async def test_each_endpoint_is_asked_in_its_own_words_and_what_one_shows_is_not
 
 
 @virtual
+async def test_a_known_engine_delays_no_probe_of_another() -> None:
+    desk = Desk(lambda asked: (400, b"") if asked[0] == "POST" else fine(asked), count=2)
+    for endpoint in shapes.ENDPOINTS:
+        desk.engines[0].abilities.learn(["m"], endpoint, VLLM)
+    await desk.run(EVERY / 2)
+    assert (desk.posts(0), desk.posts(1)) == (0, 2)
+
+
+@virtual
 async def test_where_two_answers_have_different_texts_a_few_more_are_asked_for() -> None:
     texts = iter(range(100))
 

@@ -219,12 +219,13 @@ class Slow:
 
     def __init__(self) -> None:
         self.replies: list[Callable[[list[Any]], None]] = []
+        self.stores: list[Callable[[], None]] = []
 
     def lookup(self, keys: Sequence[bytes], done: Callable[[list[Any]], None]) -> None:
         self.replies.append(done)
 
     def store(self, key: bytes, stored: Any, settled: Callable[[], None], **more: Any) -> None:
-        settled()
+        self.stores.append(settled)
 
 
 @pytest.mark.parametrize("looked_up", [False, True])
@@ -242,6 +243,9 @@ def test_the_check_sends_nothing_that_is_to_be_looked_up(looked_up: bool) -> Non
     stage.loop.turn()
     stage.answer()
     assert (stage.arrays, vectors(reader)) == ([["a"]], [vector("a")])
+    late = stage.ask("a", caller="late")
+    assert vectors(late) == [vector("a")], "it can be joined until it is stored"
+    store.stores.pop()()
     over(stage)
 
 
@@ -302,9 +306,10 @@ def test_closing_waits_for_every_array_also_one_whose_cancellation_raised(raises
 
     async def closed() -> None:
         await closing(stage.embedder, close)()
+        assert len(stage.embedder) == 0, "it has waited"
 
     task = stage.loop.create_task(closed())
     stage.loop.step()
-    assert (task.done(), ended) == (True, [(not raises, True)])
+    assert (task.done() and task.result(), ended) == (None, [(not raises, True)])
     assert len(stage.embedder) == 0
     assert len(stage.faults) == raises

@@ -441,7 +441,6 @@ def test_who_joins_what_has_come_has_it_at_once() -> None:
     (item_a, item_b) = stage.embedder._requests[first.flight].missing()
     stage.embedder._comes(item_a, Result.of(Stored(kind="whole", created=1.0, body=Stage.body(["a"]))))
     late = stage.ask("a", caller="late")
-    stage.embedder._delivery.turn()
     assert vectors(late) == [vector("a")]
     assert (item_a.sent, item_b.result) == (True, None)
     stage.answer()
