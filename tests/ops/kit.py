@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import pytest
 
 from proxy.config.loader import load
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.resources import prepare
 from tests.kit.patience import run_process
@@ -89,7 +90,11 @@ async def to_the_end(*command: str, env: Mapping[str, str]) -> Ran:
     return await asyncio.to_thread(run, *command, env=bare({**env, "PYTHONPATH": str(ROOT)}))
 
 
+def printed(said: str) -> Settings:
+    """The settings that `--check-config` printed before its warnings."""
+    return load([], {"GATEWAY_CONFIG": "printed.toml"}, lambda path: said.partition("proxy: warning: ")[0])
+
+
 def grace_is_enough(grace: float, settings: str) -> bool:
     """Whether `grace` exceeds the time the gateway needs to drain. `settings`: the output of `--check-config`."""
-    values = load([], {"GATEWAY_CONFIG": "printed.toml"}, lambda path: settings)
-    return grace > values.drain_delay + values.drain_timeout
+    return grace > printed(settings).drain_delay + printed(settings).drain_timeout

@@ -79,7 +79,8 @@ def test_its_entrypoint_takes_its_environment_and_the_engine_that_is_named() -> 
     named = environment() | {"GATEWAY_BACKENDS": "http://vllm:8000"}
     done = check_config(argv, named)
     assert done.code == 0, done.err
-    assert 'host = "0.0.0.0"\nport = 8080\nbackends = ["http://vllm:8000"]' in done.out
+    assert '\nhost = "0.0.0.0"\nport = 8080\n' in done.out
+    assert '\nbackends = ["http://vllm:8000"]\n' in done.out
     assert 'redis = "off"' in done.out
     found = re.search(r"docker stop.*`-t (\d+)`", DOCKERFILE)
     assert found is not None

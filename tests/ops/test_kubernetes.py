@@ -16,7 +16,7 @@ from tests.kit.client import get
 from tests.kit.engine import Engine
 from tests.kit.running import gateway
 from tests.ops.dockerfile import environment, only
-from tests.ops.kit import OPS, check_config, documents, grace_is_enough, run, tool
+from tests.ops.kit import OPS, check_config, documents, grace_is_enough, printed, run, tool
 
 K8S = OPS / "k8s"
 SECRET = re.compile(r"(api_key|password|secret|redis_url|redis)$", re.IGNORECASE)  # names of settings
@@ -189,7 +189,7 @@ def test_the_gateway_takes_the_settings_and_drains_within_the_pod_s_grace(tmp_pa
     grace = pod(made)["terminationGracePeriodSeconds"]
     assert grace_is_enough(grace, said)
     assert not grace_is_enough(30, said)
-    delay = float(re.findall(r"^drain_delay = (.+)$", said, re.MULTILINE)[0])
+    delay = printed(said).drain_delay
     probe = container(made)["readinessProbe"]
     assert delay >= probe["periodSeconds"] * probe["failureThreshold"], "it would be gone before that is known"
 
