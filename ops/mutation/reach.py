@@ -7,6 +7,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def lines_of(module: str, source: str) -> list[Line]:
 def test_files(root: Path) -> list[str]:
     names = (path.relative_to(root / "tests").as_posix() for path in (root / "tests").rglob("test_*.py"))
     return sorted(f"tests/{name}" for name in names if not name.startswith(LEFT_OUT))
+
+
+def near(root: Path, modules: Iterable[str]) -> list[str]:
+    """The test files in the folders of the modules, and those that name one of them."""
+    wanted = list(modules)
+    folders = {Path("tests", module).parent.as_posix() for module in wanted}
+    names = re.compile("|".join(rf"\b{re.escape(m.removesuffix('.py').replace('/', '.'))}\b" for m in wanted))
+    found = (file for file in test_files(root) if file.startswith("tests/proxy/"))
+    return [f for f in found if Path(f).parent.as_posix() in folders or names.search((root / f).read_text())]
 
 
 def record(root: Path, test_file: str, limit: float) -> Reach | None:
