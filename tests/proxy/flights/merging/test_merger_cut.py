@@ -1,4 +1,4 @@
-"""Members of a merged stream that was cut: a choice that has its finish, and not yet what follows it, is not whole."""
+"""Members of a merged stream that was cut: a choice that has its finish alone is not whole."""
 
 from __future__ import annotations
 
