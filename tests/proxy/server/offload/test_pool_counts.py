@@ -1,4 +1,4 @@
-"""What the pool counts for each caller, its share of the processes, and a process that goes in the middle of a job."""
+"""What the pool counts for each caller, a caller's share of the processes, and a process that goes during a job."""
 
 from __future__ import annotations
 
