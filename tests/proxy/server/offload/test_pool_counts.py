@@ -1,4 +1,4 @@
-"""What the pool counts for each caller, a caller's share of the processes, and a process that goes during a job."""
+"""What the pool counts for each caller, a caller's share of the processes, a process that goes during a job."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import pytest
 from proxy.errors import Code
 from tests.kit.clock import virtual
 from tests.kit.running import until
+from tests.kit.wire_end import turns
 from tests.proxy.server.offload.test_pool_pool import JOB, Children, pool, refused
 
 
 async def test_a_caller_leaves_a_process_to_others() -> None:
     async with pool(children=2) as (under_test, children):
         children.go.clear()
-        jobs = [asyncio.create_task(under_test.do(JOB, b"x", owner)) for owner in "aab"]
+        jobs = [asyncio.create_task(under_test.do(JOB, b"x", "a")) for _ in range(2)]
+        await until(lambda: bool(children.bodies))
+        await turns()
+        assert (under_test.busy, len(under_test), under_test._idle) == (1, 1, 1)
+        jobs.append(asyncio.create_task(under_test.do(JOB, b"x", "b")))
         await until(lambda: under_test.busy == 2)
         assert under_test._running == {"a": 1, "b": 1}
         assert list(under_test._queues) == ["a"]
