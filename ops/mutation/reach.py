@@ -88,12 +88,18 @@ def test_files(root: Path) -> list[str]:
 
 
 def near(root: Path, modules: Iterable[str]) -> list[str]:
-    """The test files in the folders of the modules, and those that name one of them."""
+    """The test files in the folders of the modules, and those in other folders of the same room that name one."""
     wanted = list(modules)
     folders = {Path("tests", module).parent.as_posix() for module in wanted}
+    rooms = tuple(f"tests/{room}/" for room in {"/".join(module.split("/")[:2]) for module in wanted})
     names = re.compile("|".join(rf"\b{re.escape(m.removesuffix('.py').replace('/', '.'))}\b" for m in wanted))
-    found = (file for file in test_files(root) if file.startswith("tests/proxy/"))
-    return [f for f in found if Path(f).parent.as_posix() in folders or names.search((root / f).read_text())]
+
+    def asked(file: str) -> bool:
+        if Path(file).parent.as_posix() in folders:
+            return True
+        return file.startswith(rooms) and names.search((root / file).read_text()) is not None
+
+    return [file for file in test_files(root) if asked(file)]
 
 
 def record(root: Path, test_file: str, limit: float) -> Reach | None:
