@@ -43,8 +43,8 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="ask only the tests of the modules' folders, and those of their rooms that name one, in a process "
-        "that has collected them; without tests of 1 s and more",
+        help="ask only the tests in the modules' folders and in the folder of their room, in a process that has "
+        "collected them; without tests of 1 s and more",
     )
     parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--report", action="store_true", help="print the results so far, and try nothing")

@@ -7,7 +7,6 @@ import ast
 import hashlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -88,18 +87,12 @@ def test_files(root: Path) -> list[str]:
 
 
 def near(root: Path, modules: Iterable[str]) -> list[str]:
-    """The test files in the folders of the modules, and those in other folders of the same room that name one."""
-    wanted = list(modules)
-    folders = {Path("tests", module).parent.as_posix() for module in wanted}
-    rooms = tuple(f"tests/{room}/" for room in {"/".join(module.split("/")[:2]) for module in wanted})
-    names = re.compile("|".join(rf"\b{re.escape(m.removesuffix('.py').replace('/', '.'))}\b" for m in wanted))
-
-    def asked(file: str) -> bool:
-        if Path(file).parent.as_posix() in folders:
-            return True
-        return file.startswith(rooms) and names.search((root / file).read_text()) is not None
-
-    return [file for file in test_files(root) if asked(file)]
+    """The test files in the folders of the modules and in the folders around these, up to their rooms'."""
+    folders: set[str] = set()
+    for module in modules:
+        *around, _ = module.split("/")
+        folders |= {"/".join(["tests", *around[:depth]]) for depth in range(min(2, len(around)), len(around) + 1)}
+    return [file for file in test_files(root) if Path(file).parent.as_posix() in folders]
 
 
 def record(root: Path, test_file: str, limit: float) -> Reach | None:

@@ -141,8 +141,8 @@ def test_the_process_that_has_collected_runs_the_mutant_of_the_moment(
         assert outcome("size = 3", "size = 2") == f"killed by {full}", "in the file"
 
 
-def test_the_tests_near_a_module_are_those_of_its_folder_and_those_that_name_it() -> None:
-    near = reach.near(ROOT, ["proxy/flights/merging/merger.py", "proxy/flights/merging/twins.py"])
-    assert {"tests/proxy/flights/merging/test_merger.py", "tests/proxy/flights/merging/test_twins.py"} < set(near)
-    assert "tests/proxy/flights/test_key.py" not in near
-    assert "tests/proxy/redis/test_resp.py" not in near
+def test_the_tests_near_a_module_are_those_of_its_folder_and_of_its_room() -> None:
+    near = reach.near(ROOT, ["proxy/flights/merging/merger.py"])
+    assert {"tests/proxy/flights/merging/test_merger.py", "tests/proxy/flights/test_key.py"} < set(near)
+    assert {str(Path(file).parent) for file in near} == {"tests/proxy/flights/merging", "tests/proxy/flights"}
+    assert {str(Path(file).parent) for file in reach.near(ROOT, ["proxy/app.py"])} == {"tests/proxy"}
