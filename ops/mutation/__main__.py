@@ -8,7 +8,7 @@ import argparse
 import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -68,8 +68,8 @@ def recorded(copy: Path, until: float) -> reach.Index | None:
     return reach.Index(known)
 
 
-def recorded_by(warm: Warm, files: Sequence[str]) -> reach.Index:
-    """The same of `files`, without child processes."""
+def recorded_by(warm: Warm, files: Sequence[str], sources: Mapping[str, str]) -> reach.Index:
+    """The same of `files`, without child processes. A file reaches what its modules run when they are imported."""
     known: reach.Reach = {}
     for test_file in files:
         kept, sha = reach.kept(OUT / "reach-quick", test_file), reach.digest(ROOT / test_file)
@@ -80,7 +80,10 @@ def recorded_by(warm: Warm, files: Sequence[str]) -> reach.Index:
             had = sha, warm.record(functions, 300.0)
             reach.save(had[1], sha, kept)
         known |= {name: function for name, function in had[1].items() if function.seconds < SLOW}
-        known[f"{test_file}::"] = reach.Function(sum(function.seconds for function in had[1].values()))
+        seconds = sum(function.seconds for function in had[1].values())
+        imported = {line.module for function in had[1].values() for line in function.lines}
+        lines = [reach.at_import(module, sources[module]) for module in imported & sources.keys()]
+        known[f"{test_file}::"] = reach.Function(seconds, set().union(*lines))
     return reach.Index(known)
 
 
@@ -142,7 +145,7 @@ def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], giv
         if given.quick:
             files = reach.near(ROOT, sorted({mutant.module for mutant in tried}))
             warm = stack.enter_context(Warm(copy, files))
-            index: reach.Index | None = recorded_by(warm, files)
+            index: reach.Index | None = recorded_by(warm, files, mutants.modules(ROOT))
         else:
             index = recorded(copy, until)
         for mutant in tried:

@@ -146,3 +146,9 @@ def test_the_tests_near_a_module_are_those_of_its_folder_and_of_its_room() -> No
     assert {"tests/proxy/flights/merging/test_merger.py", "tests/proxy/flights/test_key.py"} < set(near)
     assert {str(Path(file).parent) for file in near} == {"tests/proxy/flights/merging", "tests/proxy/flights"}
     assert {str(Path(file).parent) for file in reach.near(ROOT, ["proxy/app.py"])} == {"tests/proxy"}
+
+
+def test_lines_outside_functions_run_at_the_import() -> None:
+    texts = {line.text for line in reach.at_import("proxy/box.py", SOURCE)}
+    assert {"class Box:", "size = 3", "def full(self, count=1):", "@property", 'wrapped = outer("a")'} < texts
+    assert not {"return count >= self.size", 'return "box"', 'return word + "!"', "def inner():"} & texts
