@@ -112,15 +112,3 @@ async def test_twins_leave_the_queue_with_the_one_whose_turn_it_is(monkeypatch: 
     assert len(house.scheduler.queue) == 1, "the one itself is taken from the queue by who placed it"
     await house.scheduler.close()
     house.left_nothing()
-
-
-@virtual
-async def test_without_a_store_a_batch_is_no_fault() -> None:
-    faults: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-    house = House(inflight=3, kept=3)
-    flights = twins(house, 2)
-    await house.turn()
-    assert all(flight.phase is not Phase.QUEUED or flight.carried_as for flight in flights)
-    assert faults == []
-    await house.scheduler.close()
