@@ -116,6 +116,8 @@ def _tests(on: Ground, module: str, names: Sequence[str]) -> Run:
     seconds = [on.index.seconds.get(name, HANGS) for name in names]
     if on.warm is not None:
         status, failed, hung = on.warm.run(names, module, WARM_START + 4 * sum(seconds))
+        if status:
+            _end_children(on)
         if status != UNABLE:
             return Run(status, failed, hung)
     with tempfile.TemporaryDirectory() as place:
