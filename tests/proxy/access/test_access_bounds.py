@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from proxy.access.api_keys import _priority
 from proxy.access.denylist import rules
+from proxy.access.denylist.filter import AT_ONCE
 from proxy.access.intake import RawJob, read_raw
 from proxy.access.ratelimit.buckets import UNBOUNDED, Claim
 from proxy.access.ratelimit.limiter import Reservation
@@ -18,7 +20,7 @@ from proxy.flights.cost import NO_COST, Cost, estimate_raw
 from proxy.wire.http.media_type import Media
 from proxy.wire.raw_body import read_passed
 from tests.kit.clock import virtual
-from tests.proxy.access.denylist.test_filter import LONG
+from tests.proxy.access.denylist.test_filter import LONG, frame
 from tests.proxy.access.denylist.test_filter_ends import Guard
 from tests.proxy.access.test_intake_parts import TERMS
 
@@ -61,19 +63,22 @@ def test_what_was_refused_gives_nothing_back() -> None:
     assert (claim.permitted, told) == (False, [])
 
 
+@pytest.mark.parametrize("data", [LONG, frame("x") * (AT_ONCE // len(frame("x")) + 1)])
 @virtual
-async def test_bytes_that_were_looked_at_wait_no_more() -> None:
+async def test_bytes_that_were_looked_at_wait_no_more(data: bytes) -> None:
     guard = Guard()
-    guard.ingest.body(LONG)
-    assert guard.ingest._waiting_bytes >= len(LONG)
+    guard.ingest.body(data)
+    assert guard.ingest._waiting_bytes >= len(data)
     await guard.turns()
     assert (guard.ingest._waiting_bytes, guard.raised) == (0, [])
+    assert len(b"".join(guard.out)) == len(data)
 
 
 @virtual
 async def test_of_an_answer_that_was_closed_nothing_more_is_looked_at() -> None:
     guard = Guard()
-    guard.ingest.body(LONG)
+    guard.ingest.body(frame("x" * 8 * AT_ONCE + " bad"))
+    await asyncio.sleep(0)
     guard.ingest.close()
     await guard.turns()
-    assert (guard.raised, guard.ends, guard.out) == ([], [], [])
+    assert (guard.raised, guard.ends, guard.hits, guard.out) == ([], [], [], [])
