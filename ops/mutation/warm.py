@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -190,29 +190,32 @@ def replace(functions: Iterable[FunctionType], path: str, before: str, after: st
     if _outside(before) != _outside(after):
         return False
     old, new = (list(_codes(compile(source, path, "exec"))) for source in (before, after))
-    changed = {
-        (code.co_qualname, code.co_firstlineno): mutant
-        for code, mutant in zip(old, new, strict=True)
-        if code != mutant
-    }
+    if len(old) != len(new):
+        return False
+    known = Counter(map(_name, old))
+    changed = {_name(code): mutant for code, mutant in zip(old, new, strict=True) if code != mutant}
+    if any(known[name] > 1 for name in changed):
+        return False  # such as two lambdas in one line
     try:
         for function in functions:
-            code = function.__code__
-            if (mutant := changed.get((code.co_qualname, code.co_firstlineno))) is not None:
+            if (mutant := changed.get(_name(function.__code__))) is not None:
                 function.__code__ = mutant
     except ValueError:  # the mutant uses other variables of the function around it
         return False
     return True
 
 
+def _name(code: CodeType) -> tuple[str, int]:
+    return code.co_qualname, code.co_firstlineno
+
+
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The functions outside any function, in order."""
+    """All functions, in order; those inside others too, which may have been made at the import."""
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             if inner.co_flags & inspect.CO_NEWLOCALS:  # a function, not the body of a class
                 yield inner
-            else:
-                yield from _codes(inner)
+            yield from _codes(inner)
 
 
 class _Hollow(ast.NodeTransformer):

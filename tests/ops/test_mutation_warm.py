@@ -53,7 +53,7 @@ def module() -> dict[str, Any]:
 
 def functions(namespace: dict[str, Any]) -> list[FunctionType]:
     box = namespace["Box"]
-    return [box.full, box.name.fget, box.made.__func__, namespace["outer"]]
+    return [box.full, box.name.fget, box.made.__func__, namespace["outer"], namespace["wrapped"]]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,13 @@ def test_imported_functions_get_the_code_of_a_mutant(
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes"), [("size = 3", "size = 4"), ("count=1", "count=2"), ('outer("a")', 'outer("b")')]
+    ("was", "becomes"),
+    [
+        ("size = 3", "size = 4"),
+        ("count=1", "count=2"),
+        ('outer("a")', 'outer("b")'),
+        ("range(2)", "(lambda: range(2))()"),
+    ],
 )
 def test_a_mutant_outside_functions_is_not_tried_in_memory(module: dict[str, Any], was: str, becomes: str) -> None:
     assert not replace(functions(module), "box.py", SOURCE, SOURCE.replace(was, becomes))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from proxy import app as wiring
 from proxy.access import revocation
+from proxy.config import Contents
 from proxy.config.settings import Settings
 from proxy.telemetry import certificates
 from proxy.telemetry.log import Log
@@ -130,3 +132,11 @@ async def test_redis_is_asked_within_its_time_and_what_it_does_is_told(
         ("info", "redis back", ""),
         "stop",
     ]
+
+
+def test_every_watched_file_is_named_to_the_audit_log() -> None:
+    named: list[str] = []
+    watched = [SimpleNamespace(name=name, paths=(), load=lambda: lambda: "") for name in ("tls_cert", "deny_file")]
+    reloads = SimpleNamespace(watched=lambda: watched)
+    wiring._files(cast(Any, reloads), Contents([]), cast(Any, SimpleNamespace(watches=named.append)))
+    assert named == ["tls_cert", "deny_file"]
