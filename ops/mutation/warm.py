@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Final, Self, TextIO
@@ -221,11 +221,13 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 class _Hollow(ast.NodeTransformer):
     """Removes the bodies of functions."""
 
-    def visit_FunctionDef(self, node: Any) -> Any:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.body = []
         return node
 
-    visit_AsyncFunctionDef: Callable[[_Hollow, Any], Any] = visit_FunctionDef
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.body = []
+        return node
 
 
 def _outside(source: str) -> str:
