@@ -35,7 +35,7 @@ async def test_a_part_that_is_on_has_its_task(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any], more: list[str]
 ) -> None:
     tasks: list[tuple[str, Any]] = []
-    real = wiring.watch
+    real = cast(Any, wiring).watch
 
     def watch(settings: Settings, backends: Any, named: list[tuple[str, Any]], *given: Any) -> None:
         tasks.extend(named)
@@ -116,10 +116,11 @@ async def test_redis_is_asked_within_its_time_and_what_it_does_is_told(
 
     monkeypatch.setattr(wiring, "Cache", Cache)
     settings = Settings(redis_timeout_ms=250, cache_ttl_seconds=9, redis_namespace="n")
+    make: Any = wiring._cache
     given: tuple[Any, ...] = (settings, Events(), Metrics())
     async with AsyncExitStack() as stack:
-        assert await wiring._cache(None, *given, stack) is None
-        cache: Any = await wiring._cache("redis://h", *given, stack)
+        assert await make(None, *given, stack) is None
+        cache: Any = await make("redis://h", *given, stack)
         cache.on_breaker(True, "why")
         cache.on_breaker(False, "")
     assert told == [

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.access.ratelimit import admission
-from tests.proxy.access.ratelimit.test_admission_costs import Settings, samples
+from tests.proxy.access.ratelimit.test_admission_costs import Settings
+from tests.proxy.telemetry.test_metrics import samples
 
 
 async def test_whether_limits_are_shared_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_it_may_take_a_quarter_of_the_memory_within_bounds(
     monkeypatch.setattr(child, "tie", lambda parent: told.append(("parent", parent)))
     monkeypatch.setattr(child, "available", lambda: available)
     monkeypatch.setattr(resource, "setrlimit", lambda *given: told.append(given))
-    monkeypatch.setattr(child.Path, "write_text", lambda *given: told.append(given[1]))
+    monkeypatch.setattr(Path, "write_text", lambda *given: told.append(given[1]))
     monkeypatch.setattr(gc, "disable", lambda: told.append("gc"))
     monkeypatch.setattr(socket, "socket", opened)
     monkeypatch.setattr(child, "serve", lambda sock, reader: told.append((sock, type(reader))))
@@ -49,6 +50,6 @@ def test_it_may_take_a_quarter_of_the_memory_within_bounds(
     def fails(*given: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(child.Path, "write_text", fails)
+    monkeypatch.setattr(Path, "write_text", fails)
     child.main()
     assert told[-1] == ("socket", child.Reader)
