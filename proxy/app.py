@@ -100,7 +100,7 @@ class App:
     admission: Admission | None = None  # None: no limits
     embedder: Embedder | None = None  # None: embeddings are passed on as they are
     large: LargeRequests | None = None  # requests decoded in another process
-    routes: Sequence[tuple[str, str]] = ()  # (method, path) of the gateway's own endpoints
+    routes: Sequence[tuple[str, str]] = ()  # (path, method) of the gateway's own endpoints
     admin_url: str = ""  # of the operators' listener; empty: none
 
     @property

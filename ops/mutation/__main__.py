@@ -8,8 +8,10 @@ import argparse
 import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from ops.mutation import mutants, reach
 from ops.mutation.mutants import Mutant
@@ -17,9 +19,11 @@ from ops.mutation.server import Pytests
 from ops.mutation.session import Session, equivalent
 from ops.mutation.tree import copy_of
 from ops.mutation.trial import Ground, trial
+from ops.mutation.warm import Warm
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "out" / "mutation"
+SLOW: Final = 1.0  # seconds; a quick run omits tests that take longer
 
 
 def flags() -> argparse.ArgumentParser:
@@ -35,6 +39,12 @@ def flags() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--minutes", type=float, default=1e9, help="stop after so many minutes; a later run continues"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="ask only the tests in the modules' folders and in the folder of their room, in a process that has "
+        "collected them; without tests of 1 s and more",
     )
     parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--report", action="store_true", help="print the results so far, and try nothing")
@@ -55,6 +65,25 @@ def recorded(copy: Path, until: float) -> reach.Index | None:
             had = sha, reach.record(copy, test_file, 300.0) or {}
             reach.save(had[1], sha, kept)
         known |= had[1]
+    return reach.Index(known)
+
+
+def recorded_by(warm: Warm, files: Sequence[str], sources: Mapping[str, str]) -> reach.Index:
+    """The same of `files`, without child processes. A file reaches what its modules run when they are imported."""
+    known: reach.Reach = {}
+    for test_file in files:
+        kept, sha = reach.kept(OUT / "reach-quick", test_file), reach.digest(ROOT / test_file)
+        had = reach.load(kept) if kept.exists() else ("", {})
+        if had[0] != sha:
+            print(f"recording what {test_file} reaches", flush=True)
+            functions = [name for name in sorted(warm.functions) if name.startswith(f"{test_file}::")]
+            had = sha, warm.record(functions, 300.0)
+            reach.save(had[1], sha, kept)
+        known |= {name: function for name, function in had[1].items() if function.seconds < SLOW}
+        seconds = sum(function.seconds for function in had[1].values())
+        imported = {line.module for function in had[1].values() for line in function.lines}
+        lines = [reach.at_import(module, sources[module]) for module in imported & sources.keys()]
+        known[f"{test_file}::"] = reach.Function(seconds, set().union(*lines))
     return reach.Index(known)
 
 
@@ -103,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _name(given: argparse.Namespace) -> str:
     """Name of the record: one for each seed, size and choice of modules."""
-    name = f"seed-{given.seed}-{given.sample}"
+    name = f"seed-{given.seed}-{given.sample}" + ("-quick" if given.quick else "")
     if given.module:
         name += f"-{zlib.crc32(' '.join(sorted(given.module)).encode()):08x}"
     return name
@@ -111,15 +140,21 @@ def _name(given: argparse.Namespace) -> str:
 
 def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], given: argparse.Namespace) -> None:
     until = time.monotonic() + 60 * given.minutes
-    with copy_of(ROOT) as copy, Pytests(copy) as tests:
-        index = recorded(copy, until)
+    with copy_of(ROOT) as copy, Pytests(copy) as tests, ExitStack() as stack:
+        warm = None
+        if given.quick:
+            files = reach.near(ROOT, sorted({mutant.module for mutant in tried}))
+            warm = stack.enter_context(Warm(copy, files))
+            index: reach.Index | None = recorded_by(warm, files, mutants.modules(ROOT))
+        else:
+            index = recorded(copy, until)
         for mutant in tried:
             had = session.verdicts.get(mutant.id)
             if had is not None and not (given.again and had.outcome == "survived" and mutant.id not in reasons):
                 continue
             if index is None or time.monotonic() > until:
                 return
-            verdict = trial(Ground(copy, tests, index), mutant, given.budget)
+            verdict = trial(Ground(copy, tests, index, warm), mutant, given.budget)
             session.judged(mutant, verdict)
             print(
                 f"{mutant.id} {verdict.outcome} in {verdict.seconds:g} s, {mutant.module}: {verdict.by}",

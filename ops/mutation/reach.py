@@ -81,9 +81,29 @@ def lines_of(module: str, source: str) -> list[Line]:
     return [Line(module, names[at], text.strip()) for at, text in enumerate(source.split("\n"), 1)]
 
 
+def at_import(module: str, source: str) -> set[Line]:
+    """The lines outside functions: they run when the module is imported."""
+    inside = {
+        number
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for number in range(node.body[0].lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    return {line for number, line in enumerate(lines_of(module, source), 1) if number not in inside}
+
+
 def test_files(root: Path) -> list[str]:
     names = (path.relative_to(root / "tests").as_posix() for path in (root / "tests").rglob("test_*.py"))
     return sorted(f"tests/{name}" for name in names if not name.startswith(LEFT_OUT))
+
+
+def near(root: Path, modules: Iterable[str]) -> list[str]:
+    """The test files in the folders of the modules and in the folders around these, up to their rooms'."""
+    folders: set[str] = set()
+    for module in modules:
+        *around, _ = module.split("/")
+        folders |= {"/".join(["tests", *around[:depth]]) for depth in range(min(2, len(around)), len(around) + 1)}
+    return [file for file in test_files(root) if Path(file).parent.as_posix() in folders]
 
 
 def record(root: Path, test_file: str, limit: float) -> Reach | None:

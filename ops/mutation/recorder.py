@@ -14,8 +14,9 @@ import pytest
 
 RESULT = "MUTATION_RECORD"  # the environment variable that names the file to write
 
-_seconds: dict[str, float] = defaultdict(float)
-_failed: set[str] = set()
+seconds: dict[str, float] = defaultdict(float)
+failed: set[str] = set()
+hung = False  # a failure is a timeout of pytest-timeout
 
 
 def function_of(nodeid: str) -> str:
@@ -37,12 +38,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    global hung
     function = function_of(report.nodeid)
-    _seconds[function] += report.duration
+    seconds[function] += report.duration
     if report.failed:
-        _failed.add(function)
+        failed.add(function)
+        hung = hung or "Timeout (>" in report.longreprtext
 
 
 def pytest_sessionfinish() -> None:
     if path := os.environ.get(RESULT):
-        Path(path).write_text(json.dumps({"seconds": _seconds, "failed": sorted(_failed)}))
+        Path(path).write_text(json.dumps({"seconds": seconds, "failed": sorted(failed)}))

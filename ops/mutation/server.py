@@ -67,7 +67,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             _child(arguments, environment, output)
-        status = _wait(child, limit)
+        status = wait(child, limit)
         print(json.dumps([status, output.read_text(errors="replace")]), flush=True)
 
 
@@ -89,7 +89,8 @@ def _child(arguments: list[str], environment: Mapping[str, str], output: Path) -
         os._exit(status)
 
 
-def _wait(child: int, limit: float) -> int | None:
+def wait(child: int, limit: float) -> int | None:
+    """Exit status of a child that leads its session (None after `limit` seconds); its processes end with it."""
     ended = os.pidfd_open(child)
     try:
         poll = select.poll()

@@ -18,12 +18,14 @@ from ops.mutation.mutants import Mutant
 from ops.mutation.reach import MARKERS, Index, within
 from ops.mutation.recorder import RESULT, function_of
 from ops.mutation.server import OUTPUT, Pytests
+from ops.mutation.warm import UNABLE, Warm
 
 NEAR: Final = 12.0  # seconds of tests that run first: those of the module's own test files
 QUICK: Final = (
     0.05  # seconds; a test of the module itself that takes less does not wait, so it does not fail by timing
 )
 START: Final = 30.0  # seconds that a run may take on top of four times the duration of its tests
+WARM_START: Final = 8.0  # the same in a process that has collected the tests
 HANGS: Final = 15.0  # seconds after which a test counts as hung, or four times its duration if that is more
 
 
@@ -48,6 +50,7 @@ class Ground:
     copy: Path
     tests: Pytests
     index: Index
+    warm: Warm | None = None  # runs what it can; `tests` runs the rest
 
 
 def trial(on: Ground, mutant: Mutant, budget: float) -> Verdict:
@@ -78,7 +81,7 @@ def _outcome(on: Ground, mutant: Mutant, budget: float) -> tuple[str, str]:
     for part in (first, rest):
         left = part
         while left:
-            result = _tests(on, left)
+            result = _tests(on, mutant.module, left)
             if result.hung or result.status is None:
                 return "timeout", result.failed[0] if result.failed else left[0]
             if result.status in (0, 5):
@@ -96,9 +99,9 @@ def _outcome(on: Ground, mutant: Mutant, budget: float) -> tuple[str, str]:
 def _notices(on: Ground, mutant: Mutant, test: str, rounds: int) -> bool:
     for _ in range(rounds):
         with _written(on.copy / mutant.module, mutant.original):
-            if _tests(on, [test]).status != 0:
+            if _tests(on, mutant.module, [test]).status != 0:
                 return False
-        if _tests(on, [test]).status == 0:
+        if _tests(on, mutant.module, [test]).status == 0:
             return False
     return True
 
@@ -108,9 +111,15 @@ def _place(names: Sequence[str], function: str) -> int:
     return names.index(function) if function in names else names.index(f"{file}::")
 
 
-def _tests(on: Ground, names: Sequence[str]) -> Run:
+def _tests(on: Ground, module: str, names: Sequence[str]) -> Run:
     """Run the named functions (or whole files, for names without one) until the first failure."""
     seconds = [on.index.seconds.get(name, HANGS) for name in names]
+    if on.warm is not None:
+        status, failed, hung = on.warm.run(names, module, WARM_START + 4 * sum(seconds))
+        if status:
+            _end_children(on)
+        if status != UNABLE:
+            return Run(status, failed, hung)
     with tempfile.TemporaryDirectory() as place:
         result, chosen, output = Path(place, "result.json"), Path(place, "chosen"), Path(place, "output")
         chosen.write_text("\n".join(name.removesuffix("::") for name in names))
@@ -128,8 +137,9 @@ def _tests(on: Ground, names: Sequence[str]) -> Run:
 
 def _end_children(on: Ground) -> None:
     """Kill processes in other sessions that a test could not end because of the mutant."""
+    kept = {on.tests.pid} if on.warm is None else {on.tests.pid, on.warm.pid}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != on.tests.pid:
+        if entry.name.isdigit() and int(entry.name) not in kept:
             with suppress(OSError):
                 if Path(os.readlink(entry / "cwd")).is_relative_to(on.copy):
                     os.kill(int(entry.name), signal.SIGKILL)

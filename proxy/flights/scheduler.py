@@ -300,9 +300,7 @@ class Scheduler:
 
     def _look_up(self, batch: list[Flight]) -> None:
         """One round trip for the whole batch."""
-        if self._cache is None:
-            self._looked_up(batch, [None] * len(batch))
-            return
+        assert self._cache is not None  # else nothing is queued for a look-up
         keys, others = [], []  # what is of each one's own kind comes first, then the other kind
         for flight in batch:  # here and not in a function: once a request
             spec = flight.spec

@@ -148,3 +148,21 @@ def test_what_ended_early_cost_what_an_engine_had_done() -> None:
     counted = flight(*AT_ENGINE)
     counted.usage = Usage(prompt_tokens=0, completion_tokens=0)
     assert actual_cost(counted, COST) == 0
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+WORD = {"role": "user", "content": "x" * 400}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(WORD, IMAGE), (IMAGE, WORD)], ids=["a text before an image", "an image before a text"]
+)
+def test_beside_an_image_every_message_and_every_part_counts(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    messages = [one if "role" in one else {"role": "user", "content": [one]} for one in (before, after)]
+    alone = prompt({"role": "user", "content": [IMAGE]})
+    assert alone >= MEDIA_TOKENS
+    assert prompt(*messages) >= alone + 100
+    parts = prompt({"role": "user", "content": ["x" * 400, IMAGE, "y" * 400]})
+    assert parts >= alone + 200

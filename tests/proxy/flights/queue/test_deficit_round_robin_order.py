@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
+
+import pytest
 
 from proxy.flights.queue.deficit_round_robin import RUN, DeficitRoundRobin, Entry, Ticket, _Owner
 
@@ -110,3 +113,29 @@ def test_rounds_in_which_nobody_can_take_anything_are_skipped_all_at_once() -> N
     assert (ring.owners["a"].deficit, ring.owners["b"].deficit) == (1000, 990)
     ring.served(dear)
     assert ring.owners["a"].deficit == 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_when_most_have_left_the_rest_goes_by_deadline(seed: int) -> None:
+    chance = random.Random(seed)
+    owner: _Owner[int] = _Owner()
+    entries = [entry(n, deadline=chance.random()) for n in range(100)]
+    for one in entries:
+        owner.push(one)
+    for one in chance.sample(entries, 70):
+        owner.drop(one)
+    left = [one for one in entries if one.at is not None]
+    order = []
+    while owner.live:
+        order.append(owner.head())
+        owner.drop(order[-1])
+    assert order == sorted(left, key=lambda one: one.deadline)
+
+
+def test_a_cost_of_any_size_has_its_turn_in_two_rounds() -> None:
+    ring: DeficitRoundRobin[int] = DeficitRoundRobin(64)
+    for n, owner in enumerate("abc"):
+        ring.push(entry(n, owner=owner, cost=10**15 + n))
+    first = ring.head()
+    assert first.ticket.owner == "a"
+    assert ring.owners["a"].deficit - first.ticket.cost < 64

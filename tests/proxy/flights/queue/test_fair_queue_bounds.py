@@ -124,3 +124,21 @@ def test_pools_have_nothing_of_each_other_before_them() -> None:
     assert line.ahead(Ticket(owner="x", pool="m1", priority=LOW)) == 2
     assert line.ahead(Ticket(owner="x", pool="m3", priority=LOW)) == 0
     assert line.ahead(Ticket(owner="x", pool="m1", deadline=1.0)) == 1
+
+
+@pytest.mark.parametrize(("blocked", "found"), [((), "old"), (("p1",), "young"), (("p1", "p2"), "high")])
+def test_the_aged_turn_is_the_oldest_item_s_of_all_pools_that_have_room(
+    blocked: tuple[str, ...], found: str
+) -> None:
+    line: FairQueue[str] = FairQueue(patience=1.0)
+    line.offer("old", Ticket(pool="p1", priority=LOW), 0.0)
+    line.offer("young", Ticket(pool="p2", priority=LOW), 0.1)
+    for n in range(AGED_TURN):
+        line.offer(f"high {n}", Ticket(pool="p3", priority=HIGH), 0.2)
+    for _ in range(AGED_TURN - 1):
+        item = line.next(0.5)
+        assert item is not None
+        line.granted(item)
+    chosen = line.next(9.0, blocked)
+    assert chosen is not None
+    assert chosen.startswith(found)

@@ -91,3 +91,11 @@ def test_version_1_carries_every_address(address: object, port: int) -> None:
     family = "TCP4" if ":" not in str(address) else "TCP6"
     line = f"PROXY {family} {address} {address} {port} {port}\r\n".encode()
     assert parse_proxy_header(line) == ProxyHeader(str(address), len(line))
+
+
+@pytest.mark.parametrize(
+    "line", [b"PROXY TCP5 2001:db8::1 2001:db8::2 1 2", b"PROXY TCP4 192.0.2.1", b"PROXY TCP4"]
+)
+def test_a_line_of_another_family_or_without_an_address_is_malformed(line: bytes) -> None:
+    with pytest.raises(ValueError, match="line is malformed"):
+        parse_proxy_header(line + b"\r\n")
