@@ -13,6 +13,8 @@ from proxy import app as wiring
 from proxy.access import revocation
 from proxy.config.file_watch import Contents
 from proxy.config.settings import Settings
+from proxy.redis.health import RedisState
+from proxy.redis.resp import WireError
 from proxy.telemetry import certificates
 from proxy.telemetry.log import Log
 from tests.kit.engine import Engine
@@ -37,9 +39,9 @@ async def test_a_part_that_is_on_has_its_task(
     tasks: list[tuple[str, Any]] = []
     real = cast(Any, wiring).watch
 
-    def watch(settings: Settings, backends: Any, named: list[tuple[str, Any]], *given: Any) -> None:
+    def watch(settings: Settings, backends: Any, checks: Any, named: list[tuple[str, Any]], *given: Any) -> None:
         tasks.extend(named)
-        real(settings, backends, named, *given)
+        real(settings, backends, checks, named, *given)
 
     monkeypatch.setattr(wiring, "watch", watch)
     chosen = dict(changes)
@@ -94,6 +96,7 @@ async def test_redis_is_asked_within_its_time_and_what_it_does_is_told(
         def __init__(self, url: str, **given: Any) -> None:
             told.append((url, given["timeout"], given["ttl"], given["namespace"]))
             self.on_breaker = given["on_breaker"]
+            self.availability = self.accepts = SimpleNamespace(trouble=None)
 
         async def start(self) -> None:
             told.append("start")
@@ -107,30 +110,33 @@ async def test_redis_is_asked_within_its_time_and_what_it_does_is_told(
     class Metrics:
         cache = None
 
+        def gauge(self, name: str, *given: Any) -> None:
+            assert name == "redis_refusing"
+
         def cache_breaker(self, opened: bool) -> None:
             told.append(("breaker", opened))
 
     class Events:
         def event(self, level: str, name: str, **more: Any) -> None:
-            told.append((level, name, more["detail"]))
+            told.append((level, name, more["use"], more.get("detail")))
 
     monkeypatch.setattr(wiring, "Cache", Cache)
     settings = Settings(redis_timeout_ms=250, cache_ttl_seconds=9, redis_namespace="n")
     make: Any = wiring._cache
-    given: tuple[Any, ...] = (settings, Events(), Metrics())
     async with AsyncExitStack() as stack:
-        assert await make(None, *given, stack) is None
-        cache: Any = await make("redis://h", *given, stack)
-        cache.on_breaker(True, "why")
-        cache.on_breaker(False, "")
+        given: tuple[Any, ...] = (settings, Events(), Metrics(), stack, RedisState("yours"))
+        assert await make(None, *given) is None
+        cache: Any = await make("redis://h", *given)
+        cache.on_breaker(WireError("why"))
+        cache.on_breaker(None)
     assert told == [
         ("redis://h", 0.25, 9, "n"),
         "start",
         "ping",
         ("breaker", True),
-        ("warning", "redis away", "why"),
+        ("warning", "redis away", "look-ups", "why"),
         ("breaker", False),
-        ("info", "redis back", ""),
+        ("info", "redis back", "look-ups", None),
         "stop",
     ]
 

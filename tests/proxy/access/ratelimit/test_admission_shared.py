@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proxy.access.ratelimit import admission
+from proxy.redis.resp import WireError
 from tests.proxy.access.ratelimit.test_admission_costs import Settings
 from tests.proxy.telemetry.test_metrics import samples
 
@@ -17,11 +19,10 @@ async def test_whether_limits_are_shared_is_told(monkeypatch: pytest.MonkeyPatch
     told: list[Any] = []
 
     class Redis:
-        available = True
-
         def __init__(self, url: str, *, timeout: float, namespace: str, on_change: Any) -> None:
             told.append((url, timeout, namespace))
             self.on_change = on_change
+            self.availability = SimpleNamespace(trouble=None)
 
         async def start(self) -> None:
             told.append("start")
@@ -37,10 +38,10 @@ async def test_whether_limits_are_shared_is_told(monkeypatch: pytest.MonkeyPatch
         shared = made.limiter.shared
         assert told == [("redis://h", 0.25, "n"), "start"]
         assert samples(settings.metrics)["gateway_limits_local"] == 0
-        shared.available = False
-        shared.on_change(True, "gone")
+        shared.availability.trouble = WireError("gone")
+        shared.on_change(shared.availability.trouble)
         assert samples(settings.metrics)["gateway_limits_local"] == 1
-        shared.on_change(False, "")
+        shared.on_change(None)
     assert told[-1] == "stop"
     assert [(line["level"], line["msg"], line.get("detail")) for line in settings.lines()] == [
         ("warning", "limits are each process's own", "gone"),
