@@ -31,10 +31,11 @@ TOGETHER_SECONDS: Final = 6.0
 SLOW_SECONDS: Final = 2.0  # of a request of MIN_TOKENS alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
 RUN_REQUESTS: Final = 80  # in that time, if responses of at least TOKENS[0] can be that short
-SWEEP_SECONDS: Final = 36.0  # from the first stage to the beginning of the last one
+SWEEP_SECONDS: Final = 48.0  # of all stages, without their drains
+LEAST_STAGES: Final = 4
 STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
-STAGE_REQUESTS: Final = 24  # in the lightest stage
-STAGE_SECONDS: Final = (8.0, 12.0)
+STAGE_REQUESTS: Final = (24, 6)  # in the lightest stage: wanted, and the fewest that have a median
+STAGE_SECONDS: Final = (8.0, 12.0)  # longer only for a slow server's fewest requests
 TOKENS: Final = (8, 128)  # the fewest and the most that are chosen
 REQUESTS: Final = (8, 20_000)
 
@@ -120,15 +121,21 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     start = args.start_rate
     if start is None:
         flags["start_rate"] = start = min(float(f"{rate / 2:.2g}"), args.top_rate)
-    seconds = min(SWEEP_SECONDS, args.max_seconds or SWEEP_SECONDS)
     if args.stage_seconds is None:
-        low, high = STAGE_SECONDS
-        flags["stage_seconds"] = round(min(max(STAGE_REQUESTS / start, low), high) * seconds / SWEEP_SECONDS, 1)
+        wanted, least = (count / start for count in STAGE_REQUESTS)
+        seconds = max(min(max(wanted, STAGE_SECONDS[0]), STAGE_SECONDS[1]), least)
+        flags["stage_seconds"] = round(min(seconds, (args.max_seconds or math.inf) / LEAST_STAGES), 1)
+    length = args.stage_seconds or flags["stage_seconds"]
     if args.burstiness is None:
         flags["burstiness"] = math.inf
     # Prompts enough for many doublings; where some repeat, few enough that they repeat from the first stage on.
-    flags["num_prompts"] = _within(rate * (120 if args.duplicates else 1200), REQUESTS)
-    return Choice(flags, seconds + (args.stage_seconds or flags["stage_seconds"]))
+    flags["num_prompts"] = _within(rate * length * (16 if args.duplicates else 200), REQUESTS)
+    return Choice(flags, most_stages(length) * length)
+
+
+def most_stages(seconds: float) -> int:
+    """How many stages of so many seconds a sweep has whose size a probe chose."""
+    return max(int(SWEEP_SECONDS / seconds), LEAST_STAGES)
 
 
 def _tokens(job: Job, speed: Speed, seconds: float, flags: dict[str, Any]) -> int:

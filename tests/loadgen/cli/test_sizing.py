@@ -18,7 +18,16 @@ from loadgen.analysis import SweepStage
 from loadgen.cli import sizing
 from loadgen.cli.main import parser_for
 from loadgen.cli.run import job_of
-from loadgen.cli.sizing import Speed, choose_run, choose_sweep, lacks_length, needs_probe, probe, speed_of
+from loadgen.cli.sizing import (
+    Speed,
+    choose_run,
+    choose_sweep,
+    lacks_length,
+    most_stages,
+    needs_probe,
+    probe,
+    speed_of,
+)
 from loadgen.cli.sweep import knee_words, stage_of
 from loadgen.drive import Job
 from loadgen.errors import UsageError
@@ -96,24 +105,24 @@ def test_each_pair_is_two_requests() -> None:
                 "start_rate": 3.3,
                 "stage_seconds": 8.0,
                 "burstiness": math.inf,
-                "num_prompts": 8000,
+                "num_prompts": 10_667,
             },
         ),
         (
             "--duplicates 0.5",
             speed(),
-            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "burstiness": math.inf, "num_prompts": 800},
+            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "burstiness": math.inf, "num_prompts": 853},
         ),
-        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 9600}),
+        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 19_200}),
         (
             "--stage-seconds 3 --top-rate 2 --max-tokens 6",
             speed(),
-            {"start_rate": 2.0, "burstiness": math.inf, "num_prompts": 9600},
+            {"start_rate": 2.0, "burstiness": math.inf, "num_prompts": 4800},
         ),
         (
             "--max-seconds 9 --max-tokens 6",
             speed(),
-            {"start_rate": 4.0, "stage_seconds": 2.0, "burstiness": math.inf, "num_prompts": 9600},
+            {"start_rate": 4.0, "stage_seconds": 2.2, "burstiness": math.inf, "num_prompts": 3520},
         ),
     ],
 )
@@ -123,6 +132,14 @@ def test_a_sweep_begins_at_half_of_what_the_probe_reached(
     args, job = given(words, command="sweep")
     assert needs_probe(args, job)
     assert choose_sweep(args, job, speed).flags == chosen
+
+
+def test_a_slow_servers_sweep_is_as_long_as_it_has_to_be_and_says_so() -> None:
+    args, job = given("", command="sweep")
+    choice = choose_sweep(args, job, speed(users=1, first=9.0, gap=1.0))
+    assert choice.flags["start_rate"] * choice.flags["stage_seconds"] == pytest.approx(6, rel=0.02)
+    assert choice.seconds == 4 * choice.flags["stage_seconds"]
+    assert [most_stages(seconds) for seconds in (1.0, 8.0, 12.0, 500.0)] == [48, 6, 4, 4]
 
 
 @pytest.mark.parametrize(
