@@ -28,7 +28,7 @@ OPEN_ENDED: Final = frozenset({"corpus", "prompt"})
 PROBE_TOKENS: Final = 16
 ALONE_SECONDS: Final = 20.0  # for the first request
 TOGETHER_SECONDS: Final = 6.0
-SLOW_SECONDS: Final = 2.0  # of a request of MIN_TOKENS alone: a slower server gets one request at a time
+SLOW_SECONDS: Final = 3.0  # of a request of TOKENS[0] alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
 RUN_REQUESTS: Final = 80  # in that time, if responses of at least TOKENS[0] can be that short
 SWEEP_SECONDS: Final = 48.0  # of all stages, without their drains
@@ -36,7 +36,9 @@ LEAST_STAGES: Final = 4
 STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
 STAGE_REQUESTS: Final = (24, 6)  # in the lightest stage: wanted, and the fewest that have a median
 STAGE_SECONDS: Final = (8.0, 12.0)  # longer only for a slow server's fewest requests
-TOKENS: Final = (8, 128)  # the fewest and the most that are chosen
+TOKENS: Final = (24, 128)
+"""The fewest and the most that are chosen. The end of the stream often follows the last token at once, so that both
+are merged: of a shorter response that is more than 5 % of the events, the limit of --limit-censored."""
 REQUESTS: Final = (8, 20_000)
 
 

@@ -69,13 +69,14 @@ def given(words: str, targets: int = 1, command: str = "run") -> tuple[argparse.
     [
         ("", speed(), {"max_tokens": 26, "num_prompts": 80}),  # 8 users, 3 s a request
         ("", speed(first=0.05, gap=0.005), {"max_tokens": 128, "num_prompts": 350}),
-        ("", speed(first=9.0, gap=2.0), {"max_tokens": 8, "num_prompts": 10}),
-        ("", speed(users=1, first=9.0, gap=2.0), {"max_concurrency": 1, "max_tokens": 8, "num_prompts": 8}),
-        ("--max-concurrency 1", speed(users=1, first=0.1, gap=0.02), {"max_tokens": 14, "num_prompts": 83}),
+        ("", speed(first=9.0, gap=2.0), {"max_tokens": 24, "num_prompts": 8}),
+        ("", speed(users=1, first=9.0, gap=2.0), {"max_concurrency": 1, "max_tokens": 24, "num_prompts": 8}),
+        ("--max-concurrency 1", speed(users=1, first=0.1, gap=0.02), {"max_tokens": 24, "num_prompts": 54}),
         ("--max-tokens 10", speed(), {"num_prompts": 171}),
         ("--corpus-output-len 10", speed(), {"num_prompts": 171}),
         ("--dataset-name random --random-output-len 10", speed(), {"num_prompts": 171}),
-        ("--request-rate 4", speed(), {"max_tokens": 16, "num_prompts": 120}),  # 2 s a request: 8 in flight do
+        ("--request-rate 4", speed(), {"max_tokens": 24, "num_prompts": 120}),
+        ("--request-rate 1", speed(gap=0.01), {"max_tokens": 128, "num_prompts": 30}),
         ("--request-rate inf --max-tokens 10", speed(), {"num_prompts": 171}),
         ("--max-seconds 5 --max-tokens 10", speed(), {"num_prompts": 29}),
         ("--backend openai-embeddings", speed(first=0.1, gap=0.0), {"num_prompts": 2400}),
@@ -101,17 +102,23 @@ def test_each_pair_is_two_requests() -> None:
             "",
             speed(),
             {
-                "max_tokens": 8,
-                "start_rate": 3.3,
-                "stage_seconds": 8.0,
+                "max_tokens": 24,
+                "start_rate": 1.4,
+                "stage_seconds": 12.0,
                 "burstiness": math.inf,
-                "num_prompts": 10_667,
+                "num_prompts": 6857,
             },
         ),
         (
             "--duplicates 0.5",
             speed(),
-            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "burstiness": math.inf, "num_prompts": 853},
+            {
+                "max_tokens": 24,
+                "start_rate": 1.4,
+                "stage_seconds": 12.0,
+                "burstiness": math.inf,
+                "num_prompts": 549,
+            },
         ),
         ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 19_200}),
         (
@@ -250,7 +257,7 @@ def test_without_a_token_there_is_no_speed() -> None:
 def test_a_rate_is_finite_whatever_was_measured(tokens: int) -> None:
     for found in (speed(first=0.0, gap=0.0), speed(first=1e9, gap=1e9), speed(gap=1e-12)):
         assert 0 < found.rate(tokens) < math.inf
-        assert 8 <= found.tokens_within(4.0) <= 128
+        assert 24 <= found.tokens_within(4.0) <= 128
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
