@@ -37,7 +37,7 @@ STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are 
 STAGE_REQUESTS: Final = (24, 6)  # in the lightest stage: wanted, and the fewest that have a median
 STAGE_SECONDS: Final = (8.0, 12.0)  # longer only for a slow server's fewest requests
 TOKENS: Final = (24, 128)
-"""The fewest and the most that are chosen. The end of the stream often follows the last token at once, so that both
+"""The fewest and the most that are chosen. The end of the stream often follows the last token at once, and the two
 are merged: of a shorter response that is more than 5 % of the events, the limit of --limit-censored."""
 REQUESTS: Final = (8, 20_000)
 
