@@ -176,11 +176,11 @@ async def probe(job: Job, hide: Hide, *, users: int | None) -> Speed:
 
 
 def _probes(job: Job) -> Iterator[ScheduledRequest]:
-    """Prompts like the run's, each after its own nonce, to each target in turn."""
-    options = msgspec.structs.replace(job.workload, num_prompts=32, duplicates=0.0)
-    prompts = prompts_of(open_workload(options).warmups(10**6))
+    """Prompts like the run's, each after a nonce of the probe, to each target in turn."""
+    salt = f"{job.workload.salt}/probe"
+    options = msgspec.structs.replace(job.workload, num_prompts=32, duplicates=0.0, salt=salt)
     targets = itertools.cycle(job.targets)
-    for number, prompt in enumerate(itertools.islice(prompts, job.num_warmups, None), 1):
+    for number, prompt in enumerate(prompts_of(open_workload(options).warmups(10**6)), 1):
         yield ScheduledRequest(-number, prompt, None, next(targets))
 
 
