@@ -28,14 +28,17 @@ OPEN_ENDED: Final = frozenset({"corpus", "prompt"})
 PROBE_TOKENS: Final = 16
 ALONE_SECONDS: Final = 20.0  # for the first request
 TOGETHER_SECONDS: Final = 6.0
-SLOW_SECONDS: Final = 2.0  # of a request of MIN_TOKENS alone: a slower server gets one request at a time
+SLOW_SECONDS: Final = 3.0  # of a request of TOKENS[0] alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
 RUN_REQUESTS: Final = 80  # in that time, if responses of at least TOKENS[0] can be that short
-SWEEP_SECONDS: Final = 36.0  # from the first stage to the beginning of the last one
+SWEEP_SECONDS: Final = 48.0  # of all stages, without their drains
+LEAST_STAGES: Final = 4
 STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
-STAGE_REQUESTS: Final = 24  # in the lightest stage
-STAGE_SECONDS: Final = (8.0, 12.0)
-TOKENS: Final = (8, 128)  # the fewest and the most that are chosen
+STAGE_REQUESTS: Final = (24, 6)  # in the lightest stage: wanted, and the fewest that have a median
+STAGE_SECONDS: Final = (8.0, 12.0)  # longer only for a slow server's fewest requests
+TOKENS: Final = (24, 128)
+"""The fewest and the most that are chosen. The end of the stream often follows the last token at once, and the two
+are merged: of a shorter response that is more than 5 % of the events, the limit of --limit-censored."""
 REQUESTS: Final = (8, 20_000)
 
 
@@ -120,15 +123,21 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     start = args.start_rate
     if start is None:
         flags["start_rate"] = start = min(float(f"{rate / 2:.2g}"), args.top_rate)
-    seconds = min(SWEEP_SECONDS, args.max_seconds or SWEEP_SECONDS)
     if args.stage_seconds is None:
-        low, high = STAGE_SECONDS
-        flags["stage_seconds"] = round(min(max(STAGE_REQUESTS / start, low), high) * seconds / SWEEP_SECONDS, 1)
+        wanted, least = (count / start for count in STAGE_REQUESTS)
+        seconds = max(min(max(wanted, STAGE_SECONDS[0]), STAGE_SECONDS[1]), least)
+        flags["stage_seconds"] = round(min(seconds, (args.max_seconds or math.inf) / LEAST_STAGES), 1)
+    length = args.stage_seconds or flags["stage_seconds"]
     if args.burstiness is None:
         flags["burstiness"] = math.inf
     # Prompts enough for many doublings; where some repeat, few enough that they repeat from the first stage on.
-    flags["num_prompts"] = _within(rate * (120 if args.duplicates else 1200), REQUESTS)
-    return Choice(flags, seconds + (args.stage_seconds or flags["stage_seconds"]))
+    flags["num_prompts"] = _within(rate * length * (16 if args.duplicates else 200), REQUESTS)
+    return Choice(flags, most_stages(length) * length)
+
+
+def most_stages(seconds: float) -> int:
+    """How many stages of so many seconds a sweep has whose size a probe chose."""
+    return max(int(SWEEP_SECONDS / seconds), LEAST_STAGES)
 
 
 def _tokens(job: Job, speed: Speed, seconds: float, flags: dict[str, Any]) -> int:
@@ -167,11 +176,11 @@ async def probe(job: Job, hide: Hide, *, users: int | None) -> Speed:
 
 
 def _probes(job: Job) -> Iterator[ScheduledRequest]:
-    """Prompts like the run's, each after its own nonce, to each target in turn."""
-    options = msgspec.structs.replace(job.workload, num_prompts=32, duplicates=0.0)
-    prompts = prompts_of(open_workload(options).warmups(10**6))
+    """Prompts like the run's, each after a nonce of the probe, to each target in turn."""
+    salt = f"{job.workload.salt}/probe"
+    options = msgspec.structs.replace(job.workload, num_prompts=32, duplicates=0.0, salt=salt)
     targets = itertools.cycle(job.targets)
-    for number, prompt in enumerate(itertools.islice(prompts, job.num_warmups, None), 1):
+    for number, prompt in enumerate(prompts_of(open_workload(options).warmups(10**6)), 1):
         yield ScheduledRequest(-number, prompt, None, next(targets))
 
 

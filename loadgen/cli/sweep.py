@@ -23,7 +23,7 @@ from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
-from loadgen.cli.sizing import SWEEP_SECONDS, choose_sweep
+from loadgen.cli.sizing import choose_sweep, most_stages
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Job,
@@ -110,7 +110,7 @@ class Sweep:
         self.start_unix_ns = 0
         self.ran_out = False
         self._began_ns = session.now()
-        self._last_start_s = SWEEP_SECONDS if getattr(args, "probe", None) else math.inf
+        self._most_stages = most_stages(args.stage_seconds) if getattr(args, "probe", None) else math.inf
 
     @property
     def _elapsed_s(self) -> float:
@@ -119,7 +119,8 @@ class Sweep:
     def next_rate(self) -> float | None:
         if self._session.stopped or self.ran_out:
             return None
-        if self._elapsed_s > min(self._last_start_s, self._args.max_seconds or math.inf):
+        left_s = (self._args.max_seconds or math.inf) - self._elapsed_s
+        if len(self.stages) >= self._most_stages or (self.stages and left_s < self._args.stage_seconds):
             return None
         if self._rates is not None:
             done = len(self.stages)

@@ -35,7 +35,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--dataset-path", str, "file, for custom, sharegpt and trace", "FILE")
     add("--prompt", str, "the same text for every request", "TEXT")
-    add("--num-prompts", values.integer, "number of requests (default 1000, or all of a file)")
+    add(
+        "--num-prompts",
+        values.integer,
+        "number of requests (default: by a probe of the server's pace, or all of a file)",
+    )
     add("--seed", values.integer, "seed of all random choices")
     add("--random-input-len", values.integer, "tokens of a random prompt")
     add("--random-output-len", values.integer, "tokens of its response")
@@ -47,7 +51,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add("--prefix-repetition-output-len", values.integer, "tokens of the response")
     add("--sharegpt-output-len", values.integer, "tokens of the response (default: about as in the file)")
     add("--custom-output-len", values.integer, "tokens of the response; -1: each line's output_tokens")
-    add("--corpus-output-len", values.integer, "most tokens of a response (default: no limit)")
+    add(
+        "--corpus-output-len",
+        values.integer,
+        "most tokens of a response (default: by the probe; with --num-prompts no limit)",
+    )
     group.add_argument(
         "--corpus-set",
         action="append",

@@ -53,6 +53,8 @@ def test_a_label_cannot_leave_the_folder(label: str, slug: str) -> None:
         (run(invalid=["x"]), ["timeout"], 0.0, 1),
         (run(interrupted=True, invalid=["x"]), ["cancelled"], 0.0, 130),
         (run(), [], 1.0, 1),
+        (run(), [None, "cancelled"], 0.0, 0),  # --max-seconds
+        (run(), ["cancelled"], 1.0, 1),
     ],
 )
 def test_the_exit_code_says_the_worst_that_is_true(made: Run, failures: list[Any], rate: float, code: int) -> None:

@@ -18,7 +18,16 @@ from loadgen.analysis import SweepStage
 from loadgen.cli import sizing
 from loadgen.cli.main import parser_for
 from loadgen.cli.run import job_of
-from loadgen.cli.sizing import Speed, choose_run, choose_sweep, lacks_length, needs_probe, probe, speed_of
+from loadgen.cli.sizing import (
+    Speed,
+    choose_run,
+    choose_sweep,
+    lacks_length,
+    most_stages,
+    needs_probe,
+    probe,
+    speed_of,
+)
 from loadgen.cli.sweep import knee_words, stage_of
 from loadgen.drive import Job
 from loadgen.errors import UsageError
@@ -60,13 +69,14 @@ def given(words: str, targets: int = 1, command: str = "run") -> tuple[argparse.
     [
         ("", speed(), {"max_tokens": 26, "num_prompts": 80}),  # 8 users, 3 s a request
         ("", speed(first=0.05, gap=0.005), {"max_tokens": 128, "num_prompts": 350}),
-        ("", speed(first=9.0, gap=2.0), {"max_tokens": 8, "num_prompts": 10}),
-        ("", speed(users=1, first=9.0, gap=2.0), {"max_concurrency": 1, "max_tokens": 8, "num_prompts": 8}),
-        ("--max-concurrency 1", speed(users=1, first=0.1, gap=0.02), {"max_tokens": 14, "num_prompts": 83}),
+        ("", speed(first=9.0, gap=2.0), {"max_tokens": 24, "num_prompts": 8}),
+        ("", speed(users=1, first=9.0, gap=2.0), {"max_concurrency": 1, "max_tokens": 24, "num_prompts": 8}),
+        ("--max-concurrency 1", speed(users=1, first=0.1, gap=0.02), {"max_tokens": 24, "num_prompts": 54}),
         ("--max-tokens 10", speed(), {"num_prompts": 171}),
         ("--corpus-output-len 10", speed(), {"num_prompts": 171}),
         ("--dataset-name random --random-output-len 10", speed(), {"num_prompts": 171}),
-        ("--request-rate 4", speed(), {"max_tokens": 16, "num_prompts": 120}),  # 2 s a request: 8 in flight do
+        ("--request-rate 4", speed(), {"max_tokens": 24, "num_prompts": 120}),
+        ("--request-rate 1", speed(gap=0.01), {"max_tokens": 128, "num_prompts": 30}),
         ("--request-rate inf --max-tokens 10", speed(), {"num_prompts": 171}),
         ("--max-seconds 5 --max-tokens 10", speed(), {"num_prompts": 29}),
         ("--backend openai-embeddings", speed(first=0.1, gap=0.0), {"num_prompts": 2400}),
@@ -92,28 +102,34 @@ def test_each_pair_is_two_requests() -> None:
             "",
             speed(),
             {
-                "max_tokens": 8,
-                "start_rate": 3.3,
-                "stage_seconds": 8.0,
+                "max_tokens": 24,
+                "start_rate": 1.4,
+                "stage_seconds": 12.0,
                 "burstiness": math.inf,
-                "num_prompts": 8000,
+                "num_prompts": 6857,
             },
         ),
         (
             "--duplicates 0.5",
             speed(),
-            {"max_tokens": 8, "start_rate": 3.3, "stage_seconds": 8.0, "burstiness": math.inf, "num_prompts": 800},
+            {
+                "max_tokens": 24,
+                "start_rate": 1.4,
+                "stage_seconds": 12.0,
+                "burstiness": math.inf,
+                "num_prompts": 549,
+            },
         ),
-        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 9600}),
+        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 19_200}),
         (
             "--stage-seconds 3 --top-rate 2 --max-tokens 6",
             speed(),
-            {"start_rate": 2.0, "burstiness": math.inf, "num_prompts": 9600},
+            {"start_rate": 2.0, "burstiness": math.inf, "num_prompts": 4800},
         ),
         (
             "--max-seconds 9 --max-tokens 6",
             speed(),
-            {"start_rate": 4.0, "stage_seconds": 2.0, "burstiness": math.inf, "num_prompts": 9600},
+            {"start_rate": 4.0, "stage_seconds": 2.2, "burstiness": math.inf, "num_prompts": 3520},
         ),
     ],
 )
@@ -123,6 +139,14 @@ def test_a_sweep_begins_at_half_of_what_the_probe_reached(
     args, job = given(words, command="sweep")
     assert needs_probe(args, job)
     assert choose_sweep(args, job, speed).flags == chosen
+
+
+def test_a_slow_servers_sweep_is_as_long_as_it_has_to_be_and_says_so() -> None:
+    args, job = given("", command="sweep")
+    choice = choose_sweep(args, job, speed(users=1, first=9.0, gap=1.0))
+    assert choice.flags["start_rate"] * choice.flags["stage_seconds"] == pytest.approx(6, rel=0.02)
+    assert choice.seconds == 4 * choice.flags["stage_seconds"]
+    assert [most_stages(seconds) for seconds in (1.0, 8.0, 12.0, 500.0)] == [48, 6, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +257,7 @@ def test_without_a_token_there_is_no_speed() -> None:
 def test_a_rate_is_finite_whatever_was_measured(tokens: int) -> None:
     for found in (speed(first=0.0, gap=0.0), speed(first=1e9, gap=1e9), speed(gap=1e-12)):
         assert 0 < found.rate(tokens) < math.inf
-        assert 8 <= found.tokens_within(4.0) <= 128
+        assert 24 <= found.tokens_within(4.0) <= 128
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
