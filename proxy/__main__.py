@@ -22,6 +22,7 @@ from typing import Final, Self
 import msgspec
 import uvloop
 
+from proxy import __version__
 from proxy.app import App, running
 from proxy.config import Settings, exposed, load, options, shown_url
 from proxy.errors import ListenError, SettingsError
@@ -180,5 +181,13 @@ def _refuse(e: SettingsError) -> int:
     return 2
 
 
+def command() -> int:
+    """The program's exit code: the entry of the console script."""
+    if "--version" in sys.argv[1:]:
+        print(f"streaming-gateway {__version__}")
+        return 0
+    return run("proxy", main)
+
+
 if __name__ == "__main__":
-    sys.exit(run("proxy", main))
+    sys.exit(command())

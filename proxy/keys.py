@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from proxy import __version__
 from proxy.access import hash_of, read_keys
 from proxy.errors import SettingsError
 from proxy.telemetry import run
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Make API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
         "a new key goes to stderr, once: the file holds only its SHA-256.",
     )
+    parser.add_argument("--version", action="version", version=f"streaming-gateway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for command, help in (("new", "make a key"), ("hash", "read an existing key from stdin")):
         sub = commands.add_parser(command, help=help)
@@ -96,5 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    """The program's exit code: the entry of the console script."""
+    return run("proxy.keys", main, both=True)
+
+
 if __name__ == "__main__":
-    sys.exit(run("proxy.keys", main, both=True))
+    sys.exit(command())

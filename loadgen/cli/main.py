@@ -7,7 +7,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from loadgen.errors import StoreError, UsageError, WorkloadError
 
@@ -31,11 +31,20 @@ exit codes: 0 valid; 1 more requests failed than --max-error-rate allows; 2 wron
 invalid (its own error exceeded a limit); 130 ended by Ctrl-C, with the report written."""
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"loadgen {version('streaming-gateway')}")
+        parser.exit()
+
+
 def parser_for(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser, with the flags of these commands only: the others are not imported."""
     parser = argparse.ArgumentParser(
         prog="python -m loadgen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")

@@ -8,11 +8,12 @@ import subprocess
 import pytest
 
 from ops.drill.rules import FOLDER, alerts, scaled, sections
-from tests.ops.kit import DEBIAN, tool
+from tests.kit.missing import PROMETHEUS
+from tests.ops.kit import tool
 
 
 def promtool(*words: str) -> str:
-    ran = subprocess.run([tool("promtool", DEBIAN), *words], capture_output=True, text=True, timeout=50)
+    ran = subprocess.run([tool("promtool", PROMETHEUS), *words], capture_output=True, text=True, timeout=50)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 

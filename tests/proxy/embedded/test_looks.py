@@ -88,9 +88,10 @@ def test_redis_is_found_in_its_package_or_the_way_to_it_is_told(
 ) -> None:
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "a"), str(tmp_path / "b")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SettingsError):
         redis.server_binary()
-    binary = tmp_path / "b" / "bin" / "redis-server"
+    binary = tmp_path / "b" / "_binaries" / "linux-any" / "valkey-server"
     binary.parent.mkdir(parents=True)
     binary.touch()
     assert redis.server_binary() == binary
