@@ -22,7 +22,6 @@ from typing import Final, Self
 import msgspec
 import uvloop
 
-from proxy import __version__
 from proxy.app import App, running
 from proxy.config import Settings, exposed, load, options, shown_url
 from proxy.errors import ListenError, SettingsError
@@ -183,9 +182,6 @@ def _refuse(e: SettingsError) -> int:
 
 def command() -> int:
     """The program's exit code: the entry of the console script."""
-    if "--version" in sys.argv[1:]:
-        print(f"streaming-gateway {__version__}")
-        return 0
     return run("proxy", main)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
+from proxy import __version__
 from proxy.config import values
 from proxy.config.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
-VERSION: Final = "0.1.0"
+VERSION: Final = __version__
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
