@@ -503,10 +503,10 @@ def _at(where: str, e: BaseException) -> str:
 
 async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
     """Start the embedded engine and the embedded Redis, where the settings ask for them, in parallel. The engines'
-    URLs, Redis' URL, and what it is in words."""
+    URLs, Redis' URL, and what it is in words. Where no Redis is installed: a warning, and none."""
     # Imported here: with an external engine and Redis they cost no start-up time.
     from proxy.embedded.engine import EmbeddedEngine
-    from proxy.embedded.redis import EmbeddedRedis
+    from proxy.embedded.redis import EmbeddedRedis, NotInstalled
 
     def reporter(name: str) -> Callable[[str, str], None]:
         return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
@@ -522,12 +522,16 @@ async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple
             stack.push_async_callback(child.stop)
     starts = [child.start() for child in (engine, redis) if child is not None]
     started = await asyncio.gather(*starts, return_exceptions=True)
+    without_redis = settings.redis == "off"
+    if redis is not None and isinstance(started[-1], NotInstalled):
+        log.event("warning", "no redis", detail=str(started.pop()))
+        without_redis = True
     for result in started:
         if isinstance(result, BaseException):
             raise result
     results = [str(result) for result in started]
     urls = list(settings.backends) or [results.pop(0)]
-    if settings.redis == "off":
+    if without_redis:
         return urls, None, "off"
     return (
         urls,

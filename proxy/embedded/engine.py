@@ -16,7 +16,7 @@ from proxy.errors import SettingsError
 LOOK_SECONDS = 1.0  # for one health check
 FIX = (
     "no --backend is given and the embedded engine is not installed ({}); "
-    "install it with: pip install -e '.[local]'   or name your vLLM: --backend http://HOST:8000"
+    "install it with: pip install xllamacpp   or name your vLLM: --backend http://HOST:8000"
 )
 
 

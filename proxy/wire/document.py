@@ -12,6 +12,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
+DEEPEST: Final = 1000  # levels; CPython up to 3.13 stops near it by itself, 3.14 only at the end of its stack
 _DIGITS: Final = 309  # digits of the largest double
 _SKIMMED: Final = msgspec.json.Decoder(msgspec.Raw)
 
@@ -38,12 +39,14 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
     """The value of a JSON text as read by Python's `json`, which vLLM uses.
 
     Raises GatewayError 400 for JSON that other readers refuse or read differently: text that is not UTF-8, NaN and
-    Infinity, numbers beyond a double, lone surrogates, duplicate members at any depth, nesting beyond the
-    recursion limit.
+    Infinity, numbers beyond a double, lone surrogates, duplicate members at any depth, nesting beyond
+    DEEPEST levels or the recursion limit.
     """
     text = utf8(body)
     try:
         value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > DEEPEST and _deeper(value):
+            raise Unreadable("it is nested too deeply")
         if lone_surrogate(body):
             raise Unreadable("a string has an escaped lone surrogate")
     except json.JSONDecodeError as e:
@@ -54,6 +57,21 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
     except Unreadable as e:
         raise _refusal(what, str(e)[:200], param) from None
     return value
+
+
+def _deeper(value: Any) -> bool:
+    """Whether it has more than DEEPEST levels. Level by level: linear, and without recursion."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        kinds = ((type(item), item) for item in level)
+        level = [
+            child
+            for kind, item in kinds
+            for child in (item.values() if kind is dict else item if kind is list else ())
+        ]
+        if not level:
+            return False
+    return True
 
 
 def read_leniently(text: str) -> Any:

@@ -4,10 +4,12 @@ Must not know TLS contexts of the proxy, nor which test uses what. Called by tes
 
 from __future__ import annotations
 
+import shutil
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.kit.missing import OPENSSL, lacking
 from tests.kit.patience import run_process
 
 EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
@@ -59,4 +61,6 @@ def server_context(issued: Issued, *, clients_of: Path | None = None) -> ssl.SSL
 
 
 def _openssl(*args: object) -> None:
+    if shutil.which("openssl") is None:
+        lacking("openssl", OPENSSL)
     run_process(["openssl", *map(str, args)], check=True, capture_output=True, seconds=30)

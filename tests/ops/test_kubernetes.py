@@ -14,6 +14,7 @@ import pytest
 
 from tests.kit.client import get
 from tests.kit.engine import Engine
+from tests.kit.missing import KUBECTL, lacking
 from tests.kit.running import gateway
 from tests.ops.dockerfile import environment, only
 from tests.ops.kit import OPS, check_config, documents, grace_is_enough, printed, run, tool
@@ -113,8 +114,8 @@ def test_every_file_is_in_the_kustomization_or_says_who_reads_it() -> None:
 
 def test_kustomize_puts_them_together(tmp_path: Path) -> None:
     kubectl = shutil.which("kubectl")
-    if kubectl is None:  # it is in no package registry that CI may count on
-        pytest.skip("kubectl is not installed")
+    if kubectl is None:
+        lacking("kubectl", KUBECTL, in_ci=False)
     done = run(kubectl, "kustomize", K8S)
     assert done.code == 0, done.err
     (tmp_path / "all.yaml").write_text(done.out)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from ops.drill.rules import FOLDER, alerts, scaled, sections
+from tests.kit.missing import PROMETHEUS
 from tests.kit.patience import run_process
-from tests.ops.kit import DEBIAN, tool
+from tests.ops.kit import tool
 
 
 def promtool(*words: str) -> str:
-    ran = run_process([tool("promtool", DEBIAN), *words], capture_output=True, text=True, seconds=50)
+    ran = run_process([tool("promtool", PROMETHEUS), *words], capture_output=True, text=True, seconds=50)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return f"{ran.stdout}{ran.stderr}"
 

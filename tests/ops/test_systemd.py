@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.missing import SYSTEMD
 from tests.ops.kit import OPS, Ran, check_config, grace_is_enough, run, tool
 
 UNIT = (OPS / "systemd" / "gateway.service").read_text()
@@ -25,7 +26,7 @@ def value(name: str) -> str:
 def judged(text: str, folder: Path, *verb: str) -> Ran:
     """With an existing interpreter, since systemd checks that the file exists."""
     (folder / "gateway.service").write_text(text.replace("/opt/gateway/bin/python", sys.executable))
-    return run(tool("systemd-analyze"), *verb, folder / "gateway.service")
+    return run(tool("systemd-analyze", SYSTEMD), *verb, folder / "gateway.service")
 
 
 def test_systemd_takes_it_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:

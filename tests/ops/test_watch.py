@@ -11,7 +11,8 @@ import pytest
 
 from ops.dashboard.panels import ROWS
 from ops.drill.stage import Stage, clients, stage
-from tests.ops.kit import DEBIAN, tool
+from tests.kit.missing import PROMETHEUS
+from tests.ops.kit import tool
 
 FACTOR = 300.0  # five minutes are a second
 PATIENCE = 20.0
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 async def on() -> AsyncIterator[Stage]:
-    program = tool("prometheus", DEBIAN)
+    program = tool("prometheus", PROMETHEUS)
     with tempfile.TemporaryDirectory(prefix="watch-") as folder:  # not tmp_path: a Unix socket's path is short
         async with stage(program, Path(folder), FACTOR) as found:
             yield found

@@ -11,6 +11,7 @@ import pytest
 
 from proxy.app import children
 from proxy.config.settings import Settings
+from proxy.embedded.redis import NotInstalled
 from proxy.embedded.supervise import ChildFailed
 from proxy.telemetry.log import Log
 from tests.kit.running import lines
@@ -96,3 +97,20 @@ async def test_where_one_fails_both_are_stopped(
     assert found == fails
     assert told[-2:] == ["stop redis", "stop engine"]
     assert "runs" not in told
+
+
+@pytest.mark.parametrize("backends", [OWN, ()])
+async def test_where_no_redis_is_installed_it_warns_and_serves_without(
+    backends: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def missing(self: Fake) -> str:
+        if self.name == "redis":
+            raise NotInstalled("no Redis: pip install one")
+        return "url of engine"
+
+    monkeypatch.setattr(Fake, "start", missing)
+    found, _, logged = await begun(monkeypatch, tmp_path, Settings(backends=backends, redis="auto"))
+    assert found == ([*backends] or ["url of engine"], None, "off")
+    assert [(line["level"], line["msg"], line["detail"]) for line in logged] == [
+        ("warning", "no redis", "no Redis: pip install one")
+    ]

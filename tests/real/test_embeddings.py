@@ -16,6 +16,7 @@ import pytest
 
 from proxy.app import App
 from tests.kit.client import Answer, get, post_json
+from tests.kit.missing import needs
 from tests.kit.running import gateway, until
 
 EMBED = "/v1/embeddings"
@@ -24,7 +25,11 @@ ENGINE = os.environ.get("VLLM_EMBED_URL", "")
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(not ENGINE, reason="VLLM_EMBED_URL names no vLLM that embeds"),
+    needs(
+        ENGINE,
+        "VLLM_EMBED_URL, a vLLM that embeds,",
+        f"VLLM_EMBED_URL=http://HOST:8000 python -m pytest -m vllm {__file__}",
+    ),
 ]
 
 TEXTS = [f"{n} {'words of a text ' * (1 + n % 5)}" for n in range(24)]

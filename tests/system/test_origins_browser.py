@@ -14,6 +14,7 @@ import pytest
 from tests.kit.chrome import BROWSER, Chrome
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.missing import CHROMIUM, needs
 from tests.kit.running import HELLO, gateway, lines
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/-/readers", "/tokenize")
@@ -100,7 +101,7 @@ async def elsewhere(html: str) -> AsyncIterator[str]:
         yield f":{server.sockets[0].getsockname()[1]}/"
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs(BROWSER, "Chromium", CHROMIUM)
 @pytest.mark.parametrize("own", ["127.0.0.1", "localhost"], ids=["same site", "another site"])
 async def test_a_page_of_another_origin_draws_nothing_from_an_engine_and_reads_nothing(
     own: str, tmp_path: Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import sys
 import time
 from collections.abc import Iterator
 
@@ -14,7 +13,6 @@ import pytest
 from loadgen.drive.capture.loop import new_loop, selector_of
 from loadgen.drive.capture.sockets import READ_SIZE, Sockets, TimestampedSocket, TimestampKeepAlive
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING is Linux's")
 Pair = tuple[TimestampedSocket, socket.socket]
 
 
@@ -32,7 +30,6 @@ def pair() -> Iterator[Pair]:
     sockets.close()
 
 
-@linux
 def test_every_read_has_the_kernels_stamp_between_the_send_and_the_read(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(True)
@@ -44,7 +41,6 @@ def test_every_read_has_the_kernels_stamp_between_the_send_and_the_read(pair: Pa
     assert ours.reads == 20
 
 
-@linux
 def test_a_send_is_stamped_and_its_stamp_is_out_of_the_way_after_one_read(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -58,7 +54,6 @@ def test_a_send_is_stamped_and_its_stamp_is_out_of_the_way_after_one_read(pair: 
     assert peer.recv(100) == b"request"
 
 
-@linux
 async def test_the_loop_does_not_spin_on_an_error_queue(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -86,7 +81,6 @@ async def test_the_loop_does_not_spin_on_an_error_queue(pair: Pair) -> None:
     assert peer.recv(100) == b"request"
 
 
-@linux
 def test_reads_into_a_buffer_are_stamped_too(pair: Pair) -> None:
     """As asyncio's TLS reads."""
     ours, peer = pair
@@ -127,7 +121,6 @@ def test_a_socket_is_found_by_its_descriptor_while_it_lives() -> None:
     made.close()
 
 
-@linux
 def test_the_kernel_stamps_from_before_the_first_request_on() -> None:
     keeper = TimestampKeepAlive()
     assert keeper.stamping
@@ -141,7 +134,6 @@ def readable(ours: TimestampedSocket) -> None:
     select.select([ours], [], [])
 
 
-@linux
 def test_what_was_read_ahead_keeps_its_own_stamp(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -156,7 +148,6 @@ def test_what_was_read_ahead_keeps_its_own_stamp(pair: Pair) -> None:
     assert (ours.recv(100), ours.rx_ns > between) == (b"second", True)
 
 
-@linux
 def test_what_was_read_ahead_comes_in_pieces_where_less_is_asked_for(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -171,7 +162,6 @@ def test_what_was_read_ahead_comes_in_pieces_where_less_is_asked_for(pair: Pair)
         ours.recv(100)
 
 
-@linux
 def test_an_end_that_was_read_ahead_is_an_end(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -181,7 +171,6 @@ def test_an_end_that_was_read_ahead_is_an_end(pair: Pair) -> None:
     assert ours.recv(100) == b""
 
 
-@linux
 def test_nothing_to_read_ahead_and_no_stamps_leave_recv_as_it_was(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)
@@ -196,7 +185,6 @@ def test_nothing_to_read_ahead_and_no_stamps_leave_recv_as_it_was(pair: Pair) ->
     assert ours.recv(100) == b"xy"
 
 
-@linux
 def test_what_comes_between_the_look_and_the_read_is_not_merged_with_what_was_there(pair: Pair) -> None:
     ours, peer = pair
     ours.setblocking(False)

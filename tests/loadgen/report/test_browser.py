@@ -6,9 +6,8 @@ import shutil
 import struct
 from pathlib import Path
 
-import pytest
-
 from loadgen.report.plots import plots_available
+from tests.kit.missing import CHROMIUM, extra, needs
 from tests.kit.patience import run_process
 from tests.loadgen.report.test_report import HOSTILE, Page, hostile, reports
 
@@ -25,7 +24,8 @@ def browse(page: Path, home: Path, *flags: str) -> str:
     return dom
 
 
-@pytest.mark.skipif(BROWSER is None or not plots_available(), reason="needs Chromium and the extra plots")
+@needs(plots_available(), "matplotlib", extra("plots"))
+@needs(BROWSER, "Chromium", CHROMIUM)
 def test_a_browser_shows_the_page_and_runs_nothing_of_what_came_from_outside(tmp_path: Path) -> None:
     reports(tmp_path / "out", *hostile())
     page = tmp_path / "out/report.html"

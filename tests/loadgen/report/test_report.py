@@ -24,6 +24,7 @@ from loadgen.report import plots as drawing
 from loadgen.report.plots import plots_available
 from loadgen.report.view import view
 from loadgen.report.write import write_reports
+from tests.kit.missing import extra, needs
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
 HOSTILE = (
@@ -255,7 +256,7 @@ def test_without_matplotlib_the_page_has_its_tables_and_says_how_to_get_plots(tm
     assert not (tmp_path / "plots").exists()
 
 
-@pytest.mark.skipif(not plots_available(), reason="needs the extra plots")
+@needs(plots_available(), "matplotlib", extra("plots"))
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     one = reports(tmp_path / "one", run_of(), RAN["run"]())
     assert reports(tmp_path / "two", run_of(), RAN["run"]()) == one

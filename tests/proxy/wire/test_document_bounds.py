@@ -10,6 +10,7 @@ import pytest
 from msgspec import Raw
 
 from proxy.errors import GatewayError
+from proxy.wire import document
 from proxy.wire.document import lone_surrogate, read, read_leniently, utf8
 from proxy.wire.loose import boolean, integer, number
 from proxy.wire.media import refers
@@ -148,3 +149,15 @@ def test_an_answer_may_have_just_so_many_bytes(candidates: int, each: int | None
 def test_candidates_that_are_no_number_are_for_the_engine_to_judge(given: bytes) -> None:
     api_request = decode("completions", b'{"prompt":""}')
     assert not outgrows(msgspec.structs.replace(api_request, fields={"prompt_logprobs": Raw(given)}), 0)
+
+
+def test_depth_is_bounded_and_brackets_in_strings_do_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(document, "DEEPEST", 4)
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        assert read(opening * 4 + b"1" + closing * 4) is not None
+        with pytest.raises(GatewayError, match="nested too deeply"):
+            read(b"[1," + opening * 4 + b"1" + closing * 4 + b"]")
+    wide = b"[" + b"[]," * 50 + b'"[[[[[[[["]'
+    assert len(read(wide)) == 51

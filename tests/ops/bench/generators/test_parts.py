@@ -23,11 +23,11 @@ from ops.bench.generators.tools import TOOLS, Homes, Said, guidellm_result, vllm
 from ops.bench.generators.truth import Reported, absolute_ms, compare, cpu_at, truth_ns
 from ops.bench.generators.workloads import GROUPS, WARM_UPS, WORKLOADS, Workload, chosen
 from ops.bench.peers.base import Command
+from tests.kit.missing import TASKSET, needs
 from tests.kit.patience import run_process
 from tests.loadgen.kit.running import on_our_loop, sent
 
 MS = 1_000_000
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING and taskset are Linux's")
 
 
 def served(number: int, got: int = 0, first: int = 100 * MS, **more: Any) -> Served:
@@ -172,7 +172,6 @@ def test_workloads_are_chosen_by_name_and_by_group() -> None:
 # The server and the hog
 
 
-@linux
 @on_our_loop
 async def test_the_server_keeps_to_its_schedule_and_says_when_it_had_what() -> None:
     server = Server(Schedule(tokens=3, ttft_ms=2.0, itl_ms=1.0))
@@ -263,12 +262,13 @@ class Broken:
 SMALL = Workload(
     name="idle", group="hogged", words="", schedule=Schedule(2, 1.0, 1.0), requests=5, rate=200.0, one_core=True
 )
-two_cpus = pytest.mark.skipif(
-    (os.cpu_count() or 1) < 2 or shutil.which("taskset") is None, reason="one for the server, one for the tool"
+taskset = needs(shutil.which("taskset"), "taskset", TASKSET)
+two_cpus = needs(
+    (os.cpu_count() or 1) > 1, "a second CPU, for the tool", f"python -m pytest {__file__}, where nproc is 2"
 )
 
 
-@linux
+@taskset
 @two_cpus
 def test_a_part_of_ours_is_compared_request_by_request(tmp_path: Path) -> None:
     part = measure(TOOLS["ours"], SMALL, 0, Homes(tmp_path, tmp_path), tmp_path)
@@ -277,7 +277,7 @@ def test_a_part_of_ours_is_compared_request_by_request(tmp_path: Path) -> None:
     assert part.cpu_all_s > 0
 
 
-@linux
+@taskset
 @two_cpus
 def test_a_tool_that_fails_is_a_part_that_does_not_count(tmp_path: Path) -> None:
     part = measure(

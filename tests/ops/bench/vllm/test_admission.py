@@ -12,6 +12,7 @@ import pytest
 from ops.bench.vllm.admission import summed
 from ops.bench.vllm.prefixes import table as prefix_table
 from ops.bench.vllm.tables import admission_picture, admission_table, percentile
+from tests.kit.missing import module
 from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parents[4]
@@ -82,7 +83,7 @@ def test_a_percentile_is_of_the_sample_by_nearest_rank(p: float, value: float) -
 
 
 def test_the_picture_has_each_way_with_its_name() -> None:
-    pytest.importorskip("matplotlib")
+    module("matplotlib", "plots")
     complete = [one for one in PHASES if one["load"] == 4.0]
     picture = admission_picture(complete, 2.0)
     assert picture is not None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from ops.bench.vllm.tables import batching_page, batching_picture, batching_table, spread
+from tests.kit.missing import module
 
 SAMPLE = Path(__file__).parents[4] / "out" / "sample" / "batching"
 
@@ -29,7 +28,7 @@ def test_a_row_is_the_median_of_its_rounds_with_the_least_and_the_most() -> None
 
 
 def test_the_picture_has_both_parts_or_is_none() -> None:
-    pytest.importorskip("matplotlib")
+    module("matplotlib", "plots")
     found = [json.loads(path.read_text()) for path in sorted(SAMPLE.glob("*.json"))]
     drawn = batching_picture(found)
     assert drawn is not None

@@ -20,6 +20,6 @@ async def test_the_access_policy_is_told_which_of_both_it_is(tmp_path: Path) -> 
     desk = Desk(tmp_path)
     desk.large._access_policy = cast(Any, policy)
     await desk.large.raw(call(), Media("json"), b"{}")
-    await desk.large.ask(call(), "chat", b"{}")
+    await desk.large.read(call(), "chat", b"{}")
     assert told == [True, False]
     desk.lines()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from proxy.config.keys_file import hash_of
 from tests.kit.chrome import BROWSER, Chrome
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import paced_script
+from tests.kit.missing import CHROMIUM, needs
 from tests.kit.running import gateway, until
 
 HOSTILE = [
@@ -37,7 +36,7 @@ def fill(**fields: object) -> str:
     return FILL.replace("{}", json.dumps(fields))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs(BROWSER, "Chromium", CHROMIUM)
 async def test_twenty_readers_are_seen_on_one_generation_and_nothing_of_it_is_markup(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(
@@ -88,7 +87,7 @@ async def test_twenty_readers_are_seen_on_one_generation_and_nothing_of_it_is_ma
         assert chrome.complaints == []
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@needs(BROWSER, "Chromium", CHROMIUM)
 async def test_readers_that_share_nothing_and_are_stopped_count_as_what_they_are(tmp_path: Path) -> None:
     async with (
         Engine() as engine,
