@@ -66,10 +66,8 @@ class _Version(argparse.Action):
 
 class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, _: object, shell: object, __: object = None) -> NoReturn:
-        try:
-            import shtab
-        except ImportError:
-            parser.error("--print-completion needs a package: pip install shtab")
+        import shtab
+
         print(shtab.complete(parser_for(prog=SCRIPT), str(shell)))
         parser.exit()
 

@@ -4,6 +4,9 @@ For every check, charge or route that needs more of a body than its top-level me
 from __future__ import annotations
 
 import json
+import re
+import sys
+from itertools import accumulate
 from math import isinf
 from typing import Any, Final, NoReturn
 
@@ -12,7 +15,12 @@ import msgspec
 from proxy.errors import Code, GatewayError
 
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
-DEEPEST: Final = 1000  # levels; CPython up to 3.13 stops near it by itself, 3.14 only at the end of its stack
+DEEPEST: Final = 1000  # levels
+BOUNDLESS: Final = sys.version_info >= (3, 14)
+"""CPython stops reading JSON near DEEPEST levels up to 3.13, and later only at the end of its stack."""
+_STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"')
+_NO_BRACKETS: Final = re.compile(r"[^]\[{}]+")
+_STEPS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _DIGITS: Final = 309  # digits of the largest double
 _SKIMMED: Final = msgspec.json.Decoder(msgspec.Raw)
 
@@ -45,7 +53,7 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
     text = utf8(body)
     try:
         value = _DECODER.decode(text)
-        if text.count("[") + text.count("{") > DEEPEST and _deeper(value):
+        if BOUNDLESS and text.count("[") + text.count("{") > DEEPEST and depth(text) > DEEPEST:
             raise Unreadable("it is nested too deeply")
         if lone_surrogate(body):
             raise Unreadable("a string has an escaped lone surrogate")
@@ -59,19 +67,10 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
     return value
 
 
-def _deeper(value: Any) -> bool:
-    """Whether it has more than DEEPEST levels. Level by level: linear, and without recursion."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        kinds = ((type(item), item) for item in level)
-        level = [
-            child
-            for kind, item in kinds
-            for child in (item.values() if kind is dict else item if kind is list else ())
-        ]
-        if not level:
-            return False
-    return True
+def depth(text: str) -> int:
+    """The levels of arrays and objects of a JSON text that was read. Without a Python call for a value."""
+    brackets = _NO_BRACKETS.sub("", _STRING.sub("", text))
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def read_leniently(text: str) -> Any:

@@ -60,7 +60,9 @@ def test_the_extras_that_commands_name_exist() -> None:
     named = {
         name
         for path in TESTS.rglob("*.py")
-        for groups in re.findall(r"\b(?:extra\(([^)]*)\)|module\([^,]+, ([^)]*)\))", path.read_text())
+        for groups in re.findall(
+            r"\b(?:extra\(([^)]*)\)|(?<!\.)module\(\x22[\w.]+\x22, ([^)]*)\))", path.read_text()
+        )
         for name in re.findall(r'"(\w+)"', "".join(groups))
     }
     assert {"ops", "plots", "trace", "dev"} <= named

@@ -93,7 +93,6 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_completion_knows_commands_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab", reason="pip install shtab")
     with pytest.raises(SystemExit, match="0"):
         main(["--print-completion", shell])
     script = capsys.readouterr().out
