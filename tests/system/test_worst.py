@@ -248,6 +248,5 @@ async def test_a_long_stream_from_the_store_is_folded_in_another_process() -> No
         answer = await post_json(app.url, CHAT, body)
         assert answer.head["x-gateway-cache"] == "hit", app.metrics.render("text/plain")[0].decode()
         assert answer.status == 200, answer.body[:300]
-        assert answer.head["x-gateway-cache"] == "hit"
         assert answer.json()["choices"][0]["message"]["content"] == " word" * 8000 + "."
         assert (engine.generations, len(children(app))) == (1, 1)
