@@ -117,7 +117,8 @@ def _run(given: argparse.Namespace, suite: Suite, out: Path, chosen: Sequence[st
     path = [str(part) for part in (checkout, overlay, ROOT) if part is not None]
     run = Run(stand, checkout, [str(python), "-m", "pytest"], environment, path, out, given.test_seconds)
     with listening(stand):
-        known = {path for path in chosen if outcome.Module.load(out / "records", path) is not None}
+        records = {path: outcome.Module.load(out / "records", path) for path in chosen}
+        known = {path for path, record in records.items() if record is not None and not record.cut}
         due = [path for path in chosen if given.again or path not in known]
         for at in range(0, len(due), given.batch):
             if time.monotonic() > end:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+SLOW_START: Final = re.compile(r"the (?:engine|gateway) is not ready after \d+ s")
+NO_SERVER: Final = "no server"
 SHOWN: Final = 400  # characters of a failure in the report
 COLUMNS: Final = (
     "module", "passed", "of which ask a server", "fail through the gateway alone", "fail direct too", "unsteady",
@@ -44,7 +47,12 @@ class Module:
     @property
     def bad(self) -> bool:
         """Whether a test fails that does not fail direct, or the module was cut off."""
-        return bool(self.counts["alone"]) or self.trouble.startswith("pytest")
+        return bool(self.counts["alone"]) or self.cut
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was not run to its end, by a limit or for lack of a server: the next run tries it again."""
+        return self.trouble.startswith(("pytest", NO_SERVER))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +96,11 @@ def judged(
             continue
         outcome, there = found["outcome"], failed.get(found["id"])
         if outcome == "failed":
+            words = found["words"] + (there["words"] if there is not None else "")
+            lack = SLOW_START.search(words)
+            if lack is not None:  # of the machine, which says nothing of the gateway
+                trouble = trouble or f"{NO_SERVER}: {lack[0]}"
+                continue
             outcome = "unsteady" if twice.get(found["id"]) == "passed" else "alone"
             outcome = "direct" if there is not None and there["outcome"] != "passed" else outcome
         tests.append(

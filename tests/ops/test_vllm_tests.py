@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -201,6 +202,19 @@ def test_each_test_is_asked_through_the_gateway_and_what_fails_direct_too(made_u
         "- `tests/new.py`: not named in modules.toml",
     ):
         assert line in rest[2] + text
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_server_that_was_not_ready_in_time_is_no_failure_of_a_test_and_is_tried_again(direct: bool) -> None:
+    slow = "E  RuntimeError: the engine is not ready after 400 s: x.log"
+    found: dict[str, Any] = {"id": "a::b", "outcome": "failed", "served": False, "seconds": 1.0}
+    through = found | {"words": "assert 1 == 2" if direct else slow}
+    module = outcome.judged(
+        "a", [through], [found | {"words": slow}] if direct else [], [], trouble="", seconds=1.0
+    )
+    assert (module.tests, module.trouble) == ((), "no server: the engine is not ready after 400 s")
+    assert module.cut
+    assert module.bad
 
 
 def test_a_pytest_that_is_cut_off_is_no_success(made_up: Run) -> None:
