@@ -80,7 +80,7 @@ class Pair:
         until = time.monotonic() + seconds
         while not fact():
             if child.poll() is not None or time.monotonic() > until:
-                tail = self._logs[name].read_text(errors="replace").splitlines()[-12:]
+                tail = [line[:160] for line in self._logs[name].read_text(errors="replace").splitlines()[-12:]]
                 how = (
                     f"exited with {child.returncode}"
                     if child.returncode is not None
