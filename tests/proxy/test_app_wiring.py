@@ -109,6 +109,7 @@ async def test_nothing_set_is_no_limit(engine: Engine, given: Given) -> None:
         engine,
         queue_timeout=0.0,
         client_stall_timeout=0.0,
+        redis_timeout_ms=100,
         max_inflight=0,
         deny_answers=False,
         merge_max=6,
