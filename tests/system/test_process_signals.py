@@ -7,8 +7,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import pytest
 
@@ -69,9 +69,13 @@ def session(pid: int) -> list[int]:
     return found
 
 
-async def ended(process: asyncio.subprocess.Process, seconds: float) -> bool:
+async def ended(
+    process: asyncio.subprocess.Process,
+    seconds: float,
+    within: Callable[[float], AbstractAsyncContextManager[object]] = patience,
+) -> bool:
     try:
-        async with patience(seconds):
+        async with within(seconds):
             await process.wait()
     except TimeoutError:
         return False
@@ -86,7 +90,9 @@ async def test_hang_ups_at_any_moment_of_the_start_end_nothing(engine: Engine) -
             while not serves:
                 process.send_signal(signal.SIGHUP)
                 sent += 1
-                assert not await ended(process, MOMENTS.uniform(0, 0.02)), f"ended by hang-up {sent}"
+                assert not await ended(process, MOMENTS.uniform(0, 0.02), asyncio.timeout), (
+                    f"ended by hang-up {sent}"
+                )
                 with suppress(OSError):
                     serves = (await get(url, "/health")).status == 200
         assert sent > 10
@@ -102,7 +108,7 @@ async def test_an_end_at_any_moment_of_the_start_is_clean_and_leaves_nothing(
     engine: Engine, number: signal.Signals, moment: float
 ) -> None:
     async with starting("--backend", engine.url) as (process, _):  # with its own Redis
-        await ended(process, moment)
+        await ended(process, moment, asyncio.timeout)
         process.send_signal(number)
         assert process.stderr is not None
         async with patience(PATIENCE):
