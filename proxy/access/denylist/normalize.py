@@ -105,7 +105,6 @@ class StreamNormalizer:
         if text:
             if self._spaced and text[0] == " ":
                 text = text[1:]
-                self._spaced = True
             if text:
                 self._spaced = text[-1] == " "
         return text

@@ -465,3 +465,13 @@ async def test_what_raises_at_the_end_of_a_flight_is_told_and_keeps_nothing_from
     assert told == [f"the {what} {'of' if what == 'trace' else 'for'} a flight"]
     assert charged == ([flight] if what == "trace" else [])
     group.remove(flight)
+
+
+def test_readers_of_a_stored_answer_are_hits_also_where_they_joined_before_it_was_found() -> None:
+    group = FlightGroup()
+    flight = group.launch(FlightSpec("POST", "/", b"{}", Mode.WHOLE, "r"))
+    first, second = (group.attach(flight, usage=True, whole=True, attached=late) for late in (False, True))
+    assert second.verdict == "attached"
+    flight.land_stored(Head(), 1.0, None)
+    assert [first.verdict, second.verdict] == ["hit", "hit"]
+    group.remove(flight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from proxy.config.settings import Settings
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream import fleet as fleet_module
 from proxy.upstream.backends import Backend, Lease
 from proxy.upstream.breaker import BreakerRules, State
 from proxy.upstream.fleet import Fleet
@@ -170,3 +172,13 @@ async def test_what_becomes_of_an_engine_is_told(monkeypatch: pytest.MonkeyPatch
     ]
     changes = {labels["to"]: n for labels, n in house.metrics.samples("backend_breaker_changes_total")}
     assert (woken, changes, engine.breaker.state) == ([1, 1], {"open": 1, "closed": 1}, State.CLOSED)
+
+
+def test_a_gauge_without_a_value_is_left_out() -> None:
+    backend: Any = SimpleNamespace(leaving=False)
+    assert fleet_module._reader(backend, lambda one: 3.0)() == 3.0
+    with pytest.raises(LookupError):
+        fleet_module._reader(backend, lambda one: None)()
+    backend.leaving = True
+    with pytest.raises(LookupError):
+        fleet_module._reader(backend, lambda one: 3.0)()

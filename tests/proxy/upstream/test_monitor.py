@@ -175,3 +175,18 @@ def test_engines_are_asked_for_their_load_as_the_settings_say_and_for_their_star
         more["on_room"]()
     assert watched.events == [("info", "engine limit changed", {"backend": "e", "max_inflight": 7})] * len(paced)
     assert all(engines == watched.all for engines, _ in made)
+
+
+@pytest.mark.parametrize(("max_inflight", "ticks"), [(0, 1), (9, 0)])
+@virtual
+async def test_adaptive_limits_have_their_ticks(
+    monkeypatch: pytest.MonkeyPatch, max_inflight: int, ticks: int
+) -> None:
+    begun: list[str] = []
+
+    async def ran(name: str, run: object, fault: object) -> None:
+        begun.append(name)
+
+    monkeypatch.setattr(watches, "for_ever", ran)
+    await Watched(max_inflight=max_inflight, load_seconds=0.0, refresh_seconds=10.0).asked(reload=False)
+    assert begun.count("the ticks of adaptive limits") == ticks

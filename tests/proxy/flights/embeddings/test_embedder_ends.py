@@ -476,3 +476,13 @@ def test_what_ends_all_leaves_no_vector_on_its_way() -> None:
     assert len(stage.embedder) == 0
     stage.embedder._turn()
     assert stage.sent == []
+
+
+def test_a_refusal_that_raises_on_its_way_to_a_reader_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    reader = stage.ask(["a"])
+    stage.loop.turn()
+    monkeypatch.setattr(EmbeddingRequest, "refused", once(EmbeddingRequest.refused))
+    stage.answer(400)
+    settled(stage)
+    assert code_of(reader) is Code.INTERNAL
