@@ -503,10 +503,12 @@ def _at(where: str, e: BaseException) -> str:
 
 async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
     """Start the embedded engine and the embedded Redis, where the settings ask for them, in parallel. The engines'
-    URLs, Redis' URL, and what it is in words. Where no Redis is installed: a warning, and none."""
+    URLs, Redis' URL, and what it is in words. Where no Redis is installed, or it does not start: a warning, and
+    none."""
     # Imported here: with an external engine and Redis they cost no start-up time.
     from proxy.embedded.engine import EmbeddedEngine
     from proxy.embedded.redis import EmbeddedRedis, NotInstalled
+    from proxy.embedded.supervise import ChildFailed
 
     def reporter(name: str) -> Callable[[str, str], None]:
         return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
@@ -523,7 +525,7 @@ async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple
     starts = [child.start() for child in (engine, redis) if child is not None]
     started = await asyncio.gather(*starts, return_exceptions=True)
     without_redis = settings.redis == "off"
-    if redis is not None and isinstance(started[-1], NotInstalled):
+    if redis is not None and isinstance(started[-1], NotInstalled | ChildFailed):
         log.event("warning", "no redis", detail=str(started.pop()))
         without_redis = True
     for result in started:

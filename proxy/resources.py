@@ -100,6 +100,8 @@ def _client_certs(settings: Settings, prepared: Prepared) -> None:
         tls_context(ca=ca, cert=cert, key=key, insecure=settings.backend_insecure)
     if settings.backend_cert:
         prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
+    if settings.redis not in ("auto", "off"):
+        address(settings.redis)  # names a wrong option or a missing file
     redis_cert = files_of(settings.redis).get("ssl_certfile")
     if redis_cert is not None:
         prepared.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)

@@ -19,6 +19,8 @@ _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,63}")
 _ROLES: Final = ("user", "operator")
+_MOST: Final = 10**9  # of each limit of a key, as of the settings' limits
+_LEAST_RPS: Final = 1e-6  # a request in twelve days; with less no header can hold the time to wait
 _SHORTEST_TIME: Final = len("2027-01-31T00:00:00Z")
 
 
@@ -145,8 +147,8 @@ def _whole(name: str) -> Callable[[object], int | None]:
     def read(raw: object) -> int | None:
         if raw is None:
             return None
-        if isinstance(raw, bool) or not isinstance(raw, int) or raw < 1:
-            raise ValueError(f"{name}: must be a whole number of at least 1")
+        if isinstance(raw, bool) or not isinstance(raw, int) or not 1 <= raw <= _MOST:
+            raise ValueError(f"{name}: must be a whole number from 1 to {_MOST:,}")
         return raw
 
     return read
@@ -155,8 +157,8 @@ def _whole(name: str) -> Callable[[object], int | None]:
 def _rps(raw: object) -> float | None:
     if raw is None:
         return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not 0 < raw < float("inf"):
-        raise ValueError("rps: must be a number of requests a second over 0")
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not _LEAST_RPS <= raw <= _MOST:
+        raise ValueError(f"rps: must be a number of requests a second from {_LEAST_RPS:f} to {_MOST:,}")
     return float(raw)
 
 

@@ -23,6 +23,7 @@ _KUBERNETES: Final = re.compile(
 """Variables that Kubernetes adds to a pod's environment for a Service named `gateway` or `gateway-…`."""
 
 OWN_FLAGS: Final = ("--config", "--check-config", "--help", "--help-all", "--version", "--print-completion")
+_LONGEST: Final = 10**100
 _SHOWN: Final = 200  # characters of an invalid value that its error shows
 
 
@@ -170,5 +171,7 @@ def _shown(raw: object) -> str:
         return "[" + ", ".join(map(_shown, raw)) + "]"
     if isinstance(raw, dict):
         return "a table"
+    if isinstance(raw, int) and abs(raw) > _LONGEST:  # CPython writes no number of more than 4,300 digits
+        return f"a number of {raw.bit_length()} bits"
     text = mask_url(str(raw))
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from proxy.config import values
 from proxy.config.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
+LEAST_RATE: Final = 1e-6  # a second; with less the time to wait is no number that a header can hold
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _SIZES: Final = {"BYTES": 1, "BYTES|auto": 1, "MIB": MIB}
@@ -102,7 +103,15 @@ def _size(default: int, help: str) -> Any:
 
 
 def _rate(help: str) -> Any:
-    return _setting(0.0, values.number(0.0, 10**6, example="0.5 or 100"), "N", help)
+    number = values.number(0.0, 10**6, example="0.5 or 100")
+
+    def read(raw: object) -> Any:
+        value = number(raw)
+        if 0 < value < LEAST_RATE:
+            raise ValueError(f"must be 0, or from {LEAST_RATE:f} to 1,000,000")
+        return value
+
+    return _setting(0.0, read, "N", help)
 
 
 def _percent(default: float, help: str) -> Any:

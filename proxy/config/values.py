@@ -71,7 +71,7 @@ def _quantity(
             value = raw if whole else float(raw)
         except OverflowError:
             raise wrong from None
-        if not math.isfinite(value):
+        if not whole and not math.isfinite(value):
             raise wrong
         if value < low or (high is not None and value > high):
             raise ValueError(f"must be {limits}")

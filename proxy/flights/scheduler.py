@@ -559,6 +559,8 @@ class Scheduler:
             partial(self.queue.discard, flight),
             partial(self._abort_upstream, flight),
         )
+        if not flight.finished:
+            flight.broke(internal())
         self._measure(flight, "cancelled")
 
     def _measure(self, flight: Flight, outcome: str) -> None:

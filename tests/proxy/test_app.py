@@ -89,23 +89,21 @@ async def test_what_is_named_is_not_started(
     assert [line for line in told if line.startswith("start")] == [f"start {name}" for name in started]
 
 
-@pytest.mark.parametrize("fails", ["engine", "redis"])
-async def test_where_one_fails_both_are_stopped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str
-) -> None:
-    found, told, _ = await begun(monkeypatch, tmp_path, Settings(redis="auto"), fails=fails)
-    assert found == fails
+async def test_where_the_engine_fails_both_are_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, told, _ = await begun(monkeypatch, tmp_path, Settings(redis="auto"), fails="engine")
+    assert found == "engine"
     assert told[-2:] == ["stop redis", "stop engine"]
     assert "runs" not in told
 
 
+@pytest.mark.parametrize("lack", [NotInstalled, ChildFailed])
 @pytest.mark.parametrize("backends", [OWN, ()])
-async def test_where_no_redis_is_installed_it_warns_and_serves_without(
-    backends: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_where_no_redis_is_installed_or_starts_it_warns_and_serves_without(
+    backends: tuple[str, ...], lack: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def missing(self: Fake) -> str:
         if self.name == "redis":
-            raise NotInstalled("no Redis: pip install one")
+            raise lack("no Redis: pip install one")
         return "url of engine"
 
     monkeypatch.setattr(Fake, "start", missing)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Final
 
 from proxy.errors import Code, GatewayError
@@ -211,7 +211,8 @@ class Embedder:
 
     async def wait_closed(self) -> None:
         """Wait for the end of every array. Each ends with its Flight."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
 
     def _join(self, request: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
         """Join the items that are under way, and begin the others."""
@@ -314,8 +315,10 @@ class Embedder:
                 self._submit(flight)
             except GatewayError as e:
                 refusal = e
+                if not flight.ended:
+                    self._faults.safely(_ARRAY, flight.fail, e)
             else:
-                await call.ended()
+                await call.ended(partial(self._faults.safely, _ARRAY, self._unjoin))
         finally:
             self._group.remove(flight)
             self._faults.safely(_ARRAY, reader.leave)
@@ -332,13 +335,27 @@ class Embedder:
         parts: Parts = []
         try:
             parts = task.result()
-        except Exception as e:  # noqa: BLE001 - the other arrays go on
-            error = self._faults.error(e, _ARRAY)
+        except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 - the other arrays go on
+            error = ending() if isinstance(e, asyncio.CancelledError) else self._faults.error(e, _ARRAY)
             for request in requests_of(item for item in items if item.result is None):
                 self._fail(request, error)
-        self.arrays.ended(kind, [[item for item in part if item.waiting is not None] for part in parts])
+        again = [[item for item in part if item.waiting is not None] for part in parts]
+        for item in chain.from_iterable(again):
+            self._items.setdefault(item.key, item)  # it may be joined again
+        self.arrays.ended(kind, again)
         del self._tasks[task]
         self._soon()
+
+    def _unjoin(self, call: ArrayCall) -> None:
+        """The Flight of an array has ended, and the array is settled an iteration later: until then no request may
+        join what has failed."""
+        flight = call.flight
+        if flight.error is None and flight.head is not None and flight.head.status == 200:
+            return
+        for item in call.items:
+            self._forget(item)
+        for request in requests_of(call.items):
+            self._group.unpublish(request.flight)
 
     def _isolate(self, items: list[EmbeddingItem], e: Exception) -> Parts:
         """Bisect an array that cannot be built. One request's part, once isolated, fails."""

@@ -52,11 +52,11 @@ def test_a_key_has_a_class_and_a_top(more: str, priority: int, top: int) -> None
         ('top_priority = "low"', "top_priority: must not be below priority"),
         ('priority = "urgent"', "priority: must be one of high, normal, low"),
         ("top_priority = 1", "top_priority: must be one of high, normal, low"),
-        ("burst = 0", "burst: must be a whole number of at least 1"),
-        ("burst = 1.0", "burst: must be a whole number of at least 1"),
-        ("tokens_per_minute = 0", "tokens_per_minute: must be a whole number of at least 1"),
-        ("streams = -1", "streams: must be a whole number of at least 1"),
-        ("rps = inf", "rps: must be a number of requests a second over 0"),
+        ("burst = 0", "burst: must be a whole number from 1 to 1,000,000,000"),
+        ("burst = 1.0", "burst: must be a whole number from 1 to 1,000,000,000"),
+        ("tokens_per_minute = 0", "tokens_per_minute: must be a whole number from 1 to 1,000,000,000"),
+        ("streams = -1", "streams: must be a whole number from 1 to 1,000,000,000"),
+        ("rps = inf", "rps: must be a number of requests a second from 0.000001 to 1,000,000,000"),
         ("rps = true", "rps: must be"),
         ('rps = "1"', "rps: must be"),
         ("tenant = 5", "tenant: must be a text of 1 to 256 characters"),
@@ -108,7 +108,7 @@ def test_entries_that_are_not_written_line_by_line_are_told_by_their_number() ->
 
 def test_an_entry_that_is_wrong_keeps_no_name_and_no_hash() -> None:
     text = f'[[keys]]\nname = "a"\nsha256 = "{A}"\nrps = 0\n[[keys]]\nname = "a"\nsha256 = "{A}"\n'
-    assert told(text) == ["k:1: rps: must be a number of requests a second over 0"]
+    assert told(text) == ["k:1: rps: must be a number of requests a second from 0.000001 to 1,000,000,000"]
 
 
 @pytest.mark.parametrize(

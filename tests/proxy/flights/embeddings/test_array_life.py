@@ -313,3 +313,45 @@ def test_closing_waits_for_every_array_also_one_whose_cancellation_raised(raises
     assert (task.done() and task.result(), ended) == (None, [(not raises, True)])
     assert len(stage.embedder) == 0
     assert len(stage.faults) == raises
+
+
+@pytest.mark.parametrize("how", ["unreachable", "503", "429"])
+def test_what_comes_between_the_end_of_a_failed_array_and_its_settling_gets_an_array_of_its_own(how: str) -> None:
+    stage = Stage()
+    first = stage.ask("a", caller="one")
+    stage.loop.turn()
+    array = stage.sent.pop()
+    stage.group.remove(array)
+    if how == "unreachable":
+        array.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "gone"))
+    else:
+        array.append_body(b"{}")
+        array.land(Head(int(how)))
+    late = stage.ask("a", caller="two", user="x")
+    for _ in range(4):
+        stage.loop.turn()
+    assert first.flight.ended
+    assert not late.flight.ended
+    while stage.sent:
+        stage.answer()
+        stage.loop.turn()
+    assert vectors(late) == [vector("a")]
+    stage.close()
+
+
+def test_an_array_whose_task_is_cancelled_ends_its_requests_and_frees_its_place() -> None:
+    stage = Stage()
+    first = stage.ask("a")
+    stage.loop.turn()
+    (task,) = stage.embedder._tasks
+    task.cancel()
+    for _ in range(4):
+        stage.loop.turn()
+    assert first.flight.ended
+    assert not stage.embedder._tasks
+    second = stage.ask("b")
+    stage.loop.turn()
+    stage.answer()
+    stage.loop.turn()
+    assert vectors(second) == [vector("b")]
+    stage.close()
