@@ -73,7 +73,7 @@ def server():
 
 @pytest.fixture
 def get(server):
-    return lambda path: urllib.request.urlopen(server.url_for(path), timeout=20)
+    return lambda path: urllib.request.urlopen(server.url_for(path), timeout=300)
 
 def test_both(get):
     assert json.load(get("version")) == {"version": "0"}
@@ -93,7 +93,7 @@ def test_engine_alone(get):
 
 def test_its_words(server):
     ask = urllib.request.Request(server.url_for("tokenize"), b"{}", {"content-type": "application/json"})
-    words = json.load(urllib.request.urlopen(ask, timeout=20))["served_by"]
+    words = json.load(urllib.request.urlopen(ask, timeout=300))["served_by"]
     assert words == ["--dtype", "bfloat16", "--x", "--seed", "0", "--served-model-name", "org/chat"]
 
 @pytest.mark.skip(reason="no lobster here")
@@ -252,7 +252,7 @@ def test_servers_that_are_asked_for_alike_are_one_and_none_is_left(tmp_path: Pat
 
 
 def health(url: str) -> int:
-    with urlopen(f"{url}/health", timeout=10) as answer:
+    with urlopen(f"{url}/health", timeout=300) as answer:
         return int(answer.status)
 
 

@@ -28,7 +28,7 @@ def refused(url: str, path: str, kind: str, method: str = "POST") -> tuple[int, 
     """Python's urllib says `Connection: close`, and writes its whole body before it reads."""
     asked = urllib.request.Request(url + path, data=LARGE, method=method, headers={"content-type": kind})
     try:
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        with urllib.request.urlopen(asked, timeout=300) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as e:
         return e.code, e.read()
