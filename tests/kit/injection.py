@@ -312,6 +312,7 @@ def engine() -> Engine:
 
 
 SETTINGS: Final[dict[str, Any]] = {
+    "redis_timeout_ms": 100,  # what a fault costs where a look-up is lost
     "max_inflight": 4,
     "rate_limit_rps": 10_000.0,
     "rate_limit_streams": 1000,
