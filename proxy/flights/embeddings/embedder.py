@@ -188,6 +188,10 @@ class Embedder:
         apart = 0 if self._mixes(api_request.model) else next(self._numbers)
         headers = headers_in_common(request.flight.spec.headers)
         options, keys = self._keyer.items(api_request, inputs.items, tenant=scope, headers=headers)
+        for key in keys:
+            item = self._items.get(key)
+            if item is not None and item.call is not None and item.call.failed:
+                self._forget(item)
         self._join(request, items_of(request, inputs, options, keys, apart, self._items))
         self._delivery.work()
 
@@ -318,7 +322,7 @@ class Embedder:
                 if not flight.ended:
                     self._faults.safely(_ARRAY, flight.fail, e)
             else:
-                await call.ended(partial(self._faults.safely, _ARRAY, self._unjoin))
+                await call.ended()
         finally:
             self._group.remove(flight)
             self._faults.safely(_ARRAY, reader.leave)
@@ -345,17 +349,6 @@ class Embedder:
         self.arrays.ended(kind, again)
         del self._tasks[task]
         self._soon()
-
-    def _unjoin(self, call: ArrayCall) -> None:
-        """The Flight of an array has ended, and the array is settled an iteration later: until then no request may
-        join what has failed."""
-        flight = call.flight
-        if flight.error is None and flight.head is not None and flight.head.status == 200:
-            return
-        for item in call.items:
-            self._forget(item)
-        for request in requests_of(call.items):
-            self._group.unpublish(request.flight)
 
     def _isolate(self, items: list[EmbeddingItem], e: Exception) -> Parts:
         """Bisect an array that cannot be built. One request's part, once isolated, fails."""

@@ -236,21 +236,19 @@ class ArrayCall:
             item.put_in(self)
         self.flight.queue_state.read_by(self.callers)
 
-    async def ended(self, over: Callable[[ArrayCall], None]) -> None:
-        """Wait until its Flight has ended, whatever the outcome. `over` is called at once when it ends."""
-        if self.flight.ended:
-            return
-        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    @property
+    def failed(self) -> bool:
+        """Whether its Flight has ended without an answer of vectors. It is settled an event loop iteration later;
+        until then no request may join its items."""
+        flight = self.flight
+        return flight.ended and (flight.error is not None or flight.head is None or flight.head.status != 200)
 
-        def ends(flight: Flight) -> None:
-            try:
-                over(self)
-            finally:
-                if not end.done():
-                    end.set_result(None)
-
-        self.flight.when_ended(ends)
-        await end
+    async def ended(self) -> None:
+        """Wait until its Flight has ended, whatever the outcome."""
+        if not self.flight.ended:
+            end: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
+            self.flight.when_ended(end.set_result)
+            await end
 
     def release(self) -> None:
         """Its items are in it no more, and it leaves no reference cycle."""
