@@ -6,9 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Final
-
-SAY_SECONDS: Final = 1.0  # for printing the reason of the exit
 
 
 def command() -> int:
@@ -25,7 +22,7 @@ def command() -> int:
 def main() -> int:
     from proxy.config import load, program_name
     from proxy.errors import SettingsError
-    from proxy.terminal import say
+    from proxy.terminal import SAY_SECONDS, say
 
     try:
         settings = load(sys.argv[1:], os.environ, prog=program_name(sys.argv[0], "proxy"))

@@ -20,11 +20,10 @@ from proxy.errors import ListenError
 from proxy.resources import prepare
 from proxy.server import raise_limit
 from proxy.telemetry import Faults, Log
-from proxy.terminal import say
+from proxy.terminal import SAY_SECONDS, say
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
-SAY_SECONDS: Final = 1.0  # for printing the reason of the exit
 
 SAMPLE: Final = """curl -iN {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0,

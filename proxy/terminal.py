@@ -18,6 +18,7 @@ SECONDS: Final = 2.0  # for one write
 PIECE: Final = 4096  # bytes that a writable pipe accepts at once (PIPE_BUF)
 FAILED: Final = 1  # exit code of a program whose output is lost
 GONE: Final = os.strerror(errno.EPIPE)  # its reader has read enough, as in `| head`
+SAY_SECONDS: Final = 1.0  # for printing why a program ends
 
 
 def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:

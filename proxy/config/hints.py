@@ -1,5 +1,4 @@
-"""What somebody may have meant who writes a setting that this gateway does not have: by the names of vLLM and of
-other gateways, else by spelling."""
+"""Suggestions for unknown settings: by the names that vLLM and other gateways use, else by spelling."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ _BY_WORD: Final = {word: meaning for words, meaning in _MEANINGS.items() for wor
 
 def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
     """The end of an error about an unknown setting: "" or `; did you mean …?`. `name`: a flag, variable or key;
-    `names`: what is known of its kind; `written`: a setting's name as its kind."""
+    `names`: the known ones of its kind; `written`: a setting's name as its kind."""
     near = difflib.get_close_matches(name, list(names))
     meaning = _BY_WORD.get(name.removeprefix("GATEWAY_").lstrip("-").lower().replace("_", "-"))
     if isinstance(meaning, str):

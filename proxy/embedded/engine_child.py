@@ -28,7 +28,7 @@ def start_again_with_openmp(error: ImportError) -> None:
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         lib = Path(folder).parent / "cmeel.prefix" / "lib"
         if (lib / OPENMP).is_file() and os.environ.get(SEARCH) != str(lib):
-            # LLVM's threads spin for 200 ms before they sleep, where nobody says how long.
+            # Without KMP_BLOCKTIME, LLVM's threads spin for 200 ms before they sleep.
             env = os.environ | {SEARCH: str(lib), "KMP_BLOCKTIME": "0"}
             os.execve(sys.executable, [sys.executable, "-m", "proxy.embedded.engine_child", *sys.argv[1:]], env)  # noqa: S606
     sys.exit(f"{error}; install it with: apt-get install libgomp1   or: pip install cmeel-libomp")

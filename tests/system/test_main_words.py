@@ -125,7 +125,7 @@ def test_how_it_ends_is_its_exit_code_and_its_last_words(
     monkeypatch.setattr(sys, "argv", ["proxy", "--log-level", "debug", "--backend-api-key", "k"])
     monkeypatch.setattr(program.os, "environ", {"GATEWAY_XYZZY": "1"})
     assert entry.main() == code
-    assert words.said == ([(said, program.SAY_SECONDS)] if said is not None else [])
+    assert words.said == ([(said, terminal.SAY_SECONDS)] if said is not None else [])
     assert words.closed == ["raised", "installed", "faults", "log"]
     assert words.given == (1, "json", "debug")
     assert [(level, msg) for level, msg, _ in words.events] == [("warning", "settings")] * 2
@@ -154,7 +154,7 @@ def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entry.main() == 2
     ((text, wait),) = words.said
     assert text.startswith("proxy: flag --port = 'x': must be")
-    assert (wait, words.closed) == (program.SAY_SECONDS, [])
+    assert (wait, words.closed) == (terminal.SAY_SECONDS, [])
 
 
 def test_settings_that_are_only_checked_are_printed_with_their_warnings(

@@ -188,10 +188,6 @@ class Embedder:
         apart = 0 if self._mixes(api_request.model) else next(self._numbers)
         headers = headers_in_common(request.flight.spec.headers)
         options, keys = self._keyer.items(api_request, inputs.items, tenant=scope, headers=headers)
-        for key in keys:
-            item = self._items.get(key)
-            if item is not None and item.call is not None and item.call.failed:
-                self._forget(item)
         self._join(request, items_of(request, inputs, options, keys, apart, self._items))
         self._delivery.work()
 

@@ -122,6 +122,12 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
         """The request that has wanted it for longest."""
         return next(iter(self.waiting), None) if isinstance(self.waiting, dict) else self.waiting
 
+    def joinable(self, kind: BatchKey, *, fresh: bool) -> bool:
+        """Whether a request for this kind may join it. `fresh`: the request refuses a stored vector."""
+        if self.kind != kind or (self.call is not None and self.call.failed):
+            return False
+        return not fresh or self.fresh or self.sent
+
     def begin(self, request: EmbeddingRequest) -> None:
         """It is new: the request that brings it owns it and pays for it."""
         self.owner = self.payer = request
@@ -192,7 +198,7 @@ def items_of(
     apart: int,
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
-    """Begin a request: its items by key, each once; those in `known` of the same kind, and new ones."""
+    """Begin a request: its items by key, each once; those in `known` that it may join, and new ones."""
     spec = request.flight.spec
     kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
@@ -201,7 +207,7 @@ def items_of(
         item = mine.get(key)
         if item is None:
             item = known.get(key)
-            if item is None or item.kind != kind or (spec.fresh and not (item.fresh or item.sent)):
+            if item is None or not item.joinable(kind, fresh=spec.fresh):
                 item = EmbeddingItem(key, kind, text, weight, spec.fresh, spec.storable)
             elif spec.storable:
                 item.allow_storing()
