@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from proxy.config.values import LEAST_RATE
 from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import SettingsError
 
@@ -20,7 +21,6 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,63}")
 _ROLES: Final = ("user", "operator")
 _MOST: Final = 10**9  # of each limit of a key, as of the settings' limits
-_LEAST_RPS: Final = 1e-6  # a request in twelve days; with less no header can hold the time to wait
 _SHORTEST_TIME: Final = len("2027-01-31T00:00:00Z")
 
 
@@ -157,8 +157,8 @@ def _whole(name: str) -> Callable[[object], int | None]:
 def _rps(raw: object) -> float | None:
     if raw is None:
         return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float) or not _LEAST_RPS <= raw <= _MOST:
-        raise ValueError(f"rps: must be a number of requests a second from {_LEAST_RPS:f} to {_MOST:,}")
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not LEAST_RATE <= raw <= _MOST:
+        raise ValueError(f"rps: must be a number of requests a second from {LEAST_RATE:f} to {_MOST:,}")
     return float(raw)
 
 

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal
 from proxy.config import values
 from proxy.config.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
-LEAST_RATE: Final = 1e-6  # a second; with less the time to wait is no number that a header can hold
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _SIZES: Final = {"BYTES": 1, "BYTES|auto": 1, "MIB": MIB}
@@ -107,8 +106,8 @@ def _rate(help: str) -> Any:
 
     def read(raw: object) -> Any:
         value = number(raw)
-        if 0 < value < LEAST_RATE:
-            raise ValueError(f"must be 0, or from {LEAST_RATE:f} to 1,000,000")
+        if 0 < value < values.LEAST_RATE:
+            raise ValueError(f"must be 0, or from {values.LEAST_RATE:f} to 1,000,000")
         return value
 
     return _setting(0.0, read, "N", help)

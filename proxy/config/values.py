@@ -17,6 +17,7 @@ _HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # other texts may
 _NUMBER: Final = r"[+-]?(?:[0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?"
 _QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
 _LONGEST: Final = 64  # characters of a number with its unit
+LEAST_RATE: Final = 1e-6  # requests a second, one in twelve days: no header can hold a longer wait
 _MOST: Final = 10**18 - 1  # of a whole number without a bound: an integer of TOML has 64 bits
 _GROUPED: Final = 100_000  # from here on, digits of a bound are grouped
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
