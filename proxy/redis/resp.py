@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final
 
 import hiredis
@@ -302,12 +303,18 @@ class RespConnection(asyncio.Protocol):
 
     def _look_at_time(self) -> None:
         """The one timer of all commands. A reply does not move it; it checks whether the first deadline has
-        passed."""
+        passed. A connection whose timer fails is lost: its commands would wait for ever."""
         self._timer = None
+        try:
+            self._check_deadlines(self._loop.time())
+        except Exception as e:  # noqa: BLE001 - what has no timer any more is given up
+            raised("the deadlines of Redis", e)
+            self.lose(Lost("the gateway failed to check its deadlines"))
+
+    def _check_deadlines(self, now: float) -> None:
         if not self._waiting:
             return
-        now = self._loop.time()
-        deadline, seconds, *_ = min(self._waiting, key=lambda waiting: waiting[0])
+        deadline, seconds, *_ = min(self._waiting, key=itemgetter(0))
         if deadline > now:
             self._last_look = False
             self._arm(max(deadline, now + GRACE))

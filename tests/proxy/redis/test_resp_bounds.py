@@ -19,6 +19,7 @@ from proxy.redis.resp import (
     pack,
 )
 from tests.kit.clock import virtual
+from tests.kit.injection import Tracer
 from tests.kit.resp_kit import BOUNDS, HELLO_REPLY, Opened
 
 
@@ -226,6 +227,17 @@ async def test_a_shorter_deadline_that_comes_later_is_kept() -> None:
     assert timer.cancelled()
     await asyncio.sleep(2.0)
     assert lost == [pytest.approx(1.0 + GRACE)]
+
+
+@virtual
+async def test_a_connection_whose_timer_fails_is_lost_and_all_its_commands_get_an_error() -> None:
+    on = Opened()
+    on.ask(timeout=1.0)
+    on.ask(timeout=9.0)
+    with Tracer(RespConnection._check_deadlines.__code__) as tracer:
+        await asyncio.sleep(2.0)
+    assert tracer.raised
+    assert [str(reply) for reply in on.replies] == ["the gateway failed to check its deadlines"] * 2
 
 
 @virtual
