@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -15,7 +16,16 @@ MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _H: Final = ord("H")
 _CHUNKED: Final = Kind.CHUNKED  # looking up an enum member costs a call in Python 3.11
+_COUNTED: Final = Kind.LENGTH
 _NONE: Final = Kind.NONE
+
+_PLAIN: Final = re.compile(
+    rb"HTTP/1\.1 ([2-5]\d\d)(?: [\t -~]*+)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~]*+\r\n)++)\r\n"
+)
+"""A head without anything in which two parsers could differ. Other heads are read by httptools."""
+_FIELDS: Final = re.compile(rb"([^:]+):([^\r]*)\r\n")
+_LENGTH: Final = re.compile(r"\d{1,15}")
+_NOT_PLAIN: Final = frozenset({"transfer-encoding", "upgrade", "trailer"})
 
 _COMMON: Final = (
     "date",
@@ -77,8 +87,8 @@ class ResponseParser:
         self._pieces: list[bytes] = []
         # httptools calls this for each chunk: a C function, no Python frame.
         self.on_body = self._pieces.append
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._parse: Callable[[bytes], None] = self._parser.feed_data
+        self._parser: httptools.HttpResponseParser | None = None  # made for a head that is not plain
+        self._parse: Callable[[bytes], None] = _ignore
 
     @property
     def until_close(self) -> bool:
@@ -122,6 +132,13 @@ class ResponseParser:
 
     def _read_head(self, data: bytes) -> bool:
         """Feed a head exactly up to its end, so that all that follows is body or surplus."""
+        parser = self._parser
+        if parser is None:
+            if not self._bodiless and (plain := _PLAIN.match(data)) is not None and self._read_plain(plain):
+                at = plain.end()
+                return self._read_counted(data[at:]) if len(data) > at else False
+            parser = self._parser = httptools.HttpResponseParser(self)
+            self._parse = parser.feed_data
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also accepts RTSP, ICE and leading line breaks
@@ -145,6 +162,31 @@ class ResponseParser:
             # An interim response: the final one is still to come.
             self._tail, self._headers, self._head_done = b"", [], False
         return False
+
+    def _read_plain(self, head: re.Match[bytes]) -> bool:
+        """Whether this head is of a body whose length it says; then it goes out."""
+        status = int(head[1])
+        headers = []
+        length = ""
+        for name, value in _FIELDS.findall(head[2]):
+            low = _NAMES.get(name) or name.decode("ascii").lower()
+            text = value.decode("ascii").strip("\t ")
+            if low == "content-length":
+                if length or _LENGTH.fullmatch(text) is None:
+                    return False
+                length = text
+            elif low in _NOT_PLAIN:
+                return False
+            headers.append((low, text))
+        if length in ("", "0") or head.end() > MAX_HEAD:
+            return False
+        framing = framing_of("1.1", status, headers)
+        if framing is None or framing.kind is not _COUNTED:
+            return False
+        self.framing, self.status = framing, status
+        self._left = framing.length
+        self.to.head(status, headers)
+        return True
 
     def _begin_body(self) -> bool:
         """Whether the complete head is the final one; then it goes out."""
