@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import httptools
 
-from proxy.upstream.http.framing import Framing, InvalidResponse, Kind, framing_of
+from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
 
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, including interim responses
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in a row without body
@@ -112,7 +112,7 @@ class ResponseParser:
                 self._hand_out()
             return False
         if self.framing is None:
-            return self._read_head(data)
+            return self._read_first(data) if self._parser is None else self._read_head(data)
         if self._left:
             return self._read_counted(data)
         self.to.body(data)  # ends with the connection
@@ -132,11 +132,7 @@ class ResponseParser:
 
     def _read_head(self, data: bytes) -> bool:
         """Feed a head exactly up to its end, so that all that follows is body or surplus."""
-        parser = self._parser
-        if parser is None:
-            if not self._bodiless and (plain := _PLAIN.match(data)) is not None and self._read_plain(plain):
-                at = plain.end()
-                return self._read_counted(data[at:]) if len(data) > at else False
+        if self._parser is None:
             parser = self._parser = httptools.HttpResponseParser(self)
             self._parse = parser.feed_data
         while data:
@@ -163,30 +159,41 @@ class ResponseParser:
             self._tail, self._headers, self._head_done = b"", [], False
         return False
 
-    def _read_plain(self, head: re.Match[bytes]) -> bool:
-        """Whether this head is of a body whose length it says; then it goes out."""
+    def _read_first(self, data: bytes) -> bool:
+        """Feed the first bytes: a plain head with the length of its body is read here, all others by httptools."""
+        head = None if self._bodiless else _PLAIN.match(data)
+        if head is None:
+            return self._read_head(data)
         status = int(head[1])
         headers = []
         length = ""
+        managed = False  # it says whether the connection is kept
         for name, value in _FIELDS.findall(head[2]):
             low = _NAMES.get(name) or name.decode("ascii").lower()
             text = value.decode("ascii").strip("\t ")
             if low == "content-length":
                 if length or _LENGTH.fullmatch(text) is None:
-                    return False
+                    return self._read_head(data)
                 length = text
             elif low in _NOT_PLAIN:
-                return False
+                return self._read_head(data)
+            elif low == "connection":
+                managed = True
             headers.append((low, text))
         if length in ("", "0") or head.end() > MAX_HEAD:
-            return False
-        framing = framing_of("1.1", status, headers)
-        if framing is None or framing.kind is not _COUNTED:
-            return False
+            return self._read_head(data)
+        framing: Framing | None
+        if managed or status == 204 or status == 304 or len(headers) > MAX_HEADERS:
+            framing = framing_of("1.1", status, headers)
+            if framing is None or framing.kind is not _COUNTED:
+                return self._read_head(data)
+        else:
+            framing = Framing(_COUNTED, int(length), True)
         self.framing, self.status = framing, status
         self._left = framing.length
         self.to.head(status, headers)
-        return True
+        body = data[head.end() :]
+        return self._read_counted(body) if body else False
 
     def _begin_body(self) -> bool:
         """Whether the complete head is the final one; then it goes out."""
