@@ -20,7 +20,7 @@ from proxy.server.deadline import run_with_deadline
 from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
-from proxy.server.handlers.status import StatusHandlers
+from proxy.server.handlers.status import Render, StatusHandlers
 from proxy.server.offload.large import LargeRequests
 from proxy.server.outcome import Outcomes
 from proxy.server.responder import Responder
@@ -66,8 +66,10 @@ class Gateway:
         hosts: Hosts | None = None,
         admin_hosts: Hosts | None = None,
         unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
+        render: Render | None = None,
     ) -> None:
-        """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
+        """`unfolded` is called with a stream that did not fold although readers had waited for its fold; `render`
+        makes the /metrics page where other processes count too."""
         anywhere = Hosts("", ("*",))
         priority_policy = priority_policy or PriorityPolicy(NORMAL, lambda request: "")
         self._stage = Stage.ACCEPTING
@@ -108,7 +110,7 @@ class Gateway:
             large=large,
             unfolded=unfolded,
         )
-        status = StatusHandlers(backends, metrics, access_policy, admission, responder)
+        status = StatusHandlers(backends, metrics, access_policy, admission, responder, render)
         handlers = {endpoint: generation.handler(endpoint) for endpoint in PATHS}
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, handlers[endpoint]) for endpoint, path in PATHS.items()},

@@ -14,6 +14,7 @@ from aioprometheus.renderer import render
 from proxy import __version__
 from proxy.config import RETRY_CAUSES, STALE
 from proxy.errors import Code
+from proxy.telemetry.families import Family, families_of
 from proxy.telemetry.process import process_gauges
 from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
 
@@ -409,6 +410,10 @@ class Metrics:
     def samples(self, name: str) -> list[Sample]:
         """The samples of a metric; `name` is without the prefix."""
         return list(self.registry.get(PREFIX + name).get_all())
+
+    def families(self) -> list[Family]:
+        """All metrics as plain data."""
+        return families_of(self.registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The /metrics page and its content type, for an Accept header."""

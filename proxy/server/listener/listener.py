@@ -279,6 +279,8 @@ class ClientConnection(RequestHandler):
                 self._tell(e)
                 await self._linger()
                 break
+            if manager.leaving:
+                message = message._replace(should_close=True)
             # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
             request = Request(
                 message, payload, self, StreamWriter(self, loop), self._task_handler, loop, target, host
@@ -477,6 +479,8 @@ class Listener(web.Server):
         self._sweeper: asyncio.TimerHandle | None = None
         connections = cast("Collection[Evictable]", self._connections)
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
+        self.leaving = False  # each connection's next answer is its last
+        self._emptied = asyncio.Event()
         self._proxies = proxies  # their connections begin with a PROXY protocol header
         self.on_refused = on_refused
         self.on_unreadable = on_unreadable  # called with the peer and the reason for a malformed request
@@ -500,6 +504,19 @@ class Listener(web.Server):
                 waiters.append(cast(ClientConnection, handler).finish())
         if waiters and seconds > 0:
             await asyncio.wait(waiters, timeout=seconds)
+
+    async def leave(self, seconds: float) -> None:
+        """Answer each connection's next request as its last (`Connection: close`), and wait until all have left,
+        at most so many seconds. An idle connection stays open: its client may be sending. The listening sockets
+        must be closed before."""
+        self.leaving = True
+        try:
+            async with asyncio.timeout(seconds):
+                while self.connections:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            pass  # the drain ends them
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         try:
@@ -526,6 +543,8 @@ class Listener(web.Server):
         self.reading.drop(ours)
         ours.forget()
         super().connection_lost(handler, exc)
+        if self.leaving:
+            self._emptied.set()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)
