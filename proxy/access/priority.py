@@ -8,9 +8,8 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Final
 
-from aiohttp import web
-
 from proxy.access.caller import Caller
+from proxy.access.context import ClientRequest
 from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
 
@@ -21,11 +20,11 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 class PriorityPolicy:
     """Reads what requests say of it. `top`: the highest class for callers without a key of ours."""
 
-    def __init__(self, top: int, address: Callable[[web.BaseRequest], str]) -> None:
+    def __init__(self, top: int, address: Callable[[ClientRequest], str]) -> None:
         self._stranger = Caller(id="", top_priority=top, priority=max(top, NORMAL))
         self._address = address
 
-    def priority(self, caller: Caller | None, request: web.BaseRequest) -> int:
+    def priority(self, caller: Caller | None, request: ClientRequest) -> int:
         """The class of a request (`line.PRIORITIES`). Raises GatewayError 400."""
         caller = caller or self._stranger
         given = request.headers.get("x-gateway-priority")
@@ -45,16 +44,16 @@ class PriorityPolicy:
             )
         return asked
 
-    def address(self, caller: Caller | None, request: web.BaseRequest) -> str | None:
+    def address(self, caller: Caller | None, request: ClientRequest) -> str | None:
         """The client's address, where no key identifies the caller."""
         return None if caller is not None else self._address(request)
 
-    def fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
+    def fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable | Callable[[], Hashable]:
         """The owner under which the queue schedules a request: a key's tenant or, without keys, a function that
         returns the address."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
-    def current_fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
+    def current_fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable:
         """The same, resolved."""
         return caller.tenant if caller is not None else self._address(request)
 

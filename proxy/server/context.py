@@ -11,12 +11,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from aiohttp import web
-
 from proxy.access import Caller
 from proxy.access.ratelimit import Reservation
 from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
+from proxy.server.listener.request import Request
 from proxy.telemetry import Log, Metrics, RequestRecord
 from proxy.wire import ApiRequest
 
@@ -45,7 +44,7 @@ class Traced(Protocol):
 class RequestContext:
     """One request at the gateway."""
 
-    request: web.BaseRequest
+    request: Request
     id: str
     endpoint: str = "unknown"
     model: str | None = None

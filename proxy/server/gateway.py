@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum
 
-from aiohttp import web
-
 from proxy.access import OPEN, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
 from proxy.access.ratelimit import Admission
 from proxy.config import NORMAL, Settings
@@ -21,6 +19,7 @@ from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.status import StatusHandlers
+from proxy.server.listener.request import Request
 from proxy.server.offload.large import LargeRequests
 from proxy.server.outcome import Outcomes
 from proxy.server.responder import Responder
@@ -126,7 +125,7 @@ class Gateway:
         """Answer fewer requests from now on."""
         self._stage = stage
 
-    async def handle(self, request: web.BaseRequest, admin: bool = False) -> bool:
+    async def handle(self, request: Request, admin: bool = False) -> bool:
         """Answer one request, count it and log it. True: the connection may be kept. `admin`: it came through the
         operators' listener."""
         given = request.headers.get("x-request-id")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11
 
-from proxy.access import AccessPolicy
+from proxy.access import AccessPolicy, ClientRequest
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import RequestContext
@@ -37,7 +37,7 @@ class Page:
         sources: Sources,
         access_policy: AccessPolicy | None,
         audit: Audit,
-        address: Callable[[web.BaseRequest], str],
+        address: Callable[[ClientRequest], str],
         *,
         every: float = 1.0,
     ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from aiohttp import web
-
 from proxy.server import respond
 from proxy.server.listener.request import Request
 from tests.kit.client import Connection
@@ -18,7 +16,7 @@ PROXY = Path(__file__).parents[4] / "proxy"
 async def test_what_handlers_read_is_the_normal_form() -> None:
     seen: list[tuple[str, str, str, str, bool, bool]] = []
 
-    async def looks(request: web.BaseRequest) -> bool:
+    async def looks(request: Request) -> bool:
         assert isinstance(request, Request)
         seen.append(
             (
