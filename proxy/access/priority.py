@@ -24,25 +24,13 @@ class PriorityPolicy:
         self._stranger = Caller(id="", top_priority=top, priority=max(top, NORMAL))
         self._address = address
 
-    def priority(self, caller: Caller | None, request: ClientRequest) -> int:
-        """The class of a request (`line.PRIORITIES`). Raises GatewayError 400."""
-        caller = caller or self._stranger
+    def turn(self, caller: Caller | None, request: ClientRequest) -> tuple[int, Hashable | Callable[[], Hashable]]:
+        """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner as
+        `fairness_key` has it. Raises GatewayError 400."""
         given = request.headers.get("x-gateway-priority")
-        if given is None:
-            return caller.priority
-        name = given.strip().lower()
-        if name not in PRIORITIES:
-            raise GatewayError(
-                Code.INVALID_HEADER,
-                f"x-gateway-priority must be one of {', '.join(PRIORITIES)}, not {given[:64]!r}.",
-            )
-        asked = PRIORITIES.index(name)
-        if asked < caller.top_priority:
-            raise GatewayError(
-                Code.INVALID_HEADER,
-                f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
-            )
-        return asked
+        known = caller or self._stranger
+        priority = known.priority if given is None else _priority(given, known)
+        return priority, caller.tenant if caller is not None else partial(self._address, request)
 
     def address(self, caller: Caller | None, request: ClientRequest) -> str | None:
         """The client's address, where no key identifies the caller."""
@@ -56,6 +44,23 @@ class PriorityPolicy:
     def current_fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable:
         """The same, resolved."""
         return caller.tenant if caller is not None else self._address(request)
+
+
+def _priority(given: str, caller: Caller) -> int:
+    """The class that a request asks for. Raises GatewayError 400."""
+    name = given.strip().lower()
+    if name not in PRIORITIES:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-gateway-priority must be one of {', '.join(PRIORITIES)}, not {given[:64]!r}.",
+        )
+    asked = PRIORITIES.index(name)
+    if asked < caller.top_priority:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
+        )
+    return asked
 
 
 def parse_request_timeout(given: str | None) -> float:

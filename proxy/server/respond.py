@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
+import msgspec
 from aiohttp import HttpVersion11
 
 from proxy.errors import GatewayError
@@ -39,7 +40,7 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 _END: Final = GUARDS + "\r\n"
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True):
     """A response whose bytes are on the socket."""
 
     status: int

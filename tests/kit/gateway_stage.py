@@ -108,6 +108,7 @@ class Stage:
                 await found
             return Sent(200, True, 1)
 
+        self.gateway.routes.posted.clear()
         self.gateway.routes.find = lambda context: handler  # type: ignore[method-assign]
 
     def end(self) -> None:
