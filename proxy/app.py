@@ -283,6 +283,7 @@ async def running(
             log.event("warning", "settings", detail=room.warning)
         listener = _listener(gateway, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
+        stack.callback(metrics.watch_collector())
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
         host, port = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room)

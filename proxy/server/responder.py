@@ -116,7 +116,13 @@ class Responder:
         if self._large is not None and flight.mode is Mode.STREAM and self._large.folds(flight):
             await self._large.fold(flight)
         status, headers, body = respond.json_response(flight, limited=context.hold is not None)
-        return await self.send(context, status, [*headers, *context.headers(reader)], body, shared=True)
+        ours = context.headers(reader)
+        context.begin_response(status)
+        sent, left = respond.write(context.request, status, [*headers, *ours], body)
+        if left is not None:
+            context.wrote(sent.bytes)
+            await self._rest(context, left, 0)
+        return sent
 
     # -- backpressure -----------------------------------------------------------------------------
 

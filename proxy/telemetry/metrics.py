@@ -4,7 +4,9 @@ values. Recorded once per request or flight, never per token."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -63,6 +65,7 @@ QUEUE_BUCKETS: Final = (
     30.0, 60.0, 120.0,
 )  # fmt: skip
 LAG_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+PAUSE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
 
@@ -252,7 +255,7 @@ class Metrics:
 
     def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None, tokens: int = 0) -> None:
         """A flight finished, see OUTCOMES. `inter_token_s`: mean time between its tokens at the engine."""
-        self._outcomes[outcome].value += 1
+        (self._outcomes.get(outcome) or self._ended.of((outcome,))).value += 1
         if tokens > 0:
             made = self._made.get(model) or self._tally_made(model)
             made.value += tokens
@@ -272,7 +275,7 @@ class Metrics:
 
     def cache(self, op: str) -> None:
         """A look-up or a store finished, see OPS."""
-        self._ops[op].value += 1
+        (self._ops.get(op) or self._cache.of((op,))).value += 1
 
     def cache_breaker(self, opened: bool) -> None:
         """The circuit breaker of Redis opened or closed."""
@@ -392,6 +395,29 @@ class Metrics:
         first = loop.time() + LAG_SECONDS
         handle = loop.call_at(first, tick, first)
         return lambda: handle.cancel()
+
+    def watch_collector(self) -> Callable[[], None]:
+        """Measure the pauses of Python's garbage collector. Returns the function that stops it."""
+        pauses = Histograms(
+            PREFIX + "gc_pause_seconds",
+            "Time for which a garbage collection stopped the process, by generation.",
+            (Label("generation", ("0", "1", "2")),),
+            PAUSE_BUCKETS,
+            self.registry,
+        )
+        of = [pauses.of((str(generation),)) for generation in range(3)]
+        began = 0.0
+
+        def seen(phase: str, facts: Mapping[str, int]) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            if phase == "start":
+                began = now
+            else:
+                of[facts["generation"]].observe(now - began)
+
+        gc.callbacks.append(seen)
+        return lambda: gc.callbacks.remove(seen)
 
     # -- the page ---------------------------------------------------------------------------------
 

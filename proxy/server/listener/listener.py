@@ -305,8 +305,8 @@ class ClientConnection(RequestHandler):
                 await self._linger()
                 break
             # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
-            request = Request(message, payload, self, cast(Any, self._task_handler), target, host)
-            self._current_request = cast(Any, request)
+            request = Request(message, payload, self, self._task_handler, target, host)
+            self._current_request = request  # type: ignore[assignment]  # aiohttp calls its `_cancel` only
             self._request_in_progress = True
             try:
                 keep = await handler(request)

@@ -31,7 +31,7 @@ class Request:
         message: RawRequestMessage,
         payload: StreamReader,
         protocol: Any,
-        task: asyncio.Task[None],
+        task: asyncio.Task[None] | None,
         target: Target,
         host: str,
     ) -> None:
@@ -48,7 +48,7 @@ class Request:
         self.raw_headers: tuple[tuple[bytes, bytes], ...] = message.raw_headers
         self.content = payload
         self.protocol = protocol
-        self.task = task
+        self.task: asyncio.Task[None] = task  # type: ignore[assignment]  # None after the connection only
         self.body: bytes | None = None
         """The body where it has come, in one small piece, as nearly always; else see `buffered_body`."""
         if payload is EMPTY_PAYLOAD:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.caller import Caller
+from proxy.access.context import ClientRequest
 from proxy.access.priority import MAX_TIMEOUT, PriorityPolicy, parse_request_timeout
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
 
 
-def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, web.BaseRequest]:
+def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, ClientRequest]:
     headers = CIMultiDict({} if priority is None else {"x-gateway-priority": priority})
     return caller, make_mocked_request("POST", "/", headers=headers)
 
@@ -49,9 +49,9 @@ def test_a_key_has_its_own_class_and_its_own_top() -> None:
 
 
 def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_when_it_is_asked() -> None:
-    asked: list[web.BaseRequest] = []
+    asked: list[ClientRequest] = []
 
-    def address(request: web.BaseRequest) -> str:
+    def address(request: ClientRequest) -> str:
         asked.append(request)
         return "192.0.2.1"
 
