@@ -25,7 +25,7 @@ from proxy.terminal import SAY_SECONDS, say
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
 COLLECT: Final = (10_000, 20, 20)
-"""Thresholds of the garbage collector. With Python's own (700, 10, 10) 64 clients cause one every 40 requests, which
+"""Of the garbage collector. With Python's own (700, 10, 10) 64 clients cause one every 40 requests, which
 takes 0.4 ms and finds nothing."""
 
 SAMPLE: Final = """curl -iN {url}/v1/chat/completions -H 'content-type: application/json'{key} \\

@@ -321,7 +321,7 @@ class ClientConnection(RequestHandler):
             finally:
                 self._current_request = None
                 self._request_in_progress = False
-                request = nobody  # it has the task: one reference cycle less
+                request.task = nobody  # one reference cycle less
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
             if payload is not EMPTY_PAYLOAD and not payload._eof:
