@@ -25,8 +25,8 @@ from proxy.terminal import SAY_SECONDS, say
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
 COLLECT: Final = (10_000, 20, 20)
-"""Of the garbage collector. With Python's own (700, 10, 10) 64 clients cause one every 40 requests, which
-takes 0.4 ms and finds nothing."""
+"""Of the garbage collector. With Python's own, 700 and 10 and 10, 64 clients cause a collection every 50
+requests, which finds nothing."""
 
 SAMPLE: Final = """curl -iN {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0,

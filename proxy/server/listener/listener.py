@@ -87,7 +87,7 @@ class ClientConnection(RequestHandler):
     _opened_with_proxy = False  # an untrusted peer sent a PROXY protocol header
     _head = 0  # bytes of an incomplete head
     _late = b""  # bytes read but not handled yet: reading is paused until they are
-    _fed = b""  # the last bytes given to the parser
+    _fed = b""  # the last bytes of an incomplete head that were given to the parser
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was parsed
     _left = 0  # bytes to come of a body with Content-Length
     _chunks: ChunkEnds | None = None  # of a chunked body
@@ -165,18 +165,18 @@ class ClientConnection(RequestHandler):
                 self._pause_transport_reading()
                 return
             chunks = self._chunks
-            if chunks is not None:
-                size = chunks.take(data)
-                self._chunks = None if chunks.over else chunks
-            elif self._left:
+            if self._left:
                 size = min(self._left, len(data))
                 self._left -= size
+            elif chunks is not None:
+                size = chunks.take(data)
+                self._chunks = None if chunks.over else chunks
             else:
                 fed = self._fed
                 end = (fed + data).find(BLANK)
                 size = len(data) if end < 0 else end + len(BLANK) - len(fed)
-            piece, data = data[:size], data[size:]
-            self._fed = piece[-3:] if len(piece) > 2 else (self._fed + piece)[-3:]
+                self._fed = (fed + data)[-3:] if end < 0 else b""
+            piece, data = (data, b"") if size == len(data) else (data[:size], data[size:])
             if self._upgraded:
                 super().data_received(piece)  # after a CONNECT: aiohttp keeps a bounded part of it
                 if not data:
