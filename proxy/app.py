@@ -303,6 +303,7 @@ async def running(
             log.event("warning", "settings", detail=room.warning)
         listener = _listener(gateway, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
+        stack.callback(metrics.watch_collector())
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack, admin_sockets)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
