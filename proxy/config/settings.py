@@ -413,6 +413,11 @@ class Settings:
     token_timeout: float = _seconds(60.0, "Timeout between two tokens; 0 is no limit.")
     total_timeout: float = _seconds(1800.0, "Timeout for a complete answer; 0 is no limit.")
     client_stall_timeout: float = _seconds(60.0, "Timeout for a client that does not read; 0 is no limit.")
+    keepalive_seconds: float = _seconds(
+        15.0,
+        "Silence after which a client that waits for its stream to begin gets a comment, and each time another; 0 "
+        "is none. With the first one goes status 200: a later failure is an error frame.",
+    )
     drain_delay: float = _seconds(0.0, "Time from SIGTERM, with /ready failing, until new requests are refused.")
     drain_timeout: float = _seconds(25.0, "Time for requests in flight to finish after that; then they are cut.")
     # Log and traces

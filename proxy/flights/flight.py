@@ -641,6 +641,24 @@ class Subscriber(msgspec.Struct, eq=False):
         while not self.visible:
             await self.changed()
 
+    async def ready_within(self, seconds: float) -> bool:
+        """Wait at most so many seconds until there is something to answer with. False: there is nothing yet."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        timer = loop.call_at(until, self.wake)
+        try:
+            while not self.visible:
+                if loop.time() >= until - 0.001:  # uvloop's timers have whole milliseconds
+                    return False
+                await self.changed()
+            return True
+        finally:
+            timer.cancel()
+
+    def hold(self, pipe: Pipe) -> None:
+        """Its client waits at this pipe: nothing is written before `resume`."""
+        self.pipe, self.lagging = pipe, True
+
     async def complete(self) -> None:
         """Wait until the answer has ended; nothing that comes before wakes the reader's task."""
         self.whole = True

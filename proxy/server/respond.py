@@ -14,11 +14,12 @@ from typing import Final, cast
 import msgspec
 from aiohttp import HttpVersion11
 
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
 from proxy.server.listener.unreadable import GUARDS
+from proxy.wire import LAST_CHUNK, chunk, encode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
@@ -37,6 +38,8 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
+KEEP_ALIVE: Final = chunk(b": keep-alive\n\n")
+"""A comment (WHATWG HTML 9.2.6): every SSE client ignores it."""
 _END: Final = GUARDS + "\r\n"
 
 
@@ -121,6 +124,45 @@ async def stream(
         if request.transport is not None:
             request.transport.close()
     return Sent(status, keep, pipe.sent)
+
+
+async def stream_late(
+    request: Request, reader: Subscriber, headers: Headers, wait_writable: WaitWritable, every: float
+) -> tuple[Sent, str | None]:
+    """A stream whose client has waited long: the head goes out now, and a comment every so many seconds until the
+    answer begins, so that no balancer takes the connection for dead. A failure from now on is an error frame.
+    Returns its code too, where the answer is one body in place of a stream."""
+    head = write_head(200, [("transfer-encoding", "chunked"), *_SSE, *headers], keep_alive=request.keep_alive)
+    pipe = SocketPipe(request, head)
+    reader.hold(pipe)
+    pipe.write(KEEP_ALIVE)
+    protocol = cast(ClientConnection, request.protocol)
+    while not await reader.ready_within(every):
+        if not protocol.write_paused:  # else the client does not read: more would only fill memory
+            pipe.write(KEEP_ALIVE)
+    if reader.flight.mode is Mode.WHOLE:
+        await reader.complete()
+        error = _error_of(reader.flight)
+        reader.end_writing()
+        pipe.write(chunk(encode(error)) + LAST_CHUNK)
+        return Sent(200, request.keep_alive, pipe.sent), Code.UPSTREAM_ERROR_FRAME.code
+    reader.resume()
+    await write_until_done(reader, wait_writable)
+    return Sent(200, request.keep_alive, pipe.sent), None
+
+
+def _error_of(flight: Flight) -> bytes:
+    """What one body in place of a stream says, for a frame: an error, ours or the engine's."""
+    if flight.error is not None:
+        return flight.error.json()
+    body = b"".join(flight.log)
+    if flight.head is not None and flight.head.status >= 400:
+        try:
+            return msgspec.json.format(body, indent=-1)
+        except (msgspec.MsgspecError, RecursionError):
+            words = f"The engine answered {flight.head.status}."
+            return GatewayError(Code.UPSTREAM_ERROR_FRAME, words).json()
+    return GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered a request for a stream with one body.").json()
 
 
 async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> None:

@@ -7,6 +7,7 @@ import asyncio
 from functools import partial
 
 import msgspec
+from aiohttp import HttpVersion11
 
 from proxy.access import PriorityPolicy
 from proxy.config import Settings
@@ -30,6 +31,7 @@ class Responder:
         large: LargeRequests | None,
     ) -> None:
         self._stall = settings.client_stall_timeout
+        self._keepalive = settings.keepalive_seconds
         self._priority_policy = priority_policy
         self._memory = memory
         self._large = large
@@ -98,15 +100,29 @@ class Responder:
 
     async def stream(self, context: RequestContext, reader: Subscriber) -> Sent:
         """A Flight's frames or bytes as they arrive. Raises the Flight's GatewayError where nothing was sent."""
-        if not reader.visible:
-            await reader.ready()
+        writable = partial(self.wait_writable, context)
+        if not reader.visible and not await self._ready(context, reader):
+            headers = context.headers(reader)
+            context.begin_response(200)
+            sent, code = await respond.stream_late(context.request, reader, headers, writable, self._keepalive)
+            if code is not None:
+                context.failed(code)
+            return sent
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that does not stream
             return await self.body(context, reader)
         headers, limited = context.headers(reader), context.hold is not None
-        writable = partial(self.wait_writable, context)
         sent = await respond.stream(context.request, reader, headers, writable, limited=limited)
         context.begin_response(sent.status)
         return sent
+
+    async def _ready(self, context: RequestContext, reader: Subscriber) -> bool:
+        """Wait until there is something to answer with. False: the client has waited long, and gets its head and
+        comments from now on. Only a stream of events can have comments, in chunks of HTTP/1.1."""
+        events = reader.flight.spec.mode is Mode.STREAM and context.request.version >= HttpVersion11
+        if events and self._keepalive:
+            return await reader.ready_within(self._keepalive)
+        await reader.ready()
+        return True
 
     async def body(self, context: RequestContext, reader: Subscriber) -> Sent:
         """A Flight as one JSON body, once it has ended. Raises the Flight's GatewayError, or Unfoldable."""

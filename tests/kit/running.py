@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "redis": "off",
     "redis_timeout_ms": 5000,  # on a busy machine a look-up may take longer than the default, and is a miss then
     "drain_timeout": 1.0,
+    "keepalive_seconds": 0.0,  # on a busy machine an error may come later than the first one, as a frame then
     "probe": "off",
 }
 

@@ -103,6 +103,7 @@ TYPED: dict[str, str] = {
     "token_timeout": "30",
     "total_timeout": "3600",
     "client_stall_timeout": "5",
+    "keepalive_seconds": "5s",
     "drain_delay": "5",
     "drain_timeout": "0",
     "log_format": "text",
