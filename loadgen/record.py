@@ -127,6 +127,7 @@ class Run(msgspec.Struct, kw_only=True):
     workers: int = 1
     interrupted: bool = False
     lag: Lag = msgspec.field(default_factory=Lag)
-    invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
+    invalid: list[str] = []  # reasons why figures must not be used; empty: valid
+    touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure
     warnings: list[str] = []
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts
