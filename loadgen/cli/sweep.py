@@ -187,10 +187,9 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return SweepStage(requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    judged = [record for record in measured if record.shared in FRESH] or measured
+    judged = [record for record in good if record.shared in FRESH] or good
     kept = completion_ratio(
-        [record.due_ns for record in judged],
-        [record.end_ns for record in judged if record.failure is None and record.end_ns is not None],
+        [record.due_ns for record in judged], [record.end_ns for record in judged if record.end_ns is not None]
     )
     ends = [record.end_ns for record in measured if record.end_ns is not None]
     seconds = (max(ends) - min(record.due_ns for record in measured)) / 1e9

@@ -10,8 +10,8 @@ The nouns:
 - `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
   in more than what is compared.
 
-`write_reports` writes all files of a run from its records, `write_measured` from requests that are measured
-already. Everything in a view is plain text; the renderers escape it.
+`report_of` makes a `Report` of measured requests, so that its results can be shown before `write_report` draws
+the plots. Everything in a view is plain text; the renderers escape it.
 """
 
 from loadgen.report.compare import (
@@ -26,13 +26,14 @@ from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
 from loadgen.report.tables import Table
 from loadgen.report.view import View
-from loadgen.report.write import Files, write_measured, write_reports
+from loadgen.report.write import Files, Report, report_of, write_report
 
 __all__ = [
     "HOW_TO",
     "Comparison",
     "Files",
     "Line",
+    "Report",
     "Table",
     "View",
     "compare_runs",
@@ -41,7 +42,7 @@ __all__ = [
     "markdown_table",
     "metrics_of",
     "plots_available",
+    "report_of",
     "result_json",
-    "write_measured",
-    "write_reports",
+    "write_report",
 ]
