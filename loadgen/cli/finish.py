@@ -132,7 +132,7 @@ def judge(
     resent = sum(record.resent for record in records if not record.warmup)
     if resent:
         run.warnings.append(
-            f"{resent} requests were sent again because the server had closed their kept-alive connection"
+            f"{resent} of the requests were sent again because the server had closed their kept-alive connection"
         )
     end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
     due_times = [record.due_ns for record in records if not record.warmup]

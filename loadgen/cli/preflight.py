@@ -57,9 +57,14 @@ async def get_models(client: Client, base: str, http: Http, *, wait: float) -> t
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if time.monotonic() >= until:
                 raise UsageError(
-                    f"no response from {base}: {_words(error, http)}. Is the server running?"
+                    f"no response from {base}: {_words(error, http)}{'' if answers(error) else '. Is the server running?'}"
                 ) from None
         await asyncio.sleep(RETRY)
+
+
+def answers(error: BaseException) -> bool:
+    """Whether something answers there, but not as an HTTP server at this address would."""
+    return isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientResponseError)
 
 
 def _words(error: BaseException, http: Http) -> str:

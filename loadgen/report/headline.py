@@ -124,7 +124,7 @@ def _overhead(pairs: Pairs) -> list[Tile]:
     tiles = []
     for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
         paired = pairs.measures[name]
-        middle = paired.evened or paired.difference.at(50)
+        middle = paired.adjusted or paired.difference.at(50)
         if not paired.n or middle is None or middle.value is None:
             continue
         if middle.interval is None:

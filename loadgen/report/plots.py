@@ -192,7 +192,7 @@ def _paired(sheet: Sheet, requests: Sequence[Measured]) -> Figure | None:
         )  # fmt: skip
         axes.axvline(0, color=MUTED, lw=1.2)
         paired = result.measures[name]
-        middle = paired.evened or paired.difference.at(50)
+        middle = paired.adjusted or paired.difference.at(50)
         if middle is not None and middle.value is not None and middle.interval is not None:
             axes.axvspan(middle.interval.low, middle.interval.high, color=RED, alpha=0.25, lw=0)
             axes.axvline(middle.value, color=RED, label=f"{signed(middle.value)} ms")

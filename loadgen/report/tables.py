@@ -45,7 +45,7 @@ GOOD_SHARE: Final = 0.95  # of the requests that met all objectives, for the hig
 
 PACE: Final = (
     "“done/s” and “tok/s” count from a stage's first request to its last response. “Pace” is how fast requests "
-    "ended relative to how fast they arrived, without the drain after the last arrival: below 95 % the queue grows."
+    "ended relative to how fast they arrived, without the drain after the last one: below 95 % the queue grows."
 )
 CLOCKS: Final = {
     "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
@@ -270,13 +270,17 @@ def sides(run: Run, summary: Summary) -> Table:
 def differences(pairs: Pairs) -> Table:
     rows = []
     for name, paired in pairs.measures.items():
-        stat, evened = paired.difference, paired.evened
-        middle = evened or stat.at(50)
+        stat, adjusted = paired.difference, paired.adjusted
+        middle = adjusted or stat.at(50)
         relative = "…"
         if middle is not None and middle.value is not None and paired.a_p50:
             relative = signed(100 * middle.value / paired.a_p50, " %")
         label = "mean gap" if name == "itl" else NAMES[name]
-        even = "…" if evened is None else f"{signed(evened.value)} ({interval_text(evened.interval, sign=True)})"
+        even = (
+            "…"
+            if adjusted is None
+            else f"{signed(adjusted.value)} ({interval_text(adjusted.interval, sign=True)})"
+        )
         raw = (cell(stat.at(p), sign=True) for p in (50, 95))
         rows.append([label, amount(paired.n), even, relative, *raw, percent(paired.higher)])
     lost = pairs.only_a + pairs.only_b + pairs.neither
@@ -300,7 +304,7 @@ def brief_differences(pairs: Pairs) -> Table:
     """The differences for a terminal."""
     rows = []
     for name, paired in pairs.measures.items():
-        middle = paired.evened or paired.difference.at(50)
+        middle = paired.adjusted or paired.difference.at(50)
         if middle is None or middle.value is None:
             continue
         interval = middle.interval

@@ -181,6 +181,8 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout", f"no connection within {http.connect_timeout:g} s (--connect-timeout)"
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return "refused", f"{error.host}:{error.port} does not speak TLS; give http:// instead of https://"
         return "refused", f"TLS: {_reason(error)} (--insecure accepts any certificate)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "refused", f"unknown host {error.host}"

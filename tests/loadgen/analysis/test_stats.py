@@ -74,7 +74,9 @@ def test_a_percentile_has_an_interval_from_the_first_sample_that_can_hold_it(p: 
     assert quantile([float(x) for x in range(n)], p).interval is not None
     few = quantile([float(x) for x in range(n - 1)], p)
     assert (few.interval, few.needs, few.effective) == (None, n, n - 1)
-    assert few.value == interpolated([float(x) for x in range(n - 1)], p / 100), "the point is numpy's all the same"
+    assert few.value == interpolated([float(x) for x in range(n - 1)], p / 100), (
+        "the point is numpy's all the same"
+    )
 
 
 def test_a_million_values_have_finite_ranks() -> None:
