@@ -10,13 +10,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 ENDPOINTS: Final = (
-    "/chat/completions",
-    "/completions",
-    "/embeddings",
-    "/responses",
-    "/messages",
-    "/rerank",
-    "/models",
+    *("/chat/completions", "/completions", "/responses", "/messages"),
+    *("/embeddings", "/rerank", "/models"),
 )
 """Ends of addresses that are no server's."""
 

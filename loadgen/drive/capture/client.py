@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import ssl
 import time
 from types import SimpleNamespace
@@ -206,7 +207,7 @@ def _connecting_failed(error: aiohttp.ClientConnectorError) -> str:
         return "out of file descriptors (ulimit -n)"
     if cause.errno == errno.EADDRNOTAVAIL:
         return "out of local ports: connections are opened faster than the system frees their ports"
-    return f"{error.host}:{error.port}: {_reason(cause)}"
+    return f"{error.host}:{error.port}: {os.strerror(cause.errno) if cause.errno else _reason(cause)}"
 
 
 def _reason(error: BaseException) -> str:
