@@ -17,6 +17,7 @@ The nouns:
 Durations are in milliseconds, points in time in nanoseconds since the run's start, rates per second.
 """
 
+from loadgen.analysis.bins import Bin, histogram
 from loadgen.analysis.definitions import Measured
 from loadgen.analysis.effect import (
     Shift,
@@ -40,7 +41,6 @@ from loadgen.analysis.format import (
     signed,
 )
 from loadgen.analysis.goodput import BadGoodput, parse_goodput
-from loadgen.analysis.histogram import Bin, histogram
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
