@@ -47,7 +47,6 @@ from loadgen.analysis.knee import (
     completion_ratio,
     find_limit,
     next_rate,
-    unsteady_warning,
 )
 from loadgen.analysis.paired import (
     PAIRED_MEASURES,
@@ -154,6 +153,5 @@ __all__ = [
     "size_of",
     "summarise",
     "summarise_measured",
-    "unsteady_warning",
     "unsteady_warning_of",
 ]
