@@ -47,8 +47,9 @@ class Outcomes:
         protocol = context.request.protocol
         context.disconnected(stalled=isinstance(protocol, ClientConnection) and protocol.stalled)
 
-    def finish(self, context: RequestContext) -> None:
-        """Give everything back, then count and log the request. Never raises."""
+    def finish(self, context: RequestContext, sent: int = 0) -> None:
+        """Give everything back, then count and log the request. `sent`: bytes of its whole response; 0 where it
+        did not end. Never raises."""
         try:
             context.close()
         except Exception as e:  # noqa: BLE001 - the answer has gone out: it is still counted and logged
@@ -59,6 +60,7 @@ class Outcomes:
             context.record_outcome(
                 self._metrics,
                 self._log if logged else None,
+                sent,
                 show_prompt=self._show_prompt,
                 owner=partial(self._priority_policy.current_fairness_key, context.caller, context.request),
             )
