@@ -26,19 +26,18 @@ from loadgen.analysis.effect import (
     size_of,
 )
 from loadgen.analysis.format import (
-    FEW,
     UNKNOWN,
     amount,
     cell,
     count,
     digits,
-    duration,
     interval_text,
     ms,
     percent,
     point,
     rate,
     signed,
+    time_text,
 )
 from loadgen.analysis.goodput import BadGoodput, parse_goodput
 from loadgen.analysis.knee import (
@@ -93,7 +92,6 @@ from loadgen.analysis.thresholds import (
 from loadgen.analysis.timeline import SECOND, bin_timeline
 
 __all__ = [
-    "FEW",
     "PAIRED_MEASURES",
     "PER_REQUEST",
     "POOLED",
@@ -124,7 +122,6 @@ __all__ = [
     "completion_ratio",
     "count",
     "digits",
-    "duration",
     "find_limit",
     "focus",
     "histogram",
@@ -153,5 +150,6 @@ __all__ = [
     "size_of",
     "summarise",
     "summarise_measured",
+    "time_text",
     "unsteady_warning_of",
 ]

@@ -86,6 +86,13 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def time_text(quantile: Quantile | None) -> str:
+    """A percentile of milliseconds with its unit: 58.5 s, ~217 ms."""
+    if quantile is None or quantile.value is None:
+        return UNKNOWN
+    return f"{FEW if quantile.interval is None else ''}{duration(quantile.value)}"
+
+
 def duration(milliseconds: float) -> str:
     """0.217 ms, 58.5 s."""
     if abs(milliseconds) >= 10_000:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from loadgen.analysis import (
-    FEW,
-    UNKNOWN,
     Group,
     Pairs,
-    Quantile,
     Summary,
     amount,
     by_rate,
     digits,
-    duration,
     focus,
     interval_text,
     limit_of,
     percent,
     rate,
     signed,
+    time_text,
 )
 from loadgen.record import Run
 from loadgen.report.tables import touches
@@ -78,19 +75,12 @@ def _latency(run: Run, group: Group, where: str) -> list[Tile]:
     return [
         (
             f"{name}{' (unsound)' if touches(run, measure) else ''} p50{where}",
-            _time(stat.at(50)),
-            f"p95 {_time(stat.at(95))}, p99 {_time(stat.at(99))}",
+            time_text(stat.at(50)),
+            f"p95 {time_text(stat.at(95))}, p99 {time_text(stat.at(99))}",
         )
         for name, measure in shown
         if (stat := group.stats[measure]).n
     ]
-
-
-def _time(quantile: Quantile | None) -> str:
-    """58.5 s, ~217 ms."""
-    if quantile is None or quantile.value is None:
-        return UNKNOWN
-    return f"{'' if quantile.interval else FEW}{duration(quantile.value)}"
 
 
 def _tokens(group: Group, where: str) -> list[Tile]:

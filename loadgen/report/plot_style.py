@@ -40,7 +40,7 @@ _STEPS: Final = (
 """Steps of a decade that may get a label, the closest first."""
 CLOSE: Final = 3.0
 """A ratio of the largest to the smallest value below which steps of a decade are too few: ticks are even then."""
-SECONDS_FROM: Final = 10_000.0  # milliseconds of the largest value from which an axis is in seconds
+SECONDS_FROM: Final = 10_000.0  # milliseconds of the largest value from which an axis may be in seconds
 _CHARACTER: Final = 0.085  # inches of a label's character
 _LINE: Final = 0.32  # inches between two labels of a vertical axis
 
@@ -162,7 +162,7 @@ def plain_number(value: float, _: object = None) -> str:
 
 def duration_axis(axis: Any, values: Sequence[float], label: str) -> None:
     """Logarithmic, of milliseconds: labelled in ms, or in s where the values are long."""
-    long = max(values, default=0.0) >= SECONDS_FROM
+    long = max(values, default=0.0) >= SECONDS_FROM and min(values) >= SECONDS_FROM / 100
     log_axis(axis, values, scale=1000.0 if long else 1.0)
     axis.set_label_text(f"{label}, {'s' if long else 'ms'} (log)")
 

@@ -15,9 +15,9 @@ from loadgen.analysis import (
     Summary,
     focus,
     interpolated,
-    point,
     pooled,
     sample_of,
+    time_text,
 )
 from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, Sheet, duration_axis, plain_axis
 
@@ -98,7 +98,7 @@ def _label(line: Curve, name: str) -> str:
     stat = line.stats[name] if line.stats is not None else None
     if stat is None or not stat.n:
         return line.label
-    return f"{line.label}: " + ", ".join(f"p{p:g} {point(stat.at(p))}" for p in MARKED) + " ms"
+    return f"{line.label}: " + ", ".join(f"p{p:g} {time_text(stat.at(p))}" for p in MARKED)
 
 
 def _percentiles(axes: Axes, lines: Sequence[Curve], name: str) -> None:
