@@ -61,7 +61,18 @@ from proxy.server import (
     places,
     state_gauges,
 )
-from proxy.telemetry import FLUSH_SECONDS, Audit, Certificates, Containment, Log, Metrics, Otel, certificates
+from proxy.telemetry import (
+    FLUSH_SECONDS,
+    PREFIX,
+    Audit,
+    Certificates,
+    Containment,
+    Log,
+    Metrics,
+    Otel,
+    Totals,
+    certificates,
+)
 from proxy.upstream import (
     MOST,
     Backends,
@@ -319,6 +330,7 @@ async def running(
                 redis=redis_state,
                 began=loop.time(),
                 clock=loop.time,
+                totals=None if member is None else partial(_totals, member, metrics),
             )
             stack.callback(
                 Page(gateway, sources, access_policy, audit, prepared.rules.identity.address).close
@@ -346,6 +358,10 @@ async def running(
             routes=gateway.routes.listed,
             admin_url=operators,
         )
+
+
+async def _totals(member: Member, metrics: Metrics) -> Totals:
+    return Totals(await member.families(metrics), PREFIX)
 
 
 # -- parts ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ Nothing here knows requests, flights or engines: it gets records, names and numb
 from proxy.telemetry.audit import Audit, Refusal
 from proxy.telemetry.certificates import Certificates, expiry_of
 from proxy.telemetry.containment import Containment, Fault, contained, internal, raised, unawaited
-from proxy.telemetry.families import Family, lasting, rendered, summed
+from proxy.telemetry.families import Family, Totals, lasting, rendered, summed
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import BAD_STATUS, BATCH_BUCKETS, PREFIX, QUEUE_BUCKETS, VERDICTS, Metrics
@@ -52,6 +52,7 @@ __all__ = [
     "Refusal",
     "RequestRecord",
     "Sample",
+    "Totals",
     "contained",
     "expiry_of",
     "internal",

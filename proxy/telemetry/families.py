@@ -67,6 +67,24 @@ def summed(parts: Iterable[Sequence[Family]], prefix: str) -> list[Family]:
     ]
 
 
+class Totals:
+    """Families by name, read as `Metrics.samples` is."""
+
+    def __init__(self, families: Iterable[Family], prefix: str) -> None:
+        self._families = {family.name.removeprefix(prefix): family for family in families}
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], Any]]:
+        """The samples of a metric, none where nothing has counted; `name` is without the prefix."""
+        family = self._families.get(name)
+        if family is None:
+            return []
+        return [(labels, dict(value) if isinstance(value, list) else value) for labels, value in family.samples]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of one series; 0 where it does not exist."""
+        return next((value for each, value in self.samples(name) if each == labels), 0.0)
+
+
 def lasting(families: Iterable[Family]) -> list[Family]:
     """What counts on after the process has ended: all but the gauges."""
     return [family for family in families if family.kind != "gauge"]

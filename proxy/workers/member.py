@@ -107,6 +107,10 @@ class Member:
 
     async def render(self, metrics: Metrics, accept: str) -> tuple[bytes, str]:
         """The /metrics page of the whole gateway."""
+        return rendered(await self.families(metrics), accept)
+
+    async def families(self, metrics: Metrics) -> list[Family]:
+        """The metrics of the whole gateway; those of this worker are given."""
         self._asks += 1
         number, own = self._asks, metrics.families()
         answer = self._asked[number] = self._loop.create_future()
@@ -119,7 +123,7 @@ class Member:
             pass
         finally:
             del self._asked[number]
-        return rendered(summed([own, *others], PREFIX), accept)
+        return summed([own, *others], PREFIX)
 
     async def close(self) -> None:
         """Report the last counts, and stop."""

@@ -105,6 +105,9 @@ async def test_they_count_as_one_and_no_death_takes_a_count_back(tmp_path: Path)
                 assert await post(session, gateway.url, user=f"u{number}") == 200
         assert await gateway.counter('requests_total{endpoint="chat"') == 12
         assert await gateway.counter("start_time_seconds") > 1e9
+        state = (await get(gateway.url, "/-/state")).json()
+        assert (state["total"]["answered"], state["queue_limit"]) == (12, 1024)
+        assert [engine["max_inflight"] for engine in state["backends"]] == [256]
         for place in (0, 1, 2):
             os.kill(gateway.workers[place], signal.SIGKILL)
             await gateway.until("worker ended", place + 1)
@@ -117,7 +120,7 @@ async def test_they_count_as_one_and_no_death_takes_a_count_back(tmp_path: Path)
         gateway.process.send_signal(signal.SIGTERM)
         assert await gateway.ended() == 0
     records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert Counter(record["msg"] for record in records)["request"] == 13
+    assert Counter(record["msg"] for record in records)["request"] == 13 + 1, "the chats and the state"
 
 
 async def test_an_engine_never_has_more_than_its_limit_and_no_request_waits_in_vain(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Page:
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), *context.headers()]
-            return await self._responder.send(context, 200, headers, msgspec.json.encode(view.look()))
+            return await self._responder.send(context, 200, headers, msgspec.json.encode(await view.look()))
         if self.watchers >= MAX_WATCHERS:
             raise _full(MAX_WATCHERS, "watchers")
         self.watchers += 1
@@ -87,7 +87,7 @@ class Page:
         context.begin_response(200, endless=True)
         try:
             while not self._closing.is_set():
-                stream.put(msgspec.json.encode(view.look()))
+                stream.put(msgspec.json.encode(await view.look()))
                 await stream.wait_writable()
                 try:
                     async with asyncio.timeout(self._every):

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from proxy.flights import Flight
-from proxy.telemetry import VERDICTS, Metrics, Sample
+from proxy.telemetry import VERDICTS, Sample
 from proxy.wire import PATHS
 
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95}
@@ -29,7 +29,13 @@ class CounterSnapshot:
     ttft: Mapping[float, float] = field(default_factory=dict)  # upper bound in seconds: how many not over it
 
 
-def read(metrics: Metrics, flights: Collection[Flight], now: float) -> CounterSnapshot:
+class Counters(Protocol):
+    """Where the counters are read: `Metrics`, or `Totals` of several processes."""
+
+    def samples(self, name: str) -> list[Sample]: ...
+
+
+def read(metrics: Counters, flights: Collection[Flight], now: float) -> CounterSnapshot:
     """The counters, plus the tokens of flights under way, which the counters get at their end."""
     verdicts = dict.fromkeys(VERDICTS, 0.0)
     refused = failed = left = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from proxy.flights import Flight, FlightGroup
 from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache, RedisState
 from proxy.server.page.rates import CounterSnapshot, rates_between, read, window
-from proxy.telemetry import Metrics
+from proxy.telemetry import Metrics, Totals
 from proxy.upstream import Backend, Backends, State
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
@@ -37,6 +37,8 @@ class Sources:
     redis: RedisState
     began: float  # monotonic seconds
     clock: Callable[[], float] = time.monotonic
+    totals: Callable[[], Awaitable[Totals]] | None = None
+    """The metrics of all processes of this gateway; None: there is one."""
 
 
 class StateView:
@@ -48,16 +50,22 @@ class StateView:
         self._readings: deque[CounterSnapshot] = deque(maxlen=64)
         self._start = CounterSnapshot(at=sources.began)
 
-    def look(self) -> dict[str, Any]:
-        """The state now."""
+    async def look(self) -> dict[str, Any]:
+        """The state now, of all processes."""
         of = self._sources
+        totals = None if of.totals is None else await of.totals()
         now = of.clock()
-        self._readings.append(read(of.metrics, of.group.live, now))
+        self._readings.append(read(totals or of.metrics, of.group.live, now))
         while len(self._readings) > 2 and now - self._readings[1].at >= WINDOW:
             self._readings.popleft()
+        state = standing(of, self._visible, now)
+        start = self._start
+        if totals is not None:
+            state = together(state, [backend.name for backend in of.backends.all], totals)
+            start = CounterSnapshot(at=now - state["uptime_s"])
         return {
-            **standing(of, self._visible, now),
-            "total": rates_between(self._start, self._readings[-1]),
+            **state,
+            "total": rates_between(start, self._readings[-1]),
             "recent": recent(self._readings),
         }
 
@@ -89,6 +97,27 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
         "redis": of.redis.shown() | {"available": None if of.cache is None else of.cache.available},
         "backends": [engine(backend, visible, now) for backend in backends.all],
     }
+
+
+def together(state: dict[str, Any], engines: Sequence[str], totals: Totals) -> dict[str, Any]:
+    """The state of one process with the numbers of all. `engines`: the names of its engines, as labels."""
+    counts = {
+        "flights": "flights",
+        "readers": "subscribers",
+        "queued": "queue_depth",
+        "queue_limit": "queue_limit",
+    }
+    backends = [
+        each
+        | {
+            "inflight": int(totals.value("backend_inflight", backend=name)),
+            "max_inflight": int(totals.value("backend_max_inflight", backend=name)),
+        }
+        for each, name in zip(state["backends"], engines, strict=True)
+    ]
+    uptime = max(0.0, time.time() - totals.value("start_time_seconds"))
+    sums = {name: int(totals.value(gauge)) for name, gauge in counts.items()}
+    return state | sums | {"backends": backends, "uptime_s": round(uptime, 1)}
 
 
 def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
