@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from loadgen import store
+from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
@@ -123,7 +125,7 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     workload = open_workload(job.workload)
     folder = finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
-    with live.view(quiet=args.quiet) as view:
+    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
         if job.workers == 1:
             schedule = job_schedule(job, workload)
             records, worker_errors = await run_single(
@@ -146,8 +148,9 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    finish.report(folder, run, records, args.goodput)
-    return finish.exit_code(run, records, args.max_error_rate)
+    written = finish.report(folder, run, records, args.goodput, as_json=args.json, brief=finish.silent(args))
+    lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
+    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
 
 
 async def prepare(
@@ -177,10 +180,12 @@ async def prepare(
 
 async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser) -> None:
     """Choose flags by a probe, print what was measured and chosen, and set them in `args`."""
-    print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
+    if not finish.silent(args):
+        print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
     speed = await probe(job, hide, users=args.max_concurrency)
     choice = choose(args, job, speed)
-    print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)
+    if not finish.silent(args):
+        print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)
     for name, value in choice.flags.items():
         setattr(args, name, value)
     args.probe, args.chosen_by_probe = str(speed), list(choice.flags)
@@ -205,6 +210,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
         secrets=flags.secrets_of(args, os.environ),
+        objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
@@ -256,6 +262,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         open_loop=schedule.open_loop,
         shed=args.shed,
         max_seconds=args.max_seconds,
+        grace_seconds=args.grace_seconds,
     )
     return schedule, pace
 
