@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+MAX_ANSWER = 65_536
+
 SCHEMA = 1
 """Increased when a field changes its meaning. A file of another schema is refused."""
 
@@ -57,8 +59,12 @@ Failure = Literal[
     "error_frame",  # an error event inside a 200
     "garbage",  # not a response of this API
     "cancelled",  # the run ended first (Ctrl-C, --max-seconds); not the server's failure
+    "left",  # its client cancelled it on purpose (--cancel); not a failure
     "shed",  # due, but above --max-concurrency in an open loop, and not sent
 ]
+
+CUT_OFF = frozenset({"cancelled", "left"})
+"""Kinds of `Failure` that are no failures: the generator ended the request, not the server."""
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -71,6 +77,11 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     pair: int | None = None  # `ab`: records of one pair carry the same request
     worker: int = 0
     stage: str = ""  # sweep's or ramp's stage, e.g. "rate=8"
+    conversation: str = ""  # the conversation it is a turn of
+    turn: int = 0  # its place in that, from 1; 0: it is no turn
+    turns: int = 0  # how many requests the conversation has
+    model: str = ""  # where a run mixes models
+    cancel: bool = False  # chosen by --cancel; one that completed first has no failure
     warmup: bool = False
     waited: bool = False  # due while the cap was reached: sent - due is queueing, not lateness
     resent: int = 0  # how often it was sent again because the server had closed the kept-alive connection
@@ -91,6 +102,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
     bytes_in: int = 0
     bytes_out: int = 0
+    answer: str | None = None  # what was generated, where `ab` compares the answers; at most MAX_ANSWER characters
 
 
 class Lag(msgspec.Struct, kw_only=True):

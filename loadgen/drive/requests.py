@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from loadgen.drive.bodies import shaped
 from loadgen.drive.capture.client import PreparedRequest
 from loadgen.record import Record
-from loadgen.spec import PATHS, Body, Endpoint
-from loadgen.workload import Prompt
+from loadgen.spec import GENERATING, PATHS, Body, Endpoint
+from loadgen.workload import FollowUp, Item, Prompt
 
 
 class ScheduledRequest(NamedTuple):
-    """One request of the schedule. `due_s` counts from the run's start; None in a closed loop."""
+    """One request of the schedule, or the first of a conversation. `due_s` counts from the run's start; None in a
+    closed loop."""
 
     number: int
     prompt: Prompt
@@ -25,6 +27,8 @@ class ScheduledRequest(NamedTuple):
     target: str = "a"
     pair: int | None = None
     stage: str = ""
+    then: tuple[FollowUp, ...] = ()  # the rest of its conversation
+    place: int = 0  # in the conversation
 
 
 def schedule_requests(
@@ -36,9 +40,19 @@ def schedule_requests(
         yield ScheduledRequest(index, prompt, due, target, stage=stage)
 
 
+def schedule_items(items: Iterable[Item], times: Iterable[float] | None) -> Iterator[ScheduledRequest]:
+    """Each item at its time, in seconds; without times for a closed loop. The numbers that follow an item's are
+    those of the rest of its conversation."""
+    dues: Iterable[float | None] = itertools.repeat(None) if times is None else times
+    number = 0
+    for item, due in zip(items, dues, strict=False):
+        yield ScheduledRequest(number, item.prompt, due, then=item.then)
+        number += 1 + len(item.then)
+
+
 def slice_schedule(schedule: Iterable[ScheduledRequest], worker: int, workers: int) -> Iterator[ScheduledRequest]:
     """One worker's share. Every worker walks the whole schedule; together they send each request once."""
-    return (request for request in schedule if request.number % workers == worker)
+    return itertools.islice(schedule, worker, None, workers)
 
 
 def schedule_pairs(
@@ -69,9 +83,13 @@ class RequestBuilder:
     ) -> None:
         path = path or PATHS[endpoint]
         self._urls = {name: base.rstrip("/") + path for name, base in targets.items()}
-        self._endpoint = endpoint
+        self._endpoint: Endpoint = endpoint
         self._body = body
         self._run = run
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
 
     def build(self, request: ScheduledRequest, *, worker: int = 0, warmup: bool = False) -> PreparedRequest:
         fields = self.fields(request.prompt)
@@ -83,6 +101,9 @@ class RequestBuilder:
             pair=request.pair,
             worker=worker,
             stage=request.stage,
+            conversation=f"{self._run}-{request.number - request.place}" if request.then else "",
+            turn=request.place + 1 if request.then else 0,
+            turns=len(request.then) + 1 if request.then else 0,
             warmup=warmup,
             stream=bool(fields.get("stream")),
             due_ns=round((request.due_s or 0.0) * 1e9),
@@ -93,13 +114,13 @@ class RequestBuilder:
         """The request's JSON. A flag overrides the prompt's own field, `--extra-body` overrides both."""
         body = self._body
         body_fields: dict[str, Any] = {"model": body.model, **prompt.fields}
-        if self._endpoint != "embeddings":
-            body_fields |= self._sampling()
+        if self._endpoint in GENERATING:
+            body_fields = shaped(body_fields | self._sampling(), self._endpoint)
             body_fields["stream"] = body.stream
-            if body.stream:
-                body_fields["stream_options"] = {"include_usage": True}
-                if body.continuous_usage:
-                    body_fields["stream_options"]["continuous_usage_stats"] = True
+        if body_fields.get("stream") and self._endpoint in ("chat", "completions"):
+            body_fields["stream_options"] = {"include_usage": True}
+            if body.continuous_usage:
+                body_fields["stream_options"]["continuous_usage_stats"] = True
         return body_fields | body.extra
 
     def _sampling(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import msgspec
 from loadgen.drive.backlog import Backlog
 from loadgen.drive.capture.client import Client, PreparedRequest
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.capture.decode import answer_of, decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import Probe, Timer
 from loadgen.drive.progress import Progress
@@ -59,6 +59,7 @@ class Session:
         hide: Callable[[str], str] = str,
         view: View | None = None,
         inspect: Inspect | None = None,
+        keep_answers: bool = False,
     ) -> None:
         self._http = http
         self._builder = builder
@@ -68,6 +69,7 @@ class Session:
         self._hide = hide
         self._view = view
         self._inspect = inspect
+        self._keep_answers = keep_answers
         self._runner: Runner | None = None
         self._stopped = False
         self._start_ns = 0  # of the phase
@@ -129,7 +131,13 @@ class Session:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
 
         runner = self._runner = Runner(
-            self.client, clock, self._timer, build, ended, max_in_flight=self._max_in_flight
+            self.client,
+            clock,
+            self._timer,
+            build,
+            ended,
+            max_in_flight=self._max_in_flight,
+            answer_of=lambda exchange: answer_of(exchange, self._builder.endpoint),
         )
         if self._stopped:
             runner.stop()
@@ -166,7 +174,9 @@ class Session:
         if exchange.wrote_ns:
             worker_error.kernel_sends += exchange.tx_ns != 0
             worker_error.user_sends += exchange.tx_ns == 0
-        record = decode_exchange(exchange, clock, self._hide)
+        record = decode_exchange(
+            exchange, clock, self._hide, endpoint=self._builder.endpoint, keep_answer=self._keep_answers
+        )
         if self._inspect is not None:
             self._inspect(exchange, record, clock)
         return record

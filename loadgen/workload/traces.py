@@ -21,7 +21,7 @@ from corpus.sources import as_fields, text_of
 from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import bounded
 from loadgen.workload.files import as_object, lines, path_of, read, tokens
-from loadgen.workload.model import Options, Prompt
+from loadgen.workload.model import FollowUp, Options, Prompt
 
 BLOCK: Final = 512
 """Tokens of a block in Mooncake's traces."""
@@ -61,6 +61,9 @@ class Trace:
     def schedule(self) -> list[tuple[float, int]]:
         return self._schedule
 
+    def then(self, number: int) -> tuple[FollowUp, ...]:
+        return ()
+
     def prompt(self, number: int) -> Prompt:
         line, options = self._lines[number], self._options
         if line.ready is not None:
@@ -69,8 +72,8 @@ class Trace:
             text = block_prompt(options.seed, line.blocks, line.input, BLOCK)
         else:
             text = text_of(Draw(options.seed, "trace", number), line.input)
-        fields = bounded(as_fields(text, options.endpoint), options.endpoint, line.output)
-        return Prompt(f"trace/{number}", options.endpoint, fields, round(len(text) / BYTES_PER_TOKEN))
+        fields = bounded(as_fields(text, options.form), options.form, line.output)
+        return Prompt(f"trace/{number}", options.form, fields, round(len(text) / BYTES_PER_TOKEN))
 
 
 def trace(options: Options) -> Trace:
@@ -101,13 +104,13 @@ def _composed(path: str, options: Options) -> Iterator[_Line]:
     for number, text in lines(path):
         where = f"{path}:{number}"
         raw = as_object(text, where)
-        if (has := raw.get("endpoint")) != options.endpoint:
-            raise WorkloadError(f"{where}: is for the endpoint {has!r}, and this run is for {options.endpoint!r}")
+        if (has := raw.get("endpoint")) != options.form:
+            raise WorkloadError(f"{where}: is for the endpoint {has!r}, and this run is for {options.form!r}")
         fields, name = raw.get("fields"), raw.get("id")
-        carrier = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[options.endpoint]
+        carrier = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[options.form]
         if not isinstance(fields, dict) or not fields.get(carrier) or not isinstance(name, str):
             raise WorkloadError(f"{where}: must have an id and fields with {carrier}")
-        prompt = known.setdefault(name, Prompt(name, options.endpoint, fields, raw.get("input_tokens")))
+        prompt = known.setdefault(name, Prompt(name, options.form, fields, raw.get("input_tokens")))
         if prompt.fields != fields:
             raise WorkloadError(f"{where}: the id {name!r} is used for two different prompts")
         yield _Line(_seconds(raw.get("at", 0), "at", where), 0, 0, ready=prompt)

@@ -9,8 +9,9 @@ import msgspec
 
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_requests, slice_schedule
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_items, slice_schedule
 from loadgen.drive.session import Outcome, Session
+from loadgen.errors import WorkloadError
 from loadgen.record import Record
 from loadgen.snapshot import View
 from loadgen.spec import Body, Endpoint, Http, Pace
@@ -85,14 +86,20 @@ class Job(msgspec.Struct, kw_only=True):
 
 
 def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
-    return (item.prompt for item in items)
+    """Each item's prompt. Raises WorkloadError for a conversation: its later requests depend on answers."""
+    for item in items:
+        if item.then:
+            raise WorkloadError(
+                "conversations (--turns, agent traces) are for `run`; other commands send single requests"
+            )
+        yield item.prompt
 
 
 def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's requests of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return slice_schedule(schedule_requests(prompts_of(items), times), job.worker, job.workers)
+    return slice_schedule(schedule_items(items, times), job.worker, job.workers)
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
