@@ -81,7 +81,9 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     turn: int = 0  # its place in that, from 1; 0: it is no turn
     turns: int = 0  # how many requests the conversation has
     model: str = ""  # where a run mixes models
-    cancel: bool = False  # chosen by --cancel; one that completed first has no failure
+    cancel: Literal["", "tokens", "time"] = (
+        ""  # chosen by --cancel, and when; one that completed first has no failure
+    )
     warmup: bool = False
     waited: bool = False  # due while the cap was reached: sent - due is queueing, not lateness
     resent: int = 0  # how often it was sent again because the server had closed the kept-alive connection
@@ -120,6 +122,37 @@ class Lag(msgspec.Struct, kw_only=True):
     floor_ms: dict[str, float] | None = None  # error floor of TTFT and ITL, if `calibrate` was run
 
 
+class CancelCheck(msgspec.Struct, kw_only=True):
+    """Whether an engine stopped when clients left, by its own /metrics."""
+
+    url: str
+    within_s: float  # the time it has to stop
+    before: float  # requests running and waiting before the run
+    after: float | None = None  # and at the last reading after it
+    settle_s: float | None = (
+        None  # from the end of the last request until it was back at `before`; None: it was not
+    )
+    excess: float = 0.0  # the most requests it had above those in flight within the time, during the run
+    readings: int = 0
+    left: int = 0  # requests that were cancelled
+    aborted_before: float | None = None
+    aborted: float | None = None  # requests that it says it stopped, during the run; None: it does not say
+
+    @property
+    def problem(self) -> str | None:
+        """What shows that it did not stop; None if nothing does."""
+        if self.excess > 0:
+            return f"{self.url} had {self.excess:g} requests more than were in flight, {self.within_s:g} s after clients left"
+        if self.left and self.settle_s is None:
+            now = (
+                "did not answer"
+                if self.after is None
+                else f"still had {self.after:g} requests ({self.before:g} before)"
+            )
+            return f"{self.url} {now} {self.within_s:g} s after the run"
+        return None
+
+
 class Run(msgspec.Struct, kw_only=True):
     """A run: everything that a report needs besides the records."""
 
@@ -140,4 +173,5 @@ class Run(msgspec.Struct, kw_only=True):
     lag: Lag = msgspec.field(default_factory=Lag)
     invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
     warnings: list[str] = []
+    cancel_checks: list[CancelCheck] = []
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

@@ -9,6 +9,7 @@ The nouns:
 - `Summary`: a run as counts, rates and `Stat`s; a `Group` for the whole, each target, each stage, each cache
   verdict.
 - `SweepStage`: one rate of a sweep. The knee is the highest rate that the server keeps up with.
+- `Loads`: what some kinds of load add: conversations by turn, cancelled requests, models, the answers of an `ab`.
 - `Pairs`: an `ab` run, request by request: B minus A.
 - `Shift`: the difference of two runs with its interval. `Rule`: one `--fail-if`, which a comparison passes or
   breaks.
@@ -41,6 +42,13 @@ from loadgen.analysis.knee import (
     find_knee,
     next_rate,
     unsteady_warning,
+)
+from loadgen.analysis.loads import (
+    Answers,
+    Cancellations,
+    Conversations,
+    Loads,
+    Part,
 )
 from loadgen.analysis.paired import (
     PAIRED_MEASURES,
@@ -95,13 +103,18 @@ __all__ = [
     "POOLED",
     "SECOND",
     "UNKNOWN",
+    "Answers",
     "BadGoodput",
     "BadRule",
     "Bounds",
+    "Cancellations",
+    "Conversations",
     "Finding",
     "Group",
+    "Loads",
     "Measured",
     "Pairs",
+    "Part",
     "Quantile",
     "Sample",
     "Shift",

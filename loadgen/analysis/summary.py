@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.analysis.definitions import Definitions, Gaps, Measured, Span, measure
 from loadgen.analysis.goodput import Goodput, Slos, goodput
+from loadgen.analysis.loads import Loads, loads_of
 from loadgen.analysis.stats import PERCENTILES, Sample, Stat, describe
 from loadgen.analysis.timeline import SECOND, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Record, Run
@@ -70,6 +71,7 @@ class Summary(msgspec.Struct, kw_only=True):
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared responses; None if there are none
     knee: float | None = None  # requests per second, as the sweep itself found it
+    loads: Loads = Loads()
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -127,6 +129,7 @@ def summarise_measured(
         by_shared=groups(shared) if reported else {},
         fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
         knee=run.config.get("knee"),
+        loads=loads_of(kept, seed=run.seed),
     )
 
 
@@ -151,6 +154,7 @@ def _length(requests: Sequence[Measured]) -> float:
 def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, *, fresh: bool = False) -> Group:
     """`fresh`: shared responses are counted, but are in no latency."""
     done = [request for request in requests if request.completed]
+    reached = [request for request in requests if request.completed or request.left]  # some latency, if not all
     cancelled = sum(request.cancelled for request in requests)
     failed = len(requests) - len(done) - cancelled
     inputs = sum(request.prompt_tokens or 0 for request in done)
@@ -183,7 +187,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         kept_up=kept_up(requests),
         itl_by=_itl_by(done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
-        stats=_stats([request for request in done if request.fresh] if fresh else done, requests, seed),
+        stats=_stats([request for request in reached if request.fresh] if fresh else reached, requests, seed),
         goodput=goodput(requests, slos, seconds),
     )
 

@@ -22,7 +22,7 @@ from loadgen.drive import (
     load_calibration,
 )
 from loadgen.errors import UsageError
-from loadgen.record import Record, Run
+from loadgen.record import CUT_OFF, Record, Run
 from loadgen.report import write_reports
 from loadgen.spec import Limits
 
@@ -131,12 +131,14 @@ def _completed(records: Sequence[Record]) -> list[Record]:
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
-    """130 after Ctrl-C; 1 if too many requests failed, or none ended; 3 if the measurement is invalid; else 0."""
-    measured = [record for record in records if not record.warmup and record.failure != "cancelled"]
+    """130 after Ctrl-C; 1 if too many requests failed, or none ended, or an engine did not stop for clients that left; 3 if the measurement is invalid; else 0."""
+    measured = [record for record in records if not record.warmup and record.failure not in CUT_OFF]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:
         return INTERRUPTED
     if not measured or failed > max_error_rate * len(measured):
+        return FAILED
+    if any(check.problem is not None for check in run.cancel_checks):
         return FAILED
     return INVALID if run.invalid else OK
 

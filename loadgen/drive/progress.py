@@ -7,6 +7,7 @@ from collections import Counter, deque
 from typing import Final
 
 from loadgen.drive.capture.exchange import Exchange
+from loadgen.record import CUT_OFF
 from loadgen.snapshot import Snapshot
 
 RECENT: Final = 200
@@ -24,7 +25,7 @@ class Progress:
 
     def ended(self, exchange: Exchange) -> None:
         self.done += 1
-        if exchange.failure is not None:
+        if exchange.failure is not None and exchange.failure not in CUT_OFF:
             self.failed[exchange.failure] += 1
         elif exchange.status is not None and not 200 <= exchange.status < 300:
             self.failed["status"] += 1

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from corpus.draw import Draw
 from loadgen.drive.bodies import shaped
 from loadgen.drive.capture.client import PreparedRequest
+from loadgen.drive.capture.leaving import TokenCount
 from loadgen.record import Record
-from loadgen.spec import GENERATING, PATHS, Body, Endpoint
+from loadgen.spec import GENERATING, PATHS, Body, Cancel, Endpoint
 from loadgen.workload import FollowUp, Item, Prompt
 
 
@@ -79,13 +81,21 @@ class RequestBuilder:
     """Encodes scheduled requests, once each and before they are due."""
 
     def __init__(
-        self, targets: Mapping[str, str], endpoint: Endpoint, body: Body, *, path: str | None = None, run: str = ""
+        self,
+        targets: Mapping[str, str],
+        endpoint: Endpoint,
+        body: Body,
+        *,
+        path: str | None = None,
+        run: str = "",
+        cancel: Cancel | None = None,
     ) -> None:
         path = path or PATHS[endpoint]
         self._urls = {name: base.rstrip("/") + path for name, base in targets.items()}
         self._endpoint: Endpoint = endpoint
         self._body = body
         self._run = run
+        self._cancel = cancel
 
     @property
     def endpoint(self) -> Endpoint:
@@ -108,7 +118,18 @@ class RequestBuilder:
             stream=bool(fields.get("stream")),
             due_ns=round((request.due_s or 0.0) * 1e9),
         )
-        return PreparedRequest(record, self._urls[request.target], msgspec.json.encode(fields))
+        prepared = PreparedRequest(record, self._urls[request.target], msgspec.json.encode(fields))
+        return self._cancelled(prepared) if self._cancel is not None and not warmup else prepared
+
+    def _cancelled(self, request: PreparedRequest) -> PreparedRequest:
+        """With its client's leaving, if it is drawn to be cancelled: the same ones in every worker."""
+        cancel, record = self._cancel, request.record
+        assert cancel is not None
+        if Draw(cancel.seed, "cancel", record.index, record.target).unit() >= cancel.share:
+            return request
+        record.cancel = "time" if cancel.tokens is None else "tokens"
+        tokens = None if cancel.tokens is None else TokenCount(self._endpoint, cancel.tokens)
+        return request._replace(leave_tokens=tokens, leave_s=cancel.seconds)
 
     def fields(self, prompt: Prompt) -> dict[str, Any]:
         """The request's JSON. A flag overrides the prompt's own field, `--extra-body` overrides both."""

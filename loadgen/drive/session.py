@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -27,6 +29,7 @@ from loadgen.spec import Http, Pace
 
 TICK: Final = 0.25  # seconds between samples of the clocks and checks for silent requests
 LEAD_NS: Final = 50_000_000  # from the call to the start
+RECENT_ENDS: Final = 100_000  # whose times `in_flight_since` knows
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
 Inspect = Callable[[Exchange, Record, Clock], None]
@@ -73,6 +76,7 @@ class Session:
         self._runner: Runner | None = None
         self._stopped = False
         self._start_ns = 0  # of the phase
+        self._ends: deque[int] = deque(maxlen=RECENT_ENDS)
 
     async def __aenter__(self) -> Session:
         loop = asyncio.get_running_loop()
@@ -96,6 +100,10 @@ class Session:
     def now() -> int:
         """CLOCK_MONOTONIC, in nanoseconds."""
         return time.monotonic_ns()
+
+    def in_flight_since(self, since_ns: int) -> int:
+        """How many requests were in flight at any time since this time of CLOCK_MONOTONIC."""
+        return len(self.client.open) + len(self._ends) - bisect.bisect_left(self._ends, since_ns)
 
     @property
     def stopped(self) -> bool:
@@ -124,6 +132,7 @@ class Session:
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
         def ended(exchange: Exchange) -> None:
+            self._ends.append(time.monotonic_ns())
             progress.ended(exchange)
             backlog.add(exchange)
 

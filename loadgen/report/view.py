@@ -28,8 +28,9 @@ from loadgen.analysis import (
     token_rate,
     unsteady_warning_of,
 )
-from loadgen.record import Run
+from loadgen.record import CUT_OFF, Run
 from loadgen.report.headline import headline
+from loadgen.report.loads import load_tables
 
 NAMES: Final[Mapping[str, str]] = {
     "ttft": "TTFT",
@@ -99,6 +100,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         *([_sides(run, summary)] if summary.by_target else []),
         *([_stages(summary)] if summary.by_stage else []),
         *([_latency(latency, which)] if not summary.by_target else []),
+        *(Table(*table) for table in load_tables(run, summary)),
         *([_shared(summary)] if summary.by_shared else []),
         _totals(summary),
         *([_errors(summary.whole, details or {})] if summary.whole.errors else []),
@@ -141,7 +143,7 @@ def _result(run: Run, whole: Group) -> str:
     """What became of the requests."""
     ended = whole.completed + whole.failed
     if whole.failed:
-        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind != "cancelled")
+        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind not in CUT_OFF)
         words = f"{amount(whole.failed)} of {amount(ended)} requests FAILED ({kinds})"
     else:
         words = f"all {amount(ended)} requests completed" if ended else "no request completed"
@@ -151,6 +153,9 @@ def _result(run: Run, whole: Group) -> str:
         words += f", {amount(whole.cancelled)} cancelled"
     if whole.goodput:
         words += f"; {percent(whole.goodput.attainment)} met the objectives"
+    problems = [check.problem for check in run.cancel_checks if check.problem is not None]
+    if problems:
+        words += "; the engine DID NOT STOP when clients left: " + "; ".join(problems)
     return f"Result: {words}"
 
 

@@ -17,6 +17,9 @@ BACKENDS: Final[dict[str, Endpoint]] = {
     "openai": "completions",
     "vllm": "completions",
     "openai-embeddings": "embeddings",
+    "openai-responses": "responses",
+    "anthropic": "messages",
+    "vllm-rerank": "rerank",
 }
 
 
@@ -33,7 +36,11 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
     group.add_argument(
         "--backend", choices=list(BACKENDS), default="openai-chat", help="which API (default %(default)s)"
     )
-    group.add_argument("--endpoint", metavar="PATH", help="the path, if it is not the API's default")
+    group.add_argument(
+        "--endpoint",
+        metavar="NAME|PATH",
+        help=f"the API, one of {', '.join(PATHS)}; or a path, if it is not the API's default",
+    )
     group.add_argument("--model", help="default: the first of /v1/models")
     group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
     group.add_argument(
@@ -219,7 +226,9 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """By `--endpoint` if it is one of the API's paths, else by `--backend`."""
+    """By `--endpoint` if it is an API's name or path, else by `--backend`."""
+    if args.endpoint in PATHS:
+        return args.endpoint  # type: ignore[no-any-return]
     for endpoint, path in PATHS.items():
         if args.endpoint and args.endpoint.rstrip("/").endswith(path.removeprefix("/v1")):
             return endpoint
@@ -227,7 +236,7 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
 
 
 def path_of(args: argparse.Namespace) -> str:
-    path: str = args.endpoint or PATHS[endpoint_of(args)]
+    path: str = PATHS[endpoint_of(args)] if args.endpoint in (None, "", *PATHS) else args.endpoint
     return path if path.startswith("/") else f"/{path}"
 
 

@@ -63,6 +63,20 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         help="sets of the corpus, see `python -m corpus list` (default: all of one kind except documents)",
     )
+    add("--turns", str, "make conversations: turns of each, N or LOW-HIGH; all: as in the file", "TURNS")
+    add(
+        "--think-time",
+        str,
+        "between an answer and the next turn: SECONDS, exponential:MEAN, uniform:LEAST-MOST or lognormal:MEDIAN,SIGMA",
+        "S",
+    )
+    group.add_argument(
+        "--history",
+        choices=("own", "file"),
+        default=_DEFAULTS.history,
+        help="answers that later turns carry: the model's own (default), or those of the file",
+    )
+    add("--rerank-documents", values.whole(1, 10_000), "documents of each rerank request")
     group.add_argument("--disable-shuffle", action="store_true", help="keep the file's order")
     add(
         "--trace-jitter",

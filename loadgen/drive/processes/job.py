@@ -14,7 +14,7 @@ from loadgen.drive.session import Outcome, Session
 from loadgen.errors import WorkloadError
 from loadgen.record import Record
 from loadgen.snapshot import View
-from loadgen.spec import Body, Endpoint, Http, Pace
+from loadgen.spec import Body, Cancel, Endpoint, Http, Pace
 from loadgen.workload import (
     Item,
     Options,
@@ -64,6 +64,8 @@ class Job(msgspec.Struct, kw_only=True):
     workload: Options
     num_prompts: int | None = None
     num_warmups: int = 0
+    cancel: Cancel | None = None
+    keep_answers: bool = False
     max_in_flight: int = 1000
     kernel: bool = True
     secrets: list[str] = []
@@ -72,7 +74,9 @@ class Job(msgspec.Struct, kw_only=True):
     events: str = ""  # where the worker writes its records
 
     def builder(self) -> RequestBuilder:
-        return RequestBuilder(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
+        return RequestBuilder(
+            self.targets, self.endpoint, self.body, path=self.path, run=self.run, cancel=self.cancel
+        )
 
     def share(self, worker: int, events: str) -> Job:
         """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
@@ -129,4 +133,5 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         kernel=job.kernel,
         hide=hide,
         view=view,
+        keep_answers=job.keep_answers,
     )

@@ -1,0 +1,239 @@
+"""Loads that are more than single requests, through `python -m loadgen` and sockets: conversations, requests that
+their clients cancel, models, images."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.record import Record
+from tests.kit.engine import Engine, Turn
+from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_turn import ClientGone
+from tests.loadgen.cli.test_bad_input import LENIENT, Seen, loadgen
+
+QUIET = LENIENT[:-2]
+SMALL = ("--dataset-name", "random", "--random-input-len", "12", "--random-output-len", "3")
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[Engine]:
+    async with Engine(echo_script(tokens=4)) as engine:
+        yield engine
+
+
+async def run(tmp_path: Path, engine: Engine, *words: str, code: int = 0) -> Seen:
+    seen = await loadgen(tmp_path, "run", "--base-url", engine.url, "--model", "m", *QUIET, *words)
+    assert seen.code == code, seen.said
+    return seen
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    (folder,) = (tmp_path / "out").iterdir()
+    found: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+    return found
+
+
+# Conversations
+
+
+async def test_a_later_turn_carries_the_models_own_answers(tmp_path: Path, echo: Engine) -> None:
+    seen = await run(tmp_path, echo, *SMALL, "--turns", "3", "--num-prompts", "2", "--max-concurrency", "1")
+    sent = [turn.json()["messages"] for turn in echo.requests]
+    assert [[m["role"] for m in messages] for messages in sent[:3]] == [
+        ["user"],
+        ["user", "assistant", "user"],
+        ["user", "assistant", "user", "assistant", "user"],
+    ]
+    assert sent[1][:1] == sent[0]
+    assert sent[2][:3] == sent[1]
+    assert len(sent) == 6
+    assert all(len(m["content"].split()) == 3 for messages in sent for m in messages if m["role"] == "assistant")
+    assert len({json.dumps(messages[-1]) for messages in sent}) == 6
+    records = sorted(seen.records, key=lambda record: record.index)
+    assert [(record.turn, record.turns) for record in records] == [(1, 3), (2, 3), (3, 3)] * 2
+    assert len({record.conversation for record in records}) == 2
+    told = result(tmp_path)["loadgen"]["summary"]["loads"]["conversations"]
+    assert (told["begun"], told["completed"], told["failed"], told["not_sent"]) == (2, 2, 0, 0)
+    assert [part["completed"] for part in told["turns"].values()] == [2, 2, 2]
+    assert "By turn of a conversation" in seen.report
+
+
+async def test_a_turn_is_due_a_think_time_after_the_answer(tmp_path: Path, echo: Engine) -> None:
+    seen = await run(
+        *(tmp_path, echo, *SMALL, "--turns", "2", "--num-prompts", "4", "--think-time", "uniform:0.05-0.06"),
+        *("--conversation-rate", "100"),
+    )
+    by_name: dict[str, list[Record]] = {}
+    for record in sorted(seen.records, key=lambda record: record.index):
+        by_name.setdefault(record.conversation, []).append(record)
+    assert len(by_name) == 4
+    for first, second in by_name.values():
+        assert first.end_ns is not None
+        assert 50e6 <= second.due_ns - first.end_ns <= 200e6
+        assert second.sent_ns is not None
+        assert second.sent_ns >= second.due_ns
+
+
+async def test_a_failed_turn_ends_its_conversation(tmp_path: Path) -> None:
+    def script(turn: Turn) -> Any:
+        messages = turn.json()["messages"]
+        if len(messages) == 3:
+            return turn.respond(500, {"error": {"message": "out of luck"}})
+        return echo_script(tokens=4)(turn)
+
+    async def answer(turn: Turn) -> None:
+        await script(turn)
+
+    async with Engine(answer) as engine:
+        seen = await run(
+            *(tmp_path, engine, *SMALL, "--turns", "4", "--num-prompts", "3", "--max-concurrency", "2"), code=1
+        )
+        assert len(engine.requests) == 6
+    told = result(tmp_path)["loadgen"]["summary"]["loads"]["conversations"]
+    assert (told["begun"], told["completed"], told["failed"], told["not_sent"]) == (3, 0, 3, 6)
+    assert "3 conversations: 3 failed; 6 requests of those that ended early were not sent" in seen.report
+
+
+async def test_a_files_conversations_carry_its_answers_where_that_is_asked(tmp_path: Path, echo: Engine) -> None:
+    path = tmp_path / "sharegpt.json"
+    turns = [("human", "What is red?"), ("gpt", "A colour."), ("human", "And seven?"), ("gpt", "A number indeed.")]
+    path.write_text(json.dumps([{"conversations": [{"from": who, "value": text} for who, text in turns]}]))
+    words = ("--dataset-name", "sharegpt", "--dataset-path", str(path), "--turns", "all")
+    await run(tmp_path / "file", echo, *words, "--history", "file")
+    await run(tmp_path / "own", echo, *words)
+    second = [turn.json()["messages"] for turn in echo.requests if len(turn.json()["messages"]) == 3]
+    assert [message["content"] for message in second[0]] == ["What is red?", "A colour.", "And seven?"]
+    assert second[1][1]["content"] != "A colour."
+    assert second[1][2]["content"] == "And seven?"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--turns", "0"), "--turns '0': give N, LOW-HIGH or all"),
+        (("--turns", "3-2"), "--turns '3-2': give N"),
+        (("--turns", "2", "--think-time", "soon"), "--think-time 'soon': give SECONDS"),
+        (("--turns", "2", "--think-time", "uniform:3-1"), "--think-time 'uniform:3-1'"),
+        (("--think-time", "2"), "--think-time and --history are for conversations"),
+        (("--turns", "2", "--request-rate", "3"), "give --conversation-rate"),
+        (("--conversation-rate", "3"), "--conversation-rate needs conversations"),
+        (("--turns", "all"), "--turns all is for a file"),
+        (("--turns", "2", "--history", "file"), "--history file needs a file"),
+        (("--turns", "2", "--endpoint", "embeddings"), "embeddings has no conversations"),
+        (("--cancel", "10%"), "--cancel needs --cancel-after"),
+        (("--cancel-after", "3tokens"), "--cancel-after needs --cancel"),
+        (("--cancel", "11", "--cancel-after", "3tokens"), "out of range"),
+        (("--cancel", "0.5", "--cancel-after", "soon"), "such as 20tokens, 1.5s or 300ms"),
+        (("--cancel", "0.5", "--cancel-after", "2tokens", "--no-stream"), "needs a stream"),
+    ],
+)
+async def test_flags_that_make_no_sense_are_refused(
+    tmp_path: Path, echo: Engine, words: tuple[str, ...], told: str
+) -> None:
+    seen = await run(tmp_path, echo, "--num-prompts", "2", *words, code=2)
+    assert told in seen.said
+    assert echo.requests == []
+
+
+# Cancelled requests
+
+
+class Endless:
+    """An engine that generates a token every few milliseconds, and shows how many requests it runs. One that does not
+    stop goes on for a while after its client has left."""
+
+    def __init__(self, *, stops: bool = True) -> None:
+        self.engine = Engine(self._answer)
+        self.engine.take("/metrics")
+        self._stops = stops
+        self.running = self.aborted = 0
+
+    async def _answer(self, turn: Turn) -> None:
+        if turn.path == "/metrics":
+            text = f'vllm:num_requests_running{{engine="0"}} {self.running}.0\nvllm:num_requests_waiting 0.0\n'
+            text += f'vllm:request_success_total{{finished_reason="abort"}} {self.aborted}.0\n'
+            await turn.respond(200, text.encode())
+            return
+        self.running += 1
+        asked = turn.json().get("max_tokens", 10)
+        try:
+            await turn.start()
+            for _ in range(asked):
+                await asyncio.sleep(0.005)
+                await turn.send("x")
+            await turn.finish()
+        except ClientGone:
+            self.aborted += self._stops
+            if not self._stops:
+                await asyncio.sleep(3)
+            raise
+        finally:
+            self.running -= 1
+
+
+@asynccontextmanager
+async def endless(*, stops: bool = True) -> AsyncIterator[Endless]:
+    made = Endless(stops=stops)
+    async with made.engine:
+        yield made
+
+
+CANCEL = (*SMALL[:4], "--random-output-len", "40", "--num-prompts", "12", "--max-concurrency", "4")
+
+
+async def test_a_share_of_the_requests_is_cancelled_after_so_many_tokens(tmp_path: Path) -> None:
+    async with endless() as server:
+        seen = await run(tmp_path, server.engine, *CANCEL, "--cancel", "50%", "--cancel-after", "5tokens")
+        assert server.aborted == sum(record.failure == "left" for record in seen.records)
+    left = [record for record in seen.records if record.cancel]
+    assert 0 < len(left) < 12
+    assert {record.failure for record in left} == {"left"}
+    assert all(5 <= sum(event.kind == "content" for event in record.events) < 20 for record in left)
+    assert {record.failure for record in seen.records if not record.cancel} == {None}
+    told = result(tmp_path)
+    assert (told["completed"], told["failed"]) == (12 - len(left), 0)
+    summary = told["loadgen"]["summary"]
+    assert summary["whole"]["stats"]["ttft"]["n"] == 12
+    assert summary["whole"]["stats"]["e2el"]["n"] == 12 - len(left)
+    assert summary["loads"]["cancellations"]["left"] == len(left)
+    (check,) = told["loadgen"]["run"]["cancel_checks"]
+    assert check["settle_s"] is not None
+    assert (check["excess"], check["aborted"], check["left"]) == (0, len(left), len(left))
+    assert "stopped: back at 0 requests" in seen.report
+
+
+async def test_a_request_cancelled_after_a_time_is_in_no_latency(tmp_path: Path) -> None:
+    async with endless() as server:
+        seen = await run(tmp_path, server.engine, *CANCEL, "--cancel", "0.5", "--cancel-after", "60ms")
+    left = [record for record in seen.records if record.failure == "left"]
+    assert left
+    assert all("after 0.06 s (--cancel)" in record.detail for record in left)
+    stats = result(tmp_path)["loadgen"]["summary"]["whole"]["stats"]
+    assert stats["ttft"]["n"] == stats["e2el"]["n"] == 12 - len(left)
+
+
+async def test_an_engine_that_goes_on_fails_the_run(tmp_path: Path) -> None:
+    async with endless(stops=False) as server:
+        seen = await run(
+            *(tmp_path, server.engine, *CANCEL, "--cancel", "50%", "--cancel-after", "3tokens"),
+            *("--cancel-within", "0.3"),
+            code=1,
+        )
+    assert "DID NOT STOP" in seen.said
+    (check,) = result(tmp_path)["loadgen"]["run"]["cancel_checks"]
+    assert check["settle_s"] is None
+
+
+async def test_metrics_that_are_named_must_be_there(tmp_path: Path, echo: Engine) -> None:
+    words = ("--num-prompts", "2", "--cancel", "1", "--cancel-after", "1tokens")
+    seen = await run(tmp_path, echo, *words, "--cancel-metrics", f"{echo.url}/nothing", code=2)
+    assert "has no metrics of running requests" in seen.said
+    seen = await run(tmp_path, echo, *words)
+    assert "Whether the engine stopped was not checked" in seen.report
