@@ -73,6 +73,16 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.share:.1%} of the requests after {when}"
 
 
+class ModelMix(msgspec.Struct, frozen=True, kw_only=True):
+    """Models, such as LoRA adapters, with their shares of the requests."""
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...]  # of the sum
+    in_turn: bool = False  # round-robin; shares do not count then
+    by_prompt: bool = False  # equal prompts go to the same model, so that duplicates stay duplicates
+    seed: int = 0
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits on the generator's own error; above them its figures must not be used.
 

@@ -17,7 +17,12 @@ import msgspec
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.loads import add_cancel, add_conversation_rate, cancel_of
+from loadgen.cli.flags.loads import (
+    add_cancel,
+    add_conversation_rate,
+    cancel_of,
+    models_of,
+)
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
@@ -139,7 +144,7 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
                     folder,
                     hide,
                     view,
-                    total=job.num_prompts if args.turns is None else None,
+                    total=None if next(workload.requests()).then else job.num_prompts,
                     beside=lambda session: watch.during(session.in_flight_since),
                 )
             else:
@@ -229,6 +234,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         secrets=flags.secrets_of(args, os.environ),
         workers=getattr(args, "workers", 1),
         cancel=cancel_of(args),
+        models=models_of(args),
         keep_answers=len(targets) > 1 and 0 in (args.temperature, args.extra_body.get("temperature")),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:

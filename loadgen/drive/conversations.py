@@ -15,8 +15,8 @@ AnswerOf = Callable[[Exchange], str | None]
 
 
 class DueRequest(NamedTuple):
+    place: int  # in the conversation
     due_ns: int
-    request: ScheduledRequest
     at_once: bool  # it is due as soon as the answer before it has been read
 
 
@@ -33,6 +33,11 @@ class Conversation:
             0: first.prompt.fields
         }  # as sent, of those that may be continued
         self._answers: dict[int, str] = {}
+        self._continued = {parent for follow_up in first.then if follow_up.continues for parent in follow_up.after}
+        self._children: dict[int, list[int]] = {}
+        for number, follow_up in enumerate(first.then, 1):
+            for parent in follow_up.after:
+                self._children.setdefault(parent, []).append(number)
         self._ended_ns: dict[int, int] = {}
         self._sent: set[int] = {0}
         self._open = 1
@@ -62,7 +67,8 @@ class Conversation:
             self.broken = True
             return []
         self._ended_ns[place] = at_ns
-        self._answers[place] = answer
+        if place in self._continued:
+            self._answers[place] = answer
         return [] if self.broken else list(self._freed(place))
 
     def abandon(self) -> None:
@@ -71,32 +77,34 @@ class Conversation:
         self.broken = True
 
     def _freed(self, place: int) -> Iterator[DueRequest]:
-        for number, follow_up in enumerate(self._first.then, 1):
-            if (
-                place in follow_up.after
-                and number not in self._sent
-                and self._ended_ns.keys() >= {*follow_up.after}
-            ):
-                yield self._due(number, max(self._ended_ns[parent] for parent in follow_up.after))
+        for number in self._children.get(place, ()):
+            after = self._first.then[number - 1].after
+            if number not in self._sent and all(parent in self._ended_ns for parent in after):
+                yield self._due(number, max(self._ended_ns[parent] for parent in after))
 
     def _due(self, place: int, after_ns: int) -> DueRequest:
         follow_up = self._first.then[place - 1]
-        due_ns = after_ns + round(follow_up.gap_s * 1e9)
         self._sent.add(place)
         self._open += 1
-        fields = self._fields[place] = self._composed(follow_up)
-        prompt = Prompt(follow_up.prompt.id, follow_up.prompt.endpoint, fields, follow_up.prompt.expected_input)
-        request = self._first._replace(
-            number=self._first.number + place, prompt=prompt, due_s=due_ns / 1e9, place=place
-        )
-        return DueRequest(due_ns, request, at_once=bool(follow_up.after) and not follow_up.gap_s)
+        at_once = bool(follow_up.after) and not follow_up.gap_s
+        return DueRequest(place, after_ns + round(follow_up.gap_s * 1e9), at_once=at_once)
 
-    def _composed(self, follow_up: FollowUp) -> dict[str, Any]:
+    def request(self, due: DueRequest) -> ScheduledRequest:
+        """The request of a place, composed. Raises what its workload raises."""
+        prompt = self._composed(self._first.then[due.place - 1])
+        if due.place in self._continued:
+            self._fields[due.place] = prompt.fields
+        number = self._first.number + due.place
+        return self._first._replace(number=number, prompt=prompt, due_s=due.due_ns / 1e9, place=due.place)
+
+    def _composed(self, follow_up: FollowUp) -> Prompt:
         """The messages so far, the answer to them, and the new ones; or the prompt as it is."""
+        prompt = follow_up.prompt()
         if not follow_up.continues:
-            return follow_up.prompt.fields
+            return prompt
         (parent,) = follow_up.after
-        answer = {"role": "assistant", "content": self._answers.pop(parent)}
-        before = self._fields.pop(parent)
-        messages = [*before["messages"], answer, *follow_up.prompt.fields["messages"]]
-        return {**before, **follow_up.prompt.fields, "messages": messages}
+        answer = {"role": "assistant", "content": self._answers[parent]}
+        before = self._fields[parent]
+        messages = [*before["messages"], answer, *prompt.fields["messages"]]
+        fields = {**before, **prompt.fields, "messages": messages}
+        return Prompt(prompt.id, prompt.endpoint, fields, prompt.expected_input)

@@ -3,6 +3,7 @@ same workload, schedule and seed give the same requests in every worker."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ from loadgen.drive.bodies import shaped
 from loadgen.drive.capture.client import PreparedRequest
 from loadgen.drive.capture.leaving import TokenCount
 from loadgen.record import Record
-from loadgen.spec import GENERATING, PATHS, Body, Cancel, Endpoint
+from loadgen.spec import GENERATING, PATHS, Body, Cancel, Endpoint, ModelMix
 from loadgen.workload import FollowUp, Item, Prompt
 
 
@@ -42,13 +43,18 @@ def schedule_requests(
         yield ScheduledRequest(index, prompt, due, target, stage=stage)
 
 
-def schedule_items(items: Iterable[Item], times: Iterable[float] | None) -> Iterator[ScheduledRequest]:
-    """Each item at its time, in seconds; without times for a closed loop. The numbers that follow an item's are
-    those of the rest of its conversation."""
+def schedule_items(
+    items: Iterable[Item], times: Iterable[float] | None, *, speed: float = 1.0
+) -> Iterator[ScheduledRequest]:
+    """Each item at its time, in seconds; without times for a closed loop. The gaps of conversations are divided by
+    `speed`. The numbers that follow an item's are those of the rest of its conversation."""
     dues: Iterable[float | None] = itertools.repeat(None) if times is None else times
     number = 0
     for item, due in zip(items, dues, strict=False):
-        yield ScheduledRequest(number, item.prompt, due, then=item.then)
+        then = item.then
+        if speed != 1.0:
+            then = tuple(msgspec.structs.replace(each, gap_s=each.gap_s / speed) for each in then)
+        yield ScheduledRequest(number, item.prompt, due, then=then)
         number += 1 + len(item.then)
 
 
@@ -89,6 +95,7 @@ class RequestBuilder:
         path: str | None = None,
         run: str = "",
         cancel: Cancel | None = None,
+        models: ModelMix | None = None,
     ) -> None:
         path = path or PATHS[endpoint]
         self._urls = {name: base.rstrip("/") + path for name, base in targets.items()}
@@ -96,13 +103,16 @@ class RequestBuilder:
         self._body = body
         self._run = run
         self._cancel = cancel
+        self._models = models
+        self._sums = list(itertools.accumulate(models.shares)) if models is not None else []
 
     @property
     def endpoint(self) -> Endpoint:
         return self._endpoint
 
     def build(self, request: ScheduledRequest, *, worker: int = 0, warmup: bool = False) -> PreparedRequest:
-        fields = self.fields(request.prompt)
+        model = self._model(request)
+        fields = self.fields(request.prompt, model)
         record = Record(
             index=request.number,
             id=f"{self._run}-{request.number}{request.target}",
@@ -114,6 +124,7 @@ class RequestBuilder:
             conversation=f"{self._run}-{request.number - request.place}" if request.then else "",
             turn=request.place + 1 if request.then else 0,
             turns=len(request.then) + 1 if request.then else 0,
+            model=model if self._models is not None else "",
             warmup=warmup,
             stream=bool(fields.get("stream")),
             due_ns=round((request.due_s or 0.0) * 1e9),
@@ -131,10 +142,21 @@ class RequestBuilder:
         tokens = None if cancel.tokens is None else TokenCount(self._endpoint, cancel.tokens)
         return request._replace(leave_tokens=tokens, leave_s=cancel.seconds)
 
-    def fields(self, prompt: Prompt) -> dict[str, Any]:
+    def _model(self, request: ScheduledRequest) -> str:
+        """The same one for all requests of a conversation, and in every worker."""
+        mix, number = self._models, request.number - request.place
+        if mix is None:
+            return self._body.model
+        if mix.in_turn:
+            return mix.names[number % len(mix.names)]
+        draw = Draw(mix.seed, "model", request.prompt.id if mix.by_prompt and not request.then else number)
+        place = bisect.bisect_right(self._sums, draw.unit() * self._sums[-1])
+        return mix.names[min(place, len(mix.names) - 1)]
+
+    def fields(self, prompt: Prompt, model: str | None = None) -> dict[str, Any]:
         """The request's JSON. A flag overrides the prompt's own field, `--extra-body` overrides both."""
         body = self._body
-        body_fields: dict[str, Any] = {"model": body.model, **prompt.fields}
+        body_fields: dict[str, Any] = {"model": model or body.model, **prompt.fields}
         if self._endpoint in GENERATING:
             body_fields = shaped(body_fields | self._sampling(), self._endpoint)
             body_fields["stream"] = body.stream

@@ -237,7 +237,7 @@ class Runner:
             self._idle.set()
 
     async def _later(self, conversation: Conversation, due: DueRequest) -> None:
-        request = self._build(due.request)
+        request = self._build(conversation.request(due))
         if due.at_once:  # reading the answer and encoding the next request is no lateness
             request.record.due_ns = self._clock.since_start(self._clock.now())
         else:
@@ -247,7 +247,7 @@ class Runner:
             self._freed(conversation)
             return
         self.due += 1
-        self._arrive(_Place(request, conversation, due.request.place, due_now=False))
+        self._arrive(_Place(request, conversation, due.place, due_now=False))
 
     def _freed(self, conversation: Conversation | None) -> None:
         """A request has ended: its place is for one that waits, its user, if the conversation is over, for another."""

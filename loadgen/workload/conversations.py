@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -112,17 +113,21 @@ class MadeConversations(_Turns):
         first = self.prompt(number)
         later = []
         for turn in range(1, self._count(number)):
-            prompt = self._source.prompt(number * self._most + turn)
-            fields = {**prompt.fields, "messages": prompt.fields["messages"][-1:]}  # its question alone
             later.append(
                 FollowUp(
-                    prompt=Prompt(f"{first.id}#{turn + 1}", prompt.endpoint, fields, prompt.expected_input),
+                    prompt=partial(self._later, f"{first.id}#{turn + 1}", number * self._most + turn),
                     after=(turn - 1,),
                     gap_s=self._gap(number, turn),
                     continues=True,
                 )
             )
         return tuple(later)
+
+    def _later(self, name: str, number: int) -> Prompt:
+        """The question of a prompt alone, without its system message and history."""
+        prompt = self._source.prompt(number)
+        fields = {**prompt.fields, "messages": prompt.fields["messages"][-1:]}
+        return Prompt(name, prompt.endpoint, fields, prompt.expected_input)
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -161,7 +166,7 @@ class RecordedConversations(_Turns):
             if not own and answer is None:
                 break  # what the file leaves out cannot be in a history
             messages = turns[turn].messages if own else [*messages, answer or {}, *turns[turn].messages]
-            prompt = self._prompt(f"{name}#{turn + 1}", messages, turns[turn].output)
+            prompt = partial(self._prompt, f"{name}#{turn + 1}", messages, turns[turn].output)
             gap = self._gap(number, turn)
             later.append(FollowUp(prompt=prompt, after=(turn - 1,), gap_s=gap, continues=own))
         return tuple(later)

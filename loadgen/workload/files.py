@@ -44,7 +44,8 @@ def custom(options: Options) -> PromptList:
     for number, line in lines(path):
         where = f"{path}:{number}"
         raw = as_object(line, where)
-        fields = prompt_fields(raw, options.form, where)
+        ranks = options.endpoint == "rerank"
+        fields = _rerank_fields(raw, where) if ranks else prompt_fields(raw, options.form, where)
         output = output_tokens_of(raw, options, where)
         name = raw.get("id", f"custom/{number}")
         if not isinstance(name, str | int):
@@ -123,6 +124,13 @@ def prompt_fields(raw: dict[str, Any], endpoint: PromptForm, where: str) -> dict
     if not isinstance(value, str) or not value.strip():
         raise WorkloadError(f"{where}: {name} must be non-empty text")
     return as_fields(value, endpoint)
+
+
+def _rerank_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    query, documents = raw.get("query"), raw.get("documents")
+    if not isinstance(query, str) or not isinstance(documents, list) or not documents:
+        raise WorkloadError(f"{where}: must have a query and a list of documents, at least one")
+    return {"query": query, "documents": documents}
 
 
 # Lines and values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, Protocol, get_args
 
 import msgspec
@@ -26,7 +26,9 @@ class Prompt(msgspec.Struct, frozen=True):
 class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
     """A later request of a conversation, due `gap_s` seconds after the last of those before it has ended."""
 
-    prompt: Prompt  # with `continues` only what is new: its messages, and fields that replace the earlier ones
+    prompt: Callable[[], Prompt]
+    """Composed when it is due. With `continues` it has only what is new: its messages, and fields that replace the
+    earlier ones."""
     after: tuple[int, ...]  # places of the requests it waits for, 0 the first; none: from the conversation's start
     gap_s: float = 0.0
     continues: bool = False  # after the messages of the one request in `after` and the answer to them
@@ -86,6 +88,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prefix_repetition_num_prefixes: int = 10
     prefix_repetition_output_len: int = 128
     sharegpt_output_len: int | None = None  # None: about the length of the answer in the file
+    images: int = 0  # pictures at the end of each prompt
+    image_size: str = "512x512"
     rerank_documents: int = 10  # to rank in each request to the rerank endpoint
     turns: str | None = None  # of a conversation: N, or LOW-HIGH; None: single requests
     think_time: str = "0"  # seconds between an answer and the next turn; see `parse_think_time`

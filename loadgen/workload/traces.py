@@ -19,14 +19,16 @@ from corpus.blocks import block_prompt
 from corpus.draw import Draw
 from corpus.sources import as_fields, text_of
 from loadgen.errors import WorkloadError
+from loadgen.workload.agents import otel, weka
 from loadgen.workload.datasets import bounded
 from loadgen.workload.files import as_object, lines, path_of, read, tokens
-from loadgen.workload.model import FollowUp, Options, Prompt
+from loadgen.workload.model import FollowUp, Options, Prompt, Source
 
 BLOCK: Final = 512
 """Tokens of a block in Mooncake's traces."""
 
 _AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_BURST: Final = ("Timestamp", "Request tokens", "Response tokens")
 _MAX_SECONDS: Final = 10 * 365 * 86400.0
 
 
@@ -76,12 +78,14 @@ class Trace:
         return Prompt(f"trace/{number}", options.form, fields, round(len(text) / BYTES_PER_TOKEN))
 
 
-def trace(options: Options) -> Trace:
+def trace(options: Options) -> Source:
     """The file's first line decides its format. Raises WorkloadError with the line that is wrong."""
     path = path_of(options)
     number, first = next(lines(path))
+    if (agents := _agents(path, options)) is not None:
+        return agents
     if first.lstrip()[:1] != b"{":
-        trace_lines = list(_azure(path))
+        trace_lines = list(_burstgpt(path) if b"Request tokens" in first else _azure(path))
     elif "fields" in (raw := as_object(first, f"{path}:{number}")):
         trace_lines = list(_composed(path, options))
     elif "timestamp" in raw:
@@ -89,7 +93,8 @@ def trace(options: Options) -> Trace:
     else:
         raise WorkloadError(
             f"{path}:{number}: is not a known trace format: python -m corpus compose, Mooncake (timestamp, "
-            f"input_length, output_length, hash_ids) or Azure ({','.join(_AZURE)})"
+            f"input_length, output_length, hash_ids), Azure ({','.join(_AZURE)}), BurstGPT ({','.join(_BURST)}), "
+            "OpenTelemetry (resourceSpans) or KV-Cache-Tester (requests)"
         )
     trace_lines.sort(key=lambda line: line.at)
     firsts: dict[Any, int] = {}
@@ -97,6 +102,17 @@ def trace(options: Options) -> Trace:
         same = line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
         trace_lines[place] = msgspec.structs.replace(line, original=firsts.setdefault(same, place))
     return Trace(Path(path).name, trace_lines, options)
+
+
+def _agents(path: str, options: Options) -> Source | None:
+    """The trace of agents that the file is; None for any other."""
+    data = read(path)
+    head = data[:65_536]
+    if b'"resourceSpans"' in head or b'"resource_spans"' in head:
+        return otel(path, data, options)
+    if b'"requests"' in head and b'"block_size"' in head:
+        return weka(path, data, options)
+    return None
 
 
 def _composed(path: str, options: Options) -> Iterator[_Line]:
@@ -156,6 +172,32 @@ def _azure(path: str) -> Iterator[_Line]:
             tokens(lengths, _AZURE[1], where),
             tokens(lengths, _AZURE[2], where),
         )
+
+
+def _burstgpt(path: str) -> Iterator[_Line]:
+    """BurstGPT (arXiv 2401.17644). A request without response tokens failed when it was recorded, and is left out."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read(path).decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise WorkloadError(f"{path}: is not CSV in UTF-8: {e}") from None
+    if not rows or any(name not in rows[0] for name in _BURST):
+        raise WorkloadError(f"{path}:1: the columns must include {','.join(_BURST)}, with a request after them")
+    usable = 0
+    for number, row in enumerate(rows, 2):
+        where = f"{path}:{number}"
+        try:
+            at = float(row[_BURST[0]])
+            lengths = {name: int(float(row[name])) for name in _BURST[1:]}
+        except (TypeError, ValueError, OverflowError) as e:
+            raise WorkloadError(f"{where}: must have a time and two whole numbers: {e}") from None
+        if lengths[_BURST[2]] <= 0 or lengths[_BURST[1]] <= 0:
+            continue
+        usable += 1
+        yield _Line(
+            _seconds(at, _BURST[0], where), tokens(lengths, _BURST[1], where), tokens(lengths, _BURST[2], where)
+        )
+    if not usable:
+        raise WorkloadError(f"{path}: no request has response tokens")
 
 
 def _seconds(value: Any, name: str, where: str, limit: float = _MAX_SECONDS * 1000) -> float:

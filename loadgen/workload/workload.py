@@ -22,6 +22,7 @@ from loadgen.workload.conversations import (
 )
 from loadgen.workload.datasets import Corpus, OnePrompt, RandomWords, RepeatedPrefixes
 from loadgen.workload.files import custom, sharegpt
+from loadgen.workload.images import Rerank, WithImages, parse_size
 from loadgen.workload.model import (
     DEFAULT_PROMPTS,
     FollowUp,
@@ -47,6 +48,10 @@ def open_workload(options: Options) -> Workload:
         source = _source(options)
         if options.turns is not None and options.dataset_name in MADE:
             source = MadeConversations(source, options)
+        if options.images:
+            source = WithImages(source, options)
+        if options.endpoint == "rerank" and options.dataset_name != "custom":
+            source = Rerank(source, options)
     except CorpusError as e:
         raise WorkloadError(f"--corpus-set: {e}") from None
     schedule = source.schedule()
@@ -122,6 +127,12 @@ def _check(options: Options) -> None:
     for flag, (number, low, high) in ranges.items():
         if not low <= number <= high:
             raise WorkloadError(f"{flag} must be {low:g} to {high:g}; got {number:g}")
+    if options.images:
+        parse_size(options.image_size)
+        if options.form != "chat":
+            raise WorkloadError(
+                f"--images is for chat, responses and messages; {options.endpoint} takes no pictures"
+            )
     parse_think_time(options.think_time)
     if options.turns is not None:
         parse_turns(options.turns)
@@ -174,7 +185,8 @@ class Planned:
         """With the nonce of its conversation, unless it continues a prompt that has it."""
         if follow_up.continues:
             return follow_up
-        return msgspec.structs.replace(follow_up, prompt=self._with_nonce(follow_up.prompt, "run", number))
+        prompt = follow_up.prompt
+        return msgspec.structs.replace(follow_up, prompt=lambda: self._with_nonce(prompt(), "run", number))
 
     def _with_nonce(self, prompt: Prompt, *what: object, name: str = "") -> Prompt:
         front = nonce(self._options.salt, *what, self._options.seed)

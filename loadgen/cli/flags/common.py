@@ -9,17 +9,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.cli.flags import values
+from loadgen.cli.flags.loads import AddModel, add_lora
 from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
     "openai-chat": "chat",
-    "openai": "completions",
-    "vllm": "completions",
-    "openai-embeddings": "embeddings",
     "openai-responses": "responses",
     "anthropic": "messages",
     "vllm-rerank": "rerank",
+    "openai": "completions",
+    "vllm": "completions",
+    "openai-embeddings": "embeddings",
 }
 
 
@@ -41,7 +42,12 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         metavar="NAME|PATH",
         help=f"the API, one of {', '.join(PATHS)}; or a path, if it is not the API's default",
     )
-    group.add_argument("--model", help="default: the first of /v1/models")
+    group.add_argument(
+        "--model",
+        action=AddModel,
+        metavar="NAME[:SHARE]",
+        help="default: the first of /v1/models; repeated, with a share such as 0.7 or 70%%: a mix",
+    )
     group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
     group.add_argument(
         "--header", type=values.header, action="append", default=[], metavar="NAME:VALUE", help="repeatable"
@@ -54,6 +60,7 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         metavar="S",
         help="wait this long for /v1/models to respond before starting (default %(default)g: try once)",
     )
+    add_lora(parser)
     group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
 
 

@@ -1,4 +1,4 @@
-"""The flags of `run` that make a load more than single requests: conversations, cancelled requests."""
+"""The flags that make a load more than single requests to one model: conversations, cancelled requests, models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from loadgen.cli.flags import values
 from loadgen.errors import UsageError
-from loadgen.spec import Cancel
+from loadgen.spec import Cancel, ModelMix
 
 _AFTER: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>tokens?|s|ms)")
 
@@ -70,6 +70,78 @@ def cancel_of(args: argparse.Namespace) -> Cancel | None:
     if tokens is not None and args.no_stream:
         raise UsageError("--cancel-after TOKENS needs a stream: with --no-stream give a time, such as 1.5s")
     return Cancel(share=share, tokens=tokens, seconds=seconds, seed=args.seed)
+
+
+_SHARE: Final = re.compile(r"(?P<name>.+):(?P<share>0?\.\d+|1\.0+|\d+(?:\.\d+)?%)")
+
+
+def model_share(text: str) -> tuple[str, float | None]:
+    """A model's name and its share, if it has one: `llama3:8b` is a name, `lora-a:0.7` and `lora-a:70%` have one."""
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        return text, None
+    share = values.share(match["share"])
+    if not share:
+        raise argparse.ArgumentTypeError(f"{text!r}: the share must be above 0")
+    return match["name"], share
+
+
+class AddModel(argparse.Action):
+    """`--model` once is a name; `model` stays the first one. All of them are in `model_mix`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, _: object = None
+    ) -> None:
+        try:
+            model = model_share(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        mix = [*getattr(namespace, "model_mix", []), model]
+        namespace.model_mix = mix
+        namespace.model = mix[0][0]
+
+
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several models")
+    group.add_argument(
+        "--lora-modules",
+        nargs="+",
+        type=model_share,
+        metavar="NAME[:SHARE]",
+        help="models that requests are sent to instead of --model, such as LoRA adapters; the report has each one's figures",
+    )
+    group.add_argument(
+        "--lora-assignment",
+        choices=("random", "round-robin", "zipf"),
+        default="random",
+        help="random (by the shares, if given; default), in turn, or with the popularity of --zipf in the order given",
+    )
+
+
+def models_of(args: argparse.Namespace) -> ModelMix | None:
+    """None for one model. Raises UsageError."""
+    listed = args.lora_modules or getattr(args, "model_mix", [])
+    if not args.lora_modules and (len(listed) < 2 and not any(share for _, share in listed)):
+        if args.lora_assignment != "random":
+            raise UsageError("--lora-assignment needs several models: --lora-modules, or --model repeated")
+        return None
+    names = [name for name, _ in listed]
+    if len({*names}) < len(names):
+        raise UsageError("a model is named twice; give each one share")
+    shares = [share for _, share in listed if share is not None]
+    if shares and len(shares) < len(listed):
+        raise UsageError("give a share to every model or to none, such as a:0.7 b:0.3")
+    if shares and args.lora_assignment != "random":
+        raise UsageError(f"--lora-assignment {args.lora_assignment} sets the shares; give the models without them")
+    if args.lora_assignment == "zipf":
+        shares = [(rank + 1) ** -args.zipf for rank in range(len(names))]
+    return ModelMix(
+        names=tuple(names),
+        shares=tuple(shares or [1.0] * len(names)),
+        in_turn=args.lora_assignment == "round-robin",
+        by_prompt=args.duplicates > 0,
+        seed=args.seed,
+    )
 
 
 def add_conversation_rate(group: argparse._ArgumentGroup) -> None:

@@ -76,6 +76,8 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.history,
         help="answers that later turns carry: the model's own (default), or those of the file",
     )
+    add("--images", values.whole(0, 100), "pictures at the end of each prompt, generated")
+    add("--image-size", str, "of each picture, in pixels", "WIDTHxHEIGHT")
     add("--rerank-documents", values.whole(1, 10_000), "documents of each rerank request")
     group.add_argument("--disable-shuffle", action="store_true", help="keep the file's order")
     add(

@@ -14,7 +14,7 @@ from loadgen.drive.session import Outcome, Session
 from loadgen.errors import WorkloadError
 from loadgen.record import Record
 from loadgen.snapshot import View
-from loadgen.spec import Body, Cancel, Endpoint, Http, Pace
+from loadgen.spec import Body, Cancel, Endpoint, Http, ModelMix, Pace
 from loadgen.workload import (
     Item,
     Options,
@@ -65,6 +65,7 @@ class Job(msgspec.Struct, kw_only=True):
     num_prompts: int | None = None
     num_warmups: int = 0
     cancel: Cancel | None = None
+    models: ModelMix | None = None
     keep_answers: bool = False
     max_in_flight: int = 1000
     kernel: bool = True
@@ -75,7 +76,13 @@ class Job(msgspec.Struct, kw_only=True):
 
     def builder(self) -> RequestBuilder:
         return RequestBuilder(
-            self.targets, self.endpoint, self.body, path=self.path, run=self.run, cancel=self.cancel
+            self.targets,
+            self.endpoint,
+            self.body,
+            path=self.path,
+            run=self.run,
+            cancel=self.cancel,
+            models=self.models,
         )
 
     def share(self, worker: int, events: str) -> Job:
@@ -103,7 +110,9 @@ def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's requests of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return slice_schedule(schedule_items(items, times), job.worker, job.workers)
+    return slice_schedule(
+        schedule_items(items, times, speed=job.schedule.trace_speed or 1.0), job.worker, job.workers
+    )
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:

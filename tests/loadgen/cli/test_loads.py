@@ -4,7 +4,10 @@ their clients cancel, models, images."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import struct
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from loadgen.record import Record
+from tests.golden import load
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_turn import ClientGone
@@ -237,3 +241,93 @@ async def test_metrics_that_are_named_must_be_there(tmp_path: Path, echo: Engine
     assert "has no metrics of running requests" in seen.said
     seen = await run(tmp_path, echo, *words)
     assert "Whether the engine stopped was not checked" in seen.report
+
+
+# Models, images, endpoints
+
+
+async def test_models_get_their_shares_and_their_figures(tmp_path: Path, echo: Engine) -> None:
+    seen = await run(
+        tmp_path, echo, *SMALL, "--num-prompts", "40", "--lora-modules", "a:0.75", "b:25%", "--seed", "5"
+    )
+    models = [turn.json()["model"] for turn in echo.requests]
+    assert {"a", "b"} == {*models}
+    assert 22 <= models.count("a") <= 38
+    told = result(tmp_path)["loadgen"]["summary"]["loads"]["models"]
+    assert {name: part["completed"] for name, part in told.items()} == {m: models.count(m) for m in ("a", "b")}
+    assert "By model" in seen.report
+
+
+async def test_pictures_are_pngs_of_the_size_asked_and_no_two_alike(tmp_path: Path, echo: Engine) -> None:
+    await run(tmp_path, echo, *SMALL, "--num-prompts", "2", "--images", "2", "--image-size", "70x33")
+    urls = [
+        part["image_url"]["url"]
+        for turn in echo.requests
+        for part in turn.json()["messages"][-1]["content"]
+        if part["type"] == "image_url"
+    ]
+    assert len({*urls}) == 4
+    for url in urls:
+        data = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+        assert struct.unpack(">II", data[16:24]) == (70, 33)
+        size = int.from_bytes(data[33:37], "big")
+        assert len(zlib.decompress(data[41 : 41 + size])) == 33 * (1 + 3 * 70)
+
+
+async def test_a_rerank_request_has_a_query_and_its_documents(tmp_path: Path) -> None:
+    async def ranked(turn: Turn) -> None:
+        documents = turn.json()["documents"]
+        results = [{"index": n, "relevance_score": 0.5} for n in range(len(documents))]
+        await turn.respond(200, {"results": results, "usage": {"prompt_tokens": 30, "total_tokens": 30}})
+
+    async with Engine(ranked) as engine:
+        seen = await run(
+            *(tmp_path, engine, "--endpoint", "rerank", "--dataset-name", "random", "--random-input-len", "5"),
+            *("--num-prompts", "3", "--rerank-documents", "4"),
+        )
+        bodies = [turn.json() for turn in engine.requests]
+        assert {turn.path for turn in engine.requests} == {"/v1/rerank"}
+    assert [len(body["documents"]) for body in bodies] == [4, 4, 4]
+    texts = [text for body in bodies for text in (body["query"], *body["documents"])]
+    assert len({*texts}) == 15
+    assert {record.prompt_tokens for record in seen.records} == {30}
+
+
+@pytest.mark.parametrize("endpoint", ["responses", "messages"])
+async def test_an_endpoint_is_sent_its_own_form_and_read_to_its_end(tmp_path: Path, endpoint: str) -> None:
+    frames = load(f"{endpoint}-stream").frames()
+
+    async def replayed(turn: Turn) -> None:
+        await turn.start(role=False)
+        await turn.end(*frames)
+
+    async with Engine(replayed) as engine:
+        seen = await run(tmp_path, engine, *SMALL, "--endpoint", endpoint, "--num-prompts", "2")
+        body = engine.requests[0].json()
+        assert {turn.path for turn in engine.requests} == {f"/v1/{endpoint}"}
+    assert body["stream"] is True
+    assert "stream_options" not in body
+    assert (body.get("max_output_tokens"), body.get("max_tokens")) == (
+        (3, None) if endpoint == "responses" else (None, 3)
+    )
+    assert [record.completion_tokens for record in seen.records] == [8, 8]
+    stats = result(tmp_path)["loadgen"]["summary"]["whole"]["stats"]
+    assert stats["ttft"]["n"] == stats["tpot"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--lora-modules", "a:0.5", "b"), "give a share to every model or to none"),
+        (("--lora-modules", "a", "a"), "a model is named twice"),
+        (("--lora-assignment", "zipf"), "--lora-assignment needs several models"),
+        (("--images", "1", "--image-size", "big"), "--image-size 'big': give WIDTHxHEIGHT"),
+        (("--images", "1", "--endpoint", "completions"), "completions takes no pictures"),
+    ],
+)
+async def test_flags_of_models_and_pictures_are_checked(
+    tmp_path: Path, echo: Engine, words: tuple[str, ...], told: str
+) -> None:
+    seen = await run(tmp_path, echo, "--num-prompts", "2", *words, code=2)
+    assert told in seen.said
