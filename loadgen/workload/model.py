@@ -9,7 +9,9 @@ import msgspec
 
 from loadgen.spec import FORMS, Endpoint, PromptForm
 
-Dataset = Literal["corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition"]
+Dataset = Literal[
+    "corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition", "recording", "burstgpt"
+]
 DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
 DEFAULT_PROMPTS: Final = 1000
 

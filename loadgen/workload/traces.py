@@ -29,6 +29,9 @@ BLOCK: Final = 512
 
 _AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _BURST: Final = ("Timestamp", "Request tokens", "Response tokens")
+_OURS: Final = frozenset({"model", "stream", "stream_options"})
+"""Members of a recorded body that the run's own flags set."""
+
 _MAX_SECONDS: Final = 10 * 365 * 86400.0
 
 
@@ -40,6 +43,8 @@ class _Line(msgspec.Struct, frozen=True):
     output: int
     blocks: tuple[int, ...] = ()
     ready: Prompt | None = None  # a composed workload has its prompts
+    same: str = ""  # equal for equal requests; empty: `blocks` and lengths decide
+    block: int = BLOCK  # tokens
     original: int = 0  # number of the first line with the same prompt
 
 
@@ -71,7 +76,7 @@ class Trace:
         if line.ready is not None:
             return line.ready
         if line.blocks:
-            text = block_prompt(options.seed, line.blocks, line.input, BLOCK)
+            text = block_prompt(options.seed, line.blocks, line.input, line.block)
         else:
             text = text_of(Draw(options.seed, "trace", number), line.input)
         fields = bounded(as_fields(text, options.form), options.form, line.output)
@@ -82,6 +87,9 @@ def trace(options: Options) -> Source:
     """The file's first line decides its format. Raises WorkloadError with the line that is wrong."""
     path = path_of(options)
     number, first = next(lines(path))
+    if options.dataset_name == "recording":
+        trace_lines = list(recording(path, options))
+        return _ordered(path, trace_lines, options)
     if (agents := _agents(path, options)) is not None:
         return agents
     if first.lstrip()[:1] != b"{":
@@ -96,10 +104,16 @@ def trace(options: Options) -> Source:
             f"input_length, output_length, hash_ids), Azure ({','.join(_AZURE)}), BurstGPT ({','.join(_BURST)}), "
             "OpenTelemetry (resourceSpans) or KV-Cache-Tester (requests)"
         )
+    return _ordered(path, trace_lines, options)
+
+
+def _ordered(path: str, trace_lines: list[_Line], options: Options) -> Trace:
     trace_lines.sort(key=lambda line: line.at)
     firsts: dict[Any, int] = {}
     for place, line in enumerate(trace_lines):
-        same = line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
+        same = line.same or (
+            line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
+        )
         trace_lines[place] = msgspec.structs.replace(line, original=firsts.setdefault(same, place))
     return Trace(Path(path).name, trace_lines, options)
 
@@ -172,6 +186,46 @@ def _azure(path: str) -> Iterator[_Line]:
             tokens(lengths, _AZURE[1], where),
             tokens(lengths, _AZURE[2], where),
         )
+
+
+def recording(path: str, options: Options) -> Iterator[_Line]:
+    """A recording of the gateway's (`record_file`): the requests of the run's endpoint, with their arrival times and
+    duplicates. Hashed prompts are composed to the same lengths and shared blocks, whole ones are sent as they were."""
+    numbers: dict[str, int] = {}
+    usable = 0
+    for number, text in lines(path):
+        where = f"{path}:{number}"
+        raw = as_object(text, where)
+        name, size = raw.get("id"), raw.get("bytes")
+        if not isinstance(name, str) or isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise WorkloadError(f"{where}: is no line of a recording: it must have id, bytes, at and endpoint")
+        at = _seconds(raw.get("at"), "at", where, limit=math.inf)
+        if raw.get("endpoint") != options.form:
+            continue
+        usable += 1
+        body = raw.get("body")
+        if body is not None:
+            if not isinstance(body, dict):
+                raise WorkloadError(f"{where}: body must be an object")
+            fields = {key: value for key, value in body.items() if key not in _OURS}
+            yield _Line(at, 0, 0, ready=Prompt(f"recording/{name}", options.form, fields), same=name)
+            continue
+        blocks = raw.get("blocks", [])
+        if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
+            raise WorkloadError(f"{where}: blocks must be a list of hashes")
+        told = raw.get("prompt_tokens")
+        length = tokens(raw, "prompt_tokens", where) if told else max(1, round(size / BYTES_PER_TOKEN))
+        block = max(1, math.ceil(length / len(blocks))) if blocks else BLOCK
+        yield _Line(
+            at,
+            length,
+            tokens(raw, "completion_tokens", where) if raw.get("completion_tokens") else 1,
+            tuple(numbers.setdefault(each, len(numbers)) for each in blocks),
+            same=name,
+            block=block if len(blocks) > 1 else max(BLOCK, length),
+        )
+    if not usable:
+        raise WorkloadError(f"{path}: has no request to {options.form}; --backend or --endpoint chooses another")
 
 
 def _burstgpt(path: str) -> Iterator[_Line]:

@@ -84,7 +84,7 @@ def _source(options: Options) -> Source:
             return custom(options)
         case "sharegpt":
             return sharegpt(options)
-        case "trace":
+        case "trace" | "recording" | "burstgpt":
             return trace(options)
 
 
@@ -140,15 +140,16 @@ def _check(options: Options) -> None:
             raise WorkloadError(
                 f"--turns is for chat, responses and messages; {options.endpoint} has no conversations"
             )
-        if options.dataset_name == "trace":
+        if options.dataset_name in ("trace", "recording", "burstgpt"):
             raise WorkloadError("--turns does not apply to a trace, which says itself which requests follow which")
     elif options.think_time != "0" or options.history != "own":
         raise WorkloadError("--think-time and --history are for conversations: give --turns")
     if options.corpus_set and options.dataset_name != "corpus":
         raise WorkloadError(f"--corpus-set applies to --dataset-name corpus, not {options.dataset_name}")
-    if options.dataset_path and options.dataset_name not in ("custom", "sharegpt", "trace"):
+    if options.dataset_path and options.dataset_name in MADE:
         raise WorkloadError(
-            f"--dataset-path applies to custom, sharegpt and trace; {options.dataset_name} reads no file"
+            f"--dataset-path applies to custom, sharegpt, trace, burstgpt and recording; {options.dataset_name} "
+            "reads no file"
         )
 
 

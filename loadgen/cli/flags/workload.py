@@ -30,10 +30,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset-name",
         choices=DATASETS,
         default=None,
-        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL or Azure CSV "
+        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL, Azure or BurstGPT CSV, agents' "
+        "traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds "
         "(default corpus; prompt if --prompt is given)",
     )
-    add("--dataset-path", str, "file, for custom, sharegpt and trace", "FILE")
+    add("--dataset-path", str, "file, for custom, sharegpt, trace, burstgpt and recording", "FILE")
     add("--prompt", str, "the same text for every request", "TEXT")
     add(
         "--num-prompts",
