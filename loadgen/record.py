@@ -142,7 +142,10 @@ class CancelCheck(msgspec.Struct, kw_only=True):
     def problem(self) -> str | None:
         """What shows that it did not stop; None if nothing does."""
         if self.excess > 0:
-            return f"{self.url} had {self.excess:g} requests more than were in flight, {self.within_s:g} s after clients left"
+            return (
+                f"{self.url} had {self.excess:g} requests more than were in flight, {self.within_s:g} s after "
+                "clients left"
+            )
         if self.left and self.settle_s is None:
             now = (
                 "did not answer"

@@ -61,7 +61,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """Which requests their client cancels, and when: after `tokens` of the response, or `seconds` after sending."""
+    """Requests that their client cancels after `tokens` of the response, or `seconds` after sending."""
 
     share: float
     tokens: int | None = None

@@ -1,5 +1,5 @@
-"""What a run's kind of load adds to its summary: conversations by turn, requests that clients cancelled, models, and
-the answers of both sides of an `ab`."""
+"""What a run's kind of load adds to its summary: conversations by turn, cancelled requests, models, and the
+answers of both sides of an `ab`."""
 
 from __future__ import annotations
 

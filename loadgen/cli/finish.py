@@ -131,7 +131,8 @@ def _completed(records: Sequence[Record]) -> list[Record]:
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
-    """130 after Ctrl-C; 1 if too many requests failed, or none ended, or an engine did not stop for clients that left; 3 if the measurement is invalid; else 0."""
+    """130 after Ctrl-C; 1 if too many requests failed, none ended, or an engine went on after its clients left; 3
+    if the measurement is invalid; else 0."""
     ended = [record for record in records if not record.warmup and record.failure != "cancelled"]
     measured = [record for record in ended if record.failure not in CUT_OFF]
     failed = sum(record.failure is not None for record in measured)

@@ -1,4 +1,4 @@
-"""Conversations under way: which request may be sent after which, and what of an answer the next one carries. Pure:
+"""Conversations under way: which request may be sent after which, and what of an answer the next carries. Pure:
 times are arguments, in nanoseconds since the run's start."""
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ class Conversation:
     def __init__(self, first: ScheduledRequest, answer_of: AnswerOf) -> None:
         self._first = first
         self._answer_of = answer_of
-        self._fields: dict[int, dict[str, Any]] = {
-            0: first.prompt.fields
-        }  # as sent, of those that may be continued
+        self._fields: dict[int, dict[str, Any]] = {0: first.prompt.fields}  # of those that may be continued
         self._answers: dict[int, str] = {}
         self._continued = {parent for follow_up in first.then if follow_up.continues for parent in follow_up.after}
         self._children: dict[int, list[int]] = {}

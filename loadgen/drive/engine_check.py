@@ -1,4 +1,4 @@
-"""Whether an engine stops when a client leaves: its own count of requests, against those that we have in flight."""
+"""Whether an engine stops when a client leaves: its own count of requests against those that are in flight."""
 
 from __future__ import annotations
 

@@ -250,7 +250,8 @@ class Runner:
         self._arrive(_Place(request, conversation, due.place, due_now=False))
 
     def _freed(self, conversation: Conversation | None) -> None:
-        """A request has ended: its place is for one that waits, its user, if the conversation is over, for another."""
+        """A request has ended: its place is for one that waits, and its user for the next, unless its
+        conversation goes on."""
         if self._busy and (conversation is None or conversation.over):
             self._busy -= 1
         if not self._stopped.is_set():

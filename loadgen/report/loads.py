@@ -73,8 +73,8 @@ def _cancellations(told: Cancellations, checks: Sequence[CancelCheck]) -> LoadTa
         *([check.url, check_words(check)] for check in checks),
     ]
     notes = [
-        "A cancelled request is neither completed nor failed. Its TTFT and token gaps count where it was cancelled after "
-        "a number of tokens; it has no E2E, and its tokens are in no rate."
+        "A cancelled request is neither completed nor failed. Its TTFT and token gaps count if it was cancelled "
+        "after a number of tokens; it has no E2E, and its tokens are in no rate."
     ]
     if not checks:
         notes.append(

@@ -1,6 +1,6 @@
-"""Traces of agents: calls of a model of which some wait for others. OpenTelemetry's spans with GenAI attributes, and
-the traces of Weka's KV-Cache-Tester, which AIPerf replays too. Prompts are composed to the recorded lengths, unless the
-spans have their messages."""
+"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes,
+and the traces of Weka's KV-Cache-Tester, which AIPerf replays too. Prompts are composed to the recorded lengths,
+unless spans have their messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class AgentTrace:
 
 
 def documents(path: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of a file with where each is: one for each line, or one for the whole, or a list of them."""
+    """The JSON objects of a file, and where each is: one a line, or one for the whole, or a list of them."""
     try:
         whole = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -140,7 +140,7 @@ def _chain(
     block: int,
     depth: int,
 ) -> tuple[int, ...]:
-    """Append the calls of one agent, each after the one before it and the subagents in between. Returns the last."""
+    """Append the calls of one agent, each after the one before and the subagents in between; return the last."""
     if not isinstance(requests, list) or not depth:
         raise WorkloadError(f"{where}: requests must be a list, with subagents at most {_DEPTH} deep")
     before, pending = began, after  # when the call before started, and ended, by the trace

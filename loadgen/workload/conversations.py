@@ -218,7 +218,7 @@ def custom_conversations(options: Options) -> RecordedConversations:
 
 
 def _turns_of(messages: list[dict[str, Any]]) -> list[Turn]:
-    """Messages cut where an answer follows; at each user message where there is no answer at all. Answers before the
+    """Messages cut after each answer; after each user message where there is no answer at all. Answers before the
     first question are left out."""
     answered = any(message["role"] == "assistant" for message in messages)
     turns: list[Turn] = []

@@ -90,8 +90,8 @@ class Rerank:
     def __init__(self, source: Source, options: Options) -> None:
         if source.distinct is not None:
             raise WorkloadError(
-                f"--endpoint rerank takes {source.name} only where it has no end: corpus, random or prefix_repetition; "
-                "or a custom file whose lines have query and documents"
+                f"--endpoint rerank cannot use {source.name}: give corpus, random or prefix_repetition, or a "
+                "custom file whose lines have query and documents"
             )
         self.name = f"{source.name}, a query and {options.rerank_documents} documents each"
         self._source = source

@@ -189,8 +189,8 @@ def _azure(path: str) -> Iterator[_Line]:
 
 
 def recording(path: str, options: Options) -> Iterator[_Line]:
-    """A recording of the gateway's (`record_file`): the requests of the run's endpoint, with their arrival times and
-    duplicates. Hashed prompts are composed to the same lengths and shared blocks, whole ones are sent as they were."""
+    """A recording of the gateway (`record_file`): the requests of the run's endpoint, with their arrival times and
+    duplicates. Hashed prompts are composed to the same lengths and shared blocks, whole ones sent as they were."""
     numbers: dict[str, int] = {}
     usable = 0
     for number, text in lines(path):
@@ -229,7 +229,7 @@ def recording(path: str, options: Options) -> Iterator[_Line]:
 
 
 def _burstgpt(path: str) -> Iterator[_Line]:
-    """BurstGPT (arXiv 2401.17644). A request without response tokens failed when it was recorded, and is left out."""
+    """BurstGPT (arXiv 2401.17644). Requests without response tokens failed when recorded, and are left out."""
     try:
         rows = list(csv.DictReader(io.StringIO(read(path).decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error) as e:

@@ -1,5 +1,5 @@
-"""A recording of the gateway's own traffic, for the load generator to replay: one JSON line for each request, written
-by a thread to a file that is rotated by size."""
+"""A recording of the gateway's own traffic, for the load generator to replay: one JSON line for each request,
+written by a thread to a file that is rotated by size."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _AFTER: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>tokens?|s|ms)")
 def add_cancel(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "cancelled requests",
-        "Clients that leave before the end. The engine's metrics show whether it stops: if not, the exit code is 1.",
+        "Clients that leave before the end. If the engine's metrics show that it goes on, the exit code is 1.",
     )
     group.add_argument(
         "--cancel", type=values.share, metavar="SHARE", help="share of the requests, such as 10%% or 0.1"
@@ -76,7 +76,7 @@ _SHARE: Final = re.compile(r"(?P<name>.+):(?P<share>0?\.\d+|1\.0+|\d+(?:\.\d+)?%
 
 
 def model_share(text: str) -> tuple[str, float | None]:
-    """A model's name and its share, if it has one: `llama3:8b` is a name, `lora-a:0.7` and `lora-a:70%` have one."""
+    """A model's name and its share, if it has one: `a:0.7` and `a:70%` have one, `llama3:8b` has none."""
     match = _SHARE.fullmatch(text)
     if match is None:
         return text, None
@@ -108,13 +108,13 @@ def add_lora(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=model_share,
         metavar="NAME[:SHARE]",
-        help="models that requests are sent to instead of --model, such as LoRA adapters; the report has each one's figures",
+        help="models to use instead of --model, such as LoRA adapters; the report has each one's figures",
     )
     group.add_argument(
         "--lora-assignment",
         choices=("random", "round-robin", "zipf"),
         default="random",
-        help="random (by the shares, if given; default), in turn, or with the popularity of --zipf in the order given",
+        help="random (by the shares, if given; default), in turn, or as popular as --zipf says, in their order",
     )
 
 
@@ -149,5 +149,5 @@ def add_conversation_rate(group: argparse._ArgumentGroup) -> None:
         "--conversation-rate",
         type=values.number(0, above=True),
         metavar="R",
-        help="open loop of conversations (--turns), begun per second; without it --max-concurrency users have one each",
+        help="open loop: conversations (--turns) begun per second; else --max-concurrency users have one each",
     )

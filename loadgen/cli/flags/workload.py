@@ -30,8 +30,8 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset-name",
         choices=DATASETS,
         default=None,
-        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL, Azure or BurstGPT CSV, agents' "
-        "traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds "
+        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL, Azure or BurstGPT CSV, "
+        "agents' traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds "
         "(default corpus; prompt if --prompt is given)",
     )
     add("--dataset-path", str, "file, for custom, sharegpt, trace, burstgpt and recording", "FILE")
@@ -68,7 +68,7 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--think-time",
         str,
-        "between an answer and the next turn: SECONDS, exponential:MEAN, uniform:LEAST-MOST or lognormal:MEDIAN,SIGMA",
+        "before each later turn: SECONDS, exponential:MEAN, uniform:LEAST-MOST or lognormal:MEDIAN,SIGMA",
         "S",
     )
     group.add_argument(

@@ -1,4 +1,4 @@
-"""What one message says, for each API: OpenAI's chat and completions (embeddings with them), its Responses, Anthropic's
+"""What one message says, for each API: OpenAI's chat, completions and embeddings, its Responses, Anthropic's
 Messages, and rerank. Event names are those of the APIs' references and of vLLM 0.32's recorded answers."""
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _Usage(msgspec.Struct):
     cache_creation_input_tokens: int | None = None
 
     def as_usage(self) -> Usage:
-        """Anthropic's input_tokens exclude those of the cache, and its message_delta may have output_tokens only."""
+        """Anthropic's input_tokens exclude those of the cache; its message_delta may have output_tokens only."""
         cached = self.cache_read_input_tokens
         total = self.input_tokens
         if total is not None:
@@ -239,14 +239,15 @@ def _read_message(body: bytes) -> Reading:
 
 
 def _block_texts(content: Any, item: dict[str, Any] | None = None) -> tuple[str, str]:
-    """The texts of content blocks; and the reasoning and tool calls of the blocks, or of the item that has them."""
+    """The text of content blocks; and the reasoning and tool calls of the blocks or of their item."""
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
     text = "".join(str(block.get("text") or "") for block in blocks if block.get("type") != "reasoning_text")
     other = "".join(str(block.get("thinking") or "") for block in blocks)
     other += "".join(str(block.get("text") or "") for block in blocks if block.get("type") == "reasoning_text")
     for call in [*blocks, *([item] if item else [])]:
         arguments = call.get("arguments") or call.get("input") or ""
-        other += f"{call.get('name') or ''}{arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()}"
+        other += str(call.get("name") or "")
+        other += arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
     return text, other
 
 

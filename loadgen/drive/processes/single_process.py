@@ -30,8 +30,10 @@ async def run_single(
     stage: str = "",
     beside: Callable[[Session], Coroutine[None, None, None]] | None = None,
 ) -> tuple[list[Record], list[WorkerError]]:
-    """The records, which are written to `folder` as well, and the process's own error. Updates `run`. `beside` runs
-    while requests are sent."""
+    """The records, which are written to `folder` as well, and the process's own error. Updates `run`.
+
+    `beside` runs while requests are sent.
+    """
     records: list[Record] = []
     with (folder / store.EVENTS).open("wb") as file:
 

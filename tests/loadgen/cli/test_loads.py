@@ -150,8 +150,8 @@ async def test_flags_that_make_no_sense_are_refused(
 
 
 class Endless:
-    """An engine that generates a token every few milliseconds, and shows how many requests it runs. One that does not
-    stop goes on for a while after its client has left."""
+    """An engine that generates a token every few milliseconds and shows how many requests it runs. One that does
+    not stop goes on for a while after its client has left."""
 
     def __init__(self, *, stops: bool = True) -> None:
         self.engine = Engine(self._answer)

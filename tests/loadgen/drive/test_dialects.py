@@ -87,19 +87,27 @@ def event(**fields: Any) -> bytes:
     return f"event: {fields.get('type')}\ndata: {json.dumps(fields)}\n\n".encode()
 
 
+def item(**fields: Any) -> dict[str, Any]:
+    return {"type": "response.output_item.added", "item": fields}
+
+
+def delta(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "content_block_delta", "delta": {"type": kind, **fields}}
+
+
 @pytest.mark.parametrize(
     ("endpoint", "fields", "kind"),
     [
         ("responses", {"type": "response.reasoning_text.delta", "delta": "hm"}, Kind.REASONING),
         ("responses", {"type": "response.function_call_arguments.delta", "delta": "{"}, Kind.TOOL),
-        ("responses", {"type": "response.output_item.added", "item": {"type": "function_call", "name": "f"}}, Kind.TOOL),
-        ("responses", {"type": "response.output_item.added", "item": {"type": "message"}}, Kind.ROLE),
+        ("responses", item(type="function_call", name="f"), Kind.TOOL),
+        ("responses", item(type="message"), Kind.ROLE),
         ("responses", {"type": "response.output_text.delta", "delta": ""}, Kind.OTHER),
         ("responses", {"type": "response.of_tomorrow"}, Kind.OTHER),
-        ("messages", {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}, Kind.REASONING),
-        ("messages", {"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "{"}}, Kind.TOOL),
-        ("messages", {"type": "content_block_delta", "delta": {"type": "signature_delta", "signature": "x"}}, Kind.OTHER),
-        ("messages", {"type": "content_block_start", "content_block": {"type": "tool_use", "name": "f"}}, Kind.TOOL),
+        ("messages", delta("thinking_delta", thinking="hm"), Kind.REASONING),
+        ("messages", delta("input_json_delta", partial_json="{"), Kind.TOOL),
+        ("messages", delta("signature_delta", signature="x"), Kind.OTHER),
+        ("messages", {"type": "content_block_start", "content_block": {"name": "f"}}, Kind.TOOL),
         ("messages", {"type": "ping"}, Kind.OTHER),
     ],
 )  # fmt: skip
@@ -143,10 +151,11 @@ def test_a_rerank_answer_is_its_results() -> None:
     assert decoded("rerank", b'{"results": []}', stream=False).failure == "garbage"
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 CHAT = {
     "messages": [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
+        {"role": "user", "content": [{"type": "text", "text": "What?"}, IMAGE]},
     ],
     "max_tokens": 7,
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],

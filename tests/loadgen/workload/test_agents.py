@@ -126,7 +126,8 @@ def test_the_time_of_an_answer_is_no_gap(tmp_path: Path) -> None:
 def test_burstgpt_gives_times_and_lengths_without_the_failures(tmp_path: Path) -> None:
     text = (
         "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n118.5,GPT-4,417,276,693,Conversation log\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n"
+        "118.5,GPT-4,417,276,693,Conversation log\n"
     )
     found = items(tmp_path, text)
     assert [item.at_s for item in found] == [0.0, 113.5]

@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_leaves_no_line_in_pieces(tmp_path: Path) -> Non
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="record_file = .*: cannot be written: No such file or directory"):
+    with pytest.raises(SettingsError, match=r"record_file = .*: cannot be written: No such file or directory"):
         make(tmp_path / "missing" / "r")
 
 
