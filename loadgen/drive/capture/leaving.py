@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from loadgen.drive.capture.decode import MAX_EVENT
+import sys
+
 from loadgen.drive.capture.dialects import DIALECTS
 from loadgen.drive.capture.messages import MessageError
 from loadgen.record import GENERATED
 from loadgen.spec import Endpoint
-from proxy.errors import GatewayError
 from proxy.wire import Framer, data_of, is_done
 
 
@@ -18,7 +18,7 @@ class TokenCount:
     def __init__(self, endpoint: Endpoint, limit: int) -> None:
         self._read = DIALECTS[endpoint].event
         self._limit = limit
-        self._framer = Framer(MAX_EVENT)
+        self._framer = Framer(sys.maxsize)  # the body is bounded by --max-response-bytes
         self.tokens = 0
 
     def reached(self, data: bytes) -> bool:
@@ -32,6 +32,6 @@ class TokenCount:
                 events = sum(part.kind in GENERATED for part in reading.parts)
                 told = reading.usage.completion_tokens if reading.usage is not None and events else None
                 self.tokens = max(self.tokens + events, told or 0)
-        except (MessageError, GatewayError):
+        except MessageError:
             return False  # the decoding after the run says what is wrong with it
         return self.tokens >= self._limit

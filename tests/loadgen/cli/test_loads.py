@@ -18,7 +18,7 @@ import pytest
 from loadgen.record import Record
 from tests.golden import load
 from tests.kit.engine import Engine, Turn
-from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_scripts import echo_script, timed_script
 from tests.kit.engine_turn import ClientGone
 from tests.loadgen.cli.test_bad_input import LENIENT, Seen, loadgen
 
@@ -151,11 +151,13 @@ async def test_flags_that_make_no_sense_are_refused(
 
 class Endless:
     """An engine that generates a token every few milliseconds and shows how many requests it runs. One that does
-    not stop goes on for a while after its client has left."""
+    not stop goes on after its client has left."""
 
     def __init__(self, *, stops: bool = True) -> None:
         self.engine = Engine(self._answer)
         self.engine.take("/metrics")
+        self.released = asyncio.Event()
+        self._generate = timed_script(ttft=0.005, itl=0.005, tokens=40)
         self._stops = stops
         self.running = self.aborted = 0
 
@@ -166,17 +168,12 @@ class Endless:
             await turn.respond(200, text.encode())
             return
         self.running += 1
-        asked = turn.json().get("max_tokens", 10)
         try:
-            await turn.start()
-            for _ in range(asked):
-                await asyncio.sleep(0.005)
-                await turn.send("x")
-            await turn.finish()
+            await self._generate(turn)
         except ClientGone:
             self.aborted += self._stops
             if not self._stops:
-                await asyncio.sleep(3)
+                await self.released.wait()
             raise
         finally:
             self.running -= 1
@@ -187,6 +184,7 @@ async def endless(*, stops: bool = True) -> AsyncIterator[Endless]:
     made = Endless(stops=stops)
     async with made.engine:
         yield made
+        made.released.set()
 
 
 CANCEL = (*SMALL[:4], "--random-output-len", "40", "--num-prompts", "12", "--max-concurrency", "4")
