@@ -20,6 +20,7 @@ from tests.golden import load
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
 from tests.kit.engine_turn import ClientGone
+from tests.kit.running import gateway
 from tests.loadgen.cli.test_bad_input import LENIENT, Seen, loadgen
 
 QUIET = LENIENT[:-2]
@@ -329,3 +330,81 @@ async def test_flags_of_models_and_pictures_are_checked(
 ) -> None:
     seen = await run(tmp_path, echo, "--num-prompts", "2", *words, code=2)
     assert told in seen.said
+
+
+# Through the gateway, and by several processes
+
+
+async def test_the_gateway_stops_the_engine_when_clients_leave(tmp_path: Path) -> None:
+    async with endless() as server, gateway(server.engine) as app:
+        metrics = [word for url in (app.url, server.engine.url) for word in ("--cancel-metrics", f"{url}/metrics")]
+        seen = await loadgen(
+            *(tmp_path, "run", "--base-url", app.url, "--model", "m1", *QUIET, *CANCEL),
+            *("--cancel", "50%", "--cancel-after", "5tokens", *metrics),
+        )
+        assert seen.code == 0, seen.said
+        left = sum(record.failure == "left" for record in seen.records)
+        assert 0 < left < 12
+        assert server.aborted == left
+    checks = result(tmp_path)["loadgen"]["run"]["cancel_checks"]
+    assert [(check["aborted"], check["excess"] <= 0, check["settle_s"] is not None) for check in checks] == [
+        (left, True, True),
+        (left, True, True),
+    ]
+
+
+async def test_workers_share_conversations_and_keep_each_whole(tmp_path: Path, echo: Engine) -> None:
+    seen = await run(tmp_path, echo, *SMALL, "--turns", "2", "--num-prompts", "5", "--workers", "2")
+    records = sorted(seen.records, key=lambda record: record.index)
+    assert [record.index for record in records] == list(range(10))
+    workers: dict[str, set[int]] = {}
+    for record in records:
+        workers.setdefault(record.conversation, set()).add(record.worker)
+    assert sorted(workers.values(), key=min) == [{0}, {0}, {0}, {1}, {1}]
+
+
+async def test_an_agents_calls_start_after_those_they_wait_for(tmp_path: Path, echo: Engine) -> None:
+    requests = [
+        {"t": 0, "type": "s", "in": 20, "out": 3, "hash_ids": [1, 2]},
+        {"type": "subagent", "t": 0.1, "requests": [{"t": 0, "type": "s", "in": 10, "out": 2, "hash_ids": [9]}]},
+        {"t": 1, "type": "s", "in": 30, "out": 3, "hash_ids": [1, 2], "think_time": 0.05},
+    ]
+    path = tmp_path / "agent.json"
+    path.write_text(json.dumps({"id": "run", "block_size": 16, "requests": requests}))
+    seen = await run(
+        tmp_path, echo, "--dataset-name", "trace", "--dataset-path", str(path), "--max-concurrency", "1"
+    )
+    first, sub, last = sorted(seen.records, key=lambda record: record.index)
+    assert [record.completion_tokens for record in (first, sub, last)] == [3, 2, 3]
+    assert first.end_ns is not None
+    assert sub.end_ns is not None
+    assert sub.due_ns >= first.end_ns
+    assert last.due_ns >= sub.end_ns + 50e6
+
+
+# The same answer at both
+
+
+@pytest.mark.parametrize(("seed", "identical"), [(0, 6), (1, 0)])
+async def test_ab_compares_the_answers_at_temperature_0(tmp_path: Path, seed: int, identical: int) -> None:
+    async with Engine(echo_script(tokens=6)) as a, Engine(echo_script(tokens=6, seed=seed)) as b:
+        seen = await loadgen(
+            *(tmp_path, "ab", "--a", a.url, "--b", b.url, "--model", "m", *QUIET, *SMALL[:-1], "6"),
+            *("--num-prompts", "6", "--max-concurrency", "1", "--temperature", "0"),
+        )
+    assert seen.code == 0, seen.said
+    told = result(tmp_path)["loadgen"]["summary"]["loads"]["answers"]
+    assert (told["compared"], told["identical"]) == (6, identical)
+    assert ("first difference" in seen.report) == (identical == 0)
+    if not identical:
+        assert told["a"][: told["at"]] == told["b"][: told["at"]]
+        assert told["a"] != told["b"]
+
+
+async def test_sampled_answers_are_not_compared(tmp_path: Path, echo: Engine) -> None:
+    seen = await loadgen(
+        *(tmp_path, "ab", "--a", echo.url, "--b", echo.url, "--model", "m", *QUIET, *SMALL, "--num-prompts", "2"),
+        *("--max-concurrency", "1"),
+    )
+    assert result(tmp_path)["loadgen"]["summary"]["loads"]["answers"] is None
+    assert {record.answer for record in seen.records} == {None}
