@@ -16,6 +16,7 @@ The nouns, from the outside in:
 cannot be used raises `WorkloadError`. Nothing here knows sockets or pacing.
 """
 
+from loadgen.workload.conversations import conversation_size
 from loadgen.workload.model import (
     DATASETS,
     Dataset,
@@ -35,6 +36,7 @@ __all__ = [
     "Options",
     "Prompt",
     "Workload",
+    "conversation_size",
     "describe_sent",
     "open_workload",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +28,12 @@ class ThinkTime(msgspec.Struct, frozen=True):
     a: float  # the mean; of uniform the least, of lognormal the median
     b: float = 0.0  # of uniform the most, of lognormal the sigma of the logarithm
 
+    @property
+    def mean(self) -> float:
+        if self.kind == "uniform":
+            return (self.a + self.b) / 2
+        return self.a * math.exp(self.b**2 / 2) if self.kind == "lognormal" else self.a
+
     def draw(self, chance: Draw) -> float:
         match self.kind:
             case "constant":
@@ -36,7 +43,7 @@ class ThinkTime(msgspec.Struct, frozen=True):
             case "uniform":
                 return self.a + (self.b - self.a) * chance.unit()
             case "lognormal":
-                return float(self.a * 2.718281828459045 ** (self.b * chance.normal()))
+                return self.a * math.exp(self.b * chance.normal())
 
 
 _THINK: Final = re.compile(r"(?:(exponential|uniform|lognormal):)?([0-9.eE+]+)(?:[-,]([0-9.eE+]+))?")
@@ -58,6 +65,14 @@ def parse_think_time(text: str) -> ThinkTime:
     except ValueError:
         raise WorkloadError(f"--think-time {text!r}: give {THINK_FORMS}, at most a day") from None
     return ThinkTime(kind, a, b)
+
+
+def conversation_size(options: Options) -> tuple[float, float]:
+    """The mean number of requests of a conversation, and the mean seconds between them; (1, 0) without --turns."""
+    if options.turns is None:
+        return 1.0, 0.0
+    fewest, most = parse_turns(options.turns)
+    return (fewest + most) / 2, parse_think_time(options.think_time).mean
 
 
 def parse_turns(text: str) -> tuple[int, int]:

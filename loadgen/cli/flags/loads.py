@@ -43,7 +43,13 @@ def add_cancel(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def cancel_after(text: str) -> tuple[int | None, float | None]:
+def cancel_after(text: str) -> str:
+    """The text, checked."""
+    cancel_point(text)
+    return text
+
+
+def cancel_point(text: str) -> tuple[int | None, float | None]:
     """(tokens, seconds), of which one is None."""
     match = _AFTER.fullmatch(text.strip())
     number = 0.0 if match is None else float(match["number"])
@@ -66,7 +72,7 @@ def cancel_of(args: argparse.Namespace) -> Cancel | None:
         return None
     if after is None:
         raise UsageError("--cancel needs --cancel-after, such as 20tokens or 1.5s")
-    tokens, seconds = after
+    tokens, seconds = cancel_point(after)
     if tokens is not None and args.no_stream:
         raise UsageError("--cancel-after TOKENS needs a stream: with --no-stream give a time, such as 1.5s")
     return Cancel(share=share, tokens=tokens, seconds=seconds, seed=args.seed)
