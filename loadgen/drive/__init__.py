@@ -30,7 +30,7 @@ from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.engine_check import CancelWatch
-from loadgen.drive.pacer import Ramp, open_loop_times
+from loadgen.drive.pacer import Ramp, counted_times, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
     Schedule,
@@ -50,6 +50,7 @@ from loadgen.drive.requests import (
     schedule_requests,
 )
 from loadgen.drive.self_error import (
+    Fault,
     WorkerError,
     judge_self_error,
     lag_of,
@@ -64,6 +65,7 @@ __all__ = [
     "Client",
     "Clock",
     "Exchange",
+    "Fault",
     "Job",
     "Ramp",
     "RequestBuilder",
@@ -72,6 +74,7 @@ __all__ = [
     "Session",
     "WorkerError",
     "beyond_calibration",
+    "counted_times",
     "failure_of",
     "job_schedule",
     "judge_self_error",

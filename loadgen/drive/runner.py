@@ -64,6 +64,7 @@ class Runner:
         self._max_in_flight = max_in_flight  # the cap that file descriptors impose
         self._cap = max_in_flight  # the most in flight: requests of an open loop, further requests of a user
         self._shed = False
+        self._closing = False  # after `max_seconds`: nothing more is sent
         self._users = 0  # closed loop: the users there may be now, each with one request or conversation
         self._busy = 0  # users that have one
         self._tasks: set[asyncio.Task[Exchange]] = set()
@@ -108,8 +109,25 @@ class Runner:
         try:
             limit = None if pace.max_seconds is None else pace.max_seconds + self._lead()
             await asyncio.wait({firing, stopping}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not firing.done() and not stopping.done():
+                await self._grace(firing, stopping, pace.grace_seconds)
         finally:
             await self._end(firing, stopping)
+
+    async def _grace(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool], seconds: float) -> None:
+        """Send nothing more, and wait so long for what is in flight: cut off, the longest responses would be
+        missing in every figure."""
+        self._closing = True
+        firing.cancel()
+        for planned in self._planned:
+            planned.cancel()
+        self._abandon_waiting()
+        if self._tasks and seconds:
+            self._idle.clear()
+            drained = asyncio.create_task(self._drained())
+            await asyncio.wait({drained, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            drained.cancel()
+            await asyncio.gather(drained, return_exceptions=True)
 
     def _lead(self) -> float:
         """Seconds until the run's start."""
@@ -117,21 +135,25 @@ class Runner:
 
     async def _end(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool]) -> None:
         broken = firing.exception() if firing.done() and not firing.cancelled() else None
-        whole = firing.done() and broken is None and not self.overrun
+        cut = self._closing and bool(self._tasks)  # the grace was too short
+        whole = firing.done() and broken is None and not self.overrun and not cut
         for task in (firing, stopping):
             task.cancel()
         if not whole:
             self._stopped.set()
             await asyncio.sleep(0)  # a task that is cancelled before its first step never reports its end
-            for task in [*self._tasks, *self._planned]:
-                task.cancel()
-            while self._waiting:
-                self._give_up(self._waiting.popleft(), "cancelled", "the run ended before it could be sent")
+            for sending in [*self._tasks, *self._planned]:
+                sending.cancel()
+            self._abandon_waiting()
         await asyncio.gather(*self._tasks, *self._planned, return_exceptions=True)
         await asyncio.gather(firing, stopping, return_exceptions=True)
         error = self._error or broken  # a bug, or a workload that failed half-way
         if error is not None:
             raise error
+
+    def _abandon_waiting(self) -> None:
+        while self._waiting:
+            self._give_up(self._waiting.popleft(), "cancelled", "the run ended before it could be sent")
 
     # Closed loop: each user has one request or one conversation at a time
 
@@ -147,7 +169,7 @@ class Runner:
 
     def _next(self) -> bool:
         """Give a free user the next request, due when its task begins. False if there is none, or no free user."""
-        if self._busy >= self._users or self._stopped.is_set():
+        if self._busy >= self._users or self._stopped.is_set() or self._closing:
             return False
         scheduled = next(self._schedule, None)
         if scheduled is None:
@@ -207,7 +229,7 @@ class Runner:
                 if (error := task.exception()) is not None:
                     self._error = self._error or error
                     self._stopped.set()
-                elif place.conversation is not None and not self._stopped.is_set():
+                elif place.conversation is not None and not self._stopped.is_set() and not self._closing:
                     now = self._clock.since_start(self._clock.now())
                     self._plan(place.conversation, place.conversation.ended(place.number, now, task.result()))
             self._freed(place.conversation)
@@ -254,7 +276,7 @@ class Runner:
         conversation goes on."""
         if self._busy and (conversation is None or conversation.over):
             self._busy -= 1
-        if not self._stopped.is_set():
+        if not self._stopped.is_set() and not self._closing:
             while self._waiting and self.in_flight < self._cap:
                 self._send(self._waiting.popleft())
             while self._next():

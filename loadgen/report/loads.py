@@ -4,23 +4,13 @@ models, and whether both sides of an `ab` answered the same."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from loadgen.analysis import Answers, Cancellations, Conversations, Part, Summary, amount, cell, percent
 from loadgen.record import CancelCheck, Run
+from loadgen.report.tables import Table
 
 
-class LoadTable(NamedTuple):
-    """The leading fields of a report's `Table`."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    words: Sequence[int] = (0,)
-
-
-def load_tables(run: Run, summary: Summary) -> Iterator[LoadTable]:
+def load_tables(run: Run, summary: Summary) -> Iterator[Table]:
     loads = summary.loads
     if loads.answers is not None:
         yield _answers(loads.answers)
@@ -29,7 +19,7 @@ def load_tables(run: Run, summary: Summary) -> Iterator[LoadTable]:
     if loads.cancellations is not None:
         yield _cancellations(loads.cancellations, run.cancel_checks)
     if loads.models:
-        yield LoadTable("By model", ("model", *_COLUMNS), _rows(loads.models))
+        yield Table("By model", ("model", *_COLUMNS), _rows(loads.models))
 
 
 _COLUMNS = ("n", "completed", "input", "cached", "output", "TTFT p50", "p95", "p99", "TPOT p50", "E2E p50")
@@ -48,7 +38,7 @@ def _mean(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _conversations(told: Conversations) -> LoadTable:
+def _conversations(told: Conversations) -> Table:
     ends = [("completed", told.completed), ("failed", told.failed), ("left by their client", told.left),
             ("cut off by the run's end", told.cut)]  # fmt: skip
     note = f"{amount(told.begun)} conversations: " + ", ".join(f"{amount(n)} {name}" for name, n in ends if n)
@@ -58,10 +48,10 @@ def _conversations(told: Conversations) -> LoadTable:
         note + ".",
         "Input, cached and output are mean tokens; latencies are in ms, without shared responses.",
     ]
-    return LoadTable("By turn of a conversation", ("turn", *_COLUMNS), _rows(told.turns), notes)
+    return Table("By turn of a conversation", ("turn", *_COLUMNS), _rows(told.turns), notes)
 
 
-def _cancellations(told: Cancellations, checks: Sequence[CancelCheck]) -> LoadTable:
+def _cancellations(told: Cancellations, checks: Sequence[CancelCheck]) -> Table:
     rows = [
         ["chosen to be cancelled", amount(told.chosen)],
         [
@@ -80,7 +70,7 @@ def _cancellations(told: Cancellations, checks: Sequence[CancelCheck]) -> LoadTa
         notes.append(
             "Whether the engine stopped was not checked: no metrics of running requests (--cancel-metrics URL)."
         )
-    return LoadTable("Cancelled requests", ("", ""), rows, notes, words=(0, 1))
+    return Table("Cancelled requests", ("", ""), rows, notes, words=(0, 1))
 
 
 def check_words(check: CancelCheck) -> str:
@@ -95,7 +85,7 @@ def check_words(check: CancelCheck) -> str:
     return words if check.aborted is None else f"{words}; it counts {check.aborted:g} as aborted"
 
 
-def _answers(told: Answers) -> LoadTable:
+def _answers(told: Answers) -> Table:
     rows = [
         ["pairs compared", amount(told.compared)],
         ["identical answers", f"{percent(told.share)} ({amount(told.identical)})"],
@@ -104,4 +94,4 @@ def _answers(told: Answers) -> LoadTable:
     if told.at is not None:
         rows.append(["first difference", f"pair {told.first_pair}, character {told.at:,}"])
         rows += [["a", repr(told.a)], ["b", repr(told.b)]]
-    return LoadTable("The same answer at both", ("", ""), rows, notes, words=(0, 1))
+    return Table("The same answer at both", ("", ""), rows, notes, words=(0, 1))

@@ -14,7 +14,7 @@ from corpus.bank import BYTES_PER_TOKEN
 from corpus.draw import Draw
 from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import Untimed, bounded
-from loadgen.workload.files import as_object, conversations_of, lines, output_tokens_of, path_of, prompt_fields
+from loadgen.workload.files import as_object, conversations_of, lines, own_fields, path_of, prompt_fields
 from loadgen.workload.model import FollowUp, Options, Prompt, Source
 
 MOST_TURNS: Final = 1000
@@ -151,6 +151,7 @@ class Turn(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]]
     answer: dict[str, Any] | None = None  # the recorded one
     output: int | None = None  # tokens
+    own: dict[str, Any] = {}  # further fields of the request
 
 
 class RecordedConversations(_Turns):
@@ -168,7 +169,7 @@ class RecordedConversations(_Turns):
 
     def prompt(self, number: int) -> Prompt:
         name, turns = self._conversations[number]
-        return self._prompt(name, turns[0].messages, turns[0].output)
+        return self._prompt(name, turns[0].messages, turns[0])
 
     def then(self, number: int) -> tuple[FollowUp, ...]:
         name, turns = self._conversations[number]
@@ -181,14 +182,14 @@ class RecordedConversations(_Turns):
             if not own and answer is None:
                 break  # what the file leaves out cannot be in a history
             messages = turns[turn].messages if own else [*messages, answer or {}, *turns[turn].messages]
-            prompt = partial(self._prompt, f"{name}#{turn + 1}", messages, turns[turn].output)
+            prompt = partial(self._prompt, f"{name}#{turn + 1}", messages, turns[turn])
             gap = self._gap(number, turn)
             later.append(FollowUp(prompt=prompt, after=(turn - 1,), gap_s=gap, continues=own))
         return tuple(later)
 
-    def _prompt(self, name: str, messages: list[dict[str, Any]], output: int | None) -> Prompt:
+    def _prompt(self, name: str, messages: list[dict[str, Any]], turn: Turn) -> Prompt:
         size = sum(len(str(message.get("content") or "").encode()) for message in messages)
-        fields = bounded({"messages": messages}, "chat", output)
+        fields = {**turn.own, **bounded({"messages": messages}, "chat", turn.output)}
         return Prompt(name, "chat", fields, round(size / BYTES_PER_TOKEN))
 
 
@@ -225,8 +226,8 @@ def custom_conversations(options: Options) -> RecordedConversations:
             raise WorkloadError(
                 f"{where}: has tool calls, which the model's own answers would not match: give --history file"
             )
-        output = output_tokens_of(raw, options, where)
-        turns = [msgspec.structs.replace(turn, output=output) for turn in _turns_of(messages)]
+        own, output = own_fields(raw, options, where)
+        turns = [msgspec.structs.replace(turn, output=output, own=own) for turn in _turns_of(messages)]
         if turns:
             conversations.append((str(raw.get("id", f"custom/{number}")), turns))
     return RecordedConversations(f"custom:{path}", conversations, options)

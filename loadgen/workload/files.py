@@ -21,6 +21,10 @@ from loadgen.workload.model import Options, Prompt
 
 MAX_BYTES: Final = 2 * 2**30
 MAX_TOKENS: Final = 10_000_000
+LINE: Final = frozenset({"documents", "id", "input", "messages", "output_tokens", "prompt", "query"})
+"""Fields of a custom line that are no fields of the request's, or are replaced in it."""
+LENGTHS: Final = frozenset({"max_tokens", "max_completion_tokens"})
+BOM: Final = b"\xef\xbb\xbf"
 
 
 class PromptList(Untimed):
@@ -38,7 +42,11 @@ class PromptList(Untimed):
 
 
 def custom(options: Options) -> PromptList:
-    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1."""
+    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1.
+
+    A line's other fields are sent with it: tools, temperature, and a max_tokens that goes before
+    --custom-output-len.
+    """
     path = path_of(options)
     prompts = []
     for number, line in lines(path):
@@ -46,17 +54,25 @@ def custom(options: Options) -> PromptList:
         raw = as_object(line, where)
         ranks = options.endpoint == "rerank"
         fields = _rerank_fields(raw, where) if ranks else prompt_fields(raw, options.form, where)
-        output = output_tokens_of(raw, options, where)
+        own, output = own_fields(raw, options, where)
         name = raw.get("id", f"custom/{number}")
         if not isinstance(name, str | int):
             raise WorkloadError(f"{where}: id must be text")
-        prompts.append(Prompt(str(name), options.form, bounded(fields, options.form, output)))
+        prompts.append(Prompt(str(name), options.form, {**own, **bounded(fields, options.form, output)}))
     _distinct_ids(prompts, path)
     return PromptList(f"custom:{Path(path).name}", prompts, options)
 
 
-def output_tokens_of(raw: dict[str, Any], options: Options, where: str) -> int | None:
-    """The length of a response by --custom-output-len; with -1 by the line. Raises WorkloadError."""
+def own_fields(raw: dict[str, Any], options: Options, where: str) -> tuple[dict[str, Any], int | None]:
+    """A custom line's own fields of the request, and the length of its response by --custom-output-len (-1: by the
+    line), unless it has a max_tokens. Raises WorkloadError."""
+    own = {key: value for key, value in raw.items() if key not in LINE}
+    if own.keys() & LENGTHS:
+        return own, None
+    return own, _output_tokens(raw, options, where)
+
+
+def _output_tokens(raw: dict[str, Any], options: Options, where: str) -> int | None:
     if options.custom_output_len != -1:
         return options.custom_output_len
     if "output_tokens" not in raw and options.form != "embeddings":
@@ -67,8 +83,8 @@ def output_tokens_of(raw: dict[str, Any], options: Options, where: str) -> int |
 def sharegpt(options: Options) -> PromptList:
     """The first question of each conversation, as in vLLM, with the length of its answer as max_tokens.
 
-    vLLM drops, by its tokenizer, questions under 4 or over 1,024 tokens, answers under 4, and sums over 2,048.
-    Here these lengths are estimated from bytes.
+    vLLM drops entries without `conversations` and, by its tokenizer, questions under 4 or over 1,024 tokens,
+    answers under 4, and sums over 2,048. Here these lengths are estimated from bytes.
     """
     path = path_of(options)
     prompts = []
@@ -99,7 +115,7 @@ def conversations_of(path: str) -> Iterator[list[Any]]:
     if not isinstance(raw, list) or not raw:
         raise WorkloadError(f"{path}: must be a JSON list of conversations (ShareGPT), with at least one")
     for number, one in enumerate(raw, 1):
-        turns = one.get("conversations") if isinstance(one, dict) else None
+        turns = one.get("conversations", []) if isinstance(one, dict) else None
         if not isinstance(turns, list):
             raise WorkloadError(f'{path}: conversation {number}: must be an object with a list "conversations"')
         yield turns
@@ -146,7 +162,7 @@ def read(path: str) -> bytes:
     try:
         if (size := Path(path).stat().st_size) > MAX_BYTES:
             raise WorkloadError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes().removeprefix(BOM)
     except OSError as e:
         raise WorkloadError(f"{path}: {e.strerror or e}") from None
     if not data.strip():

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from loadgen.cli.flags import values
 from loadgen.cli.flags.loads import AddModel, add_lora
+from loadgen.errors import UsageError
 from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
 
@@ -104,7 +105,15 @@ def add_times(parser: argparse.ArgumentParser) -> None:
             help=f"{texts[name]} (default {default})",
         )
     group.add_argument(
-        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after this time"
+        "--max-seconds", type=values.number(0, above=True), metavar="S", help="send nothing more after this time"
+    )
+    group.add_argument(
+        "--grace-seconds",
+        type=values.number(0),
+        default=30.0,
+        metavar="S",
+        help="after --max-seconds, for requests in flight to end; the rest is cut off and counted separately "
+        "(default %(default)g)",
     )
     group.add_argument(
         "--max-response-bytes",
@@ -177,7 +186,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
     )
-    group.add_argument("--quiet", action="store_true", help="no live view")
+    group.add_argument(
+        "--quiet", action="store_true", help="print the results and the warnings only: no live view, no progress"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print result.json on stdout, and everything else on stderr"
+    )
 
 
 def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
@@ -194,7 +208,7 @@ def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
 
 
 def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
-    key = args.api_key or environ.get("OPENAI_API_KEY")
+    key = key_of(args, environ)
     headers = [("Authorization", f"Bearer {key}")] if key else []
     return Http(
         headers=(*headers, *args.header),
@@ -205,6 +219,18 @@ def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
         idle_timeout=args.idle_timeout,
         max_response_bytes=args.max_response_bytes,
     )
+
+
+def key_of(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    """The key, without spaces and line ends around it; "" for none. Raises UsageError for one that no header can
+    carry."""
+    key = str(args.api_key or environ.get("OPENAI_API_KEY") or "").strip()
+    odd = next((character for character in key if not "!" <= character <= "~"), None)
+    if odd is not None:
+        source = "--api-key" if args.api_key else "OPENAI_API_KEY"
+        what = {"\n": "a line end", "\r": "a line end", " ": "a space"}.get(odd, f"the character {odd!a}")
+        raise UsageError(f"the key of {source} has {what} inside; give the key alone, on one line")
+    return key
 
 
 def body_of(args: argparse.Namespace, model: str) -> Body:
@@ -259,7 +285,7 @@ def base_of(args: argparse.Namespace) -> str:
 
 def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The secrets that must not be in any file, log or error."""
-    secrets = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
+    secrets = [key_of(args, environ)]
     secrets += [value for name, value in args.header if is_secret(name)]
     secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
     return [value for value in secrets if len(value) > 3]

@@ -4,7 +4,7 @@ one. It runs after the measurement. The only user of `proxy.wire` for frames."""
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from loadgen.drive.capture.clock import Clock
@@ -13,7 +13,7 @@ from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.drive.capture.messages import MessageError, Usage
 from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record
 from loadgen.spec import Endpoint
-from proxy.wire import Framer, data_of, field_of, is_done
+from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of the largest event; a response with a larger one is `garbage`."""
@@ -104,7 +104,8 @@ def answer_of(exchange: Exchange, endpoint: Endpoint) -> str | None:
     try:
         if not exchange.record.stream:
             reading = dialect.whole(body)
-            return answer_text(reading.parts) if reading.parts and reading.error is None else None
+            good = reading.parts and reading.error is None and _ended_well(reading.parts)
+            return answer_text(reading.parts) if good else None
         parts: list[Part] = []
         done = False
         for frame, _ in _frames(body):
@@ -117,9 +118,18 @@ def answer_of(exchange: Exchange, endpoint: Endpoint) -> str | None:
                     return None
                 parts += reading.parts
                 done = done or reading.last
-        return answer_text(parts) if done else None
+        return answer_text(parts) if done and _ended_well(parts) else None
     except MessageError:
         return None
+
+
+def _ended_well(parts: Iterable[Part]) -> bool:
+    """Whether each choice ended by a finish_reason of OpenAI's, where the API has one."""
+    ended: dict[int, str] = {}
+    for part in parts:
+        if part.finish is not None:
+            ended[part.choice] = part.finish or ended.get(part.choice, "")
+    return not ended or lack_of(ended, 0) is None
 
 
 def answer_text(parts: Sequence[Part], *, whole: bool = False) -> str:
@@ -168,6 +178,7 @@ def _read_whole(
     else:
         _count(record, reading.usage)
         record.events = [Event(at, low, user, Kind.WHOLE)]
+        _whole(record, {part.choice: part.finish for part in reading.parts if part.finish is not None})
     return reading.parts
 
 
@@ -178,6 +189,7 @@ def _read_stream(
     parts: list[Part] = []
     events = record.events = []
     counted: dict[int, int | None] = {}  # choice -> tokens so far by continuous usage; None: not continuous
+    ended: dict[int, str] = {}  # choice -> its finish_reason; "": none yet
     try:
         for frame, end in _frames(body):
             times = timeline.of(end)
@@ -201,16 +213,31 @@ def _read_stream(
             parts += reading.parts
             _count(record, reading.usage)
             done = done or reading.last
+            for part in reading.parts:
+                if part.finish is not None:
+                    ended.setdefault(part.choice, "")
+                if part.finish:
+                    endings((frame,), ended)
     except MessageError as error:
         _set(record, "garbage", str(error))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
         _set(record, "garbage", "the stream ended without any choice")
+    elif done:
+        _whole(record, ended)
     if not done and exchange.complete:
         if events:
             _set(record, "truncated", f"the stream ended without {dialect.end}")
         else:
             _set(record, "garbage", f"not an event stream: {_words(body)}")
     return parts
+
+
+def _whole(record: Record, ended: dict[int, str]) -> None:
+    """A failure where a choice did not end by a finish_reason of OpenAI's: vLLM ends an aborted request by `abort`
+    and `[DONE]`."""
+    lack = lack_of(ended, 0) if ended else None
+    if lack is not None:
+        _set(record, "truncated" if lack.few else "aborted", lack.words)
 
 
 def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:

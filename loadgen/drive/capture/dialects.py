@@ -29,6 +29,7 @@ class Part(NamedTuple):
     choice: int = 0
     text: str = ""
     other: str = ""  # reasoning, and names and arguments of tool calls
+    finish: str | None = None  # chat and completions: the finish_reason, "" for none yet
 
 
 class Reading(NamedTuple):
@@ -56,7 +57,8 @@ class Dialect(NamedTuple):
 def _chat_event(data: bytes) -> Reading:
     message = decode_message(data)
     parts = [
-        Part(kind_of(choice), choice.index, *_said(choice.text, choice.delta)) for choice in message.choices or ()
+        Part(kind_of(choice), choice.index, *_said(choice.text, choice.delta), choice.finish_reason or "")
+        for choice in message.choices or ()
     ]
     return Reading(parts, message.usage, error_of(message))
 
@@ -64,7 +66,8 @@ def _chat_event(data: bytes) -> Reading:
 def _chat_whole(body: bytes) -> Reading:
     message = decode_message(body)
     parts = [
-        Part(Kind.WHOLE, choice.index, *_said(choice.text, choice.message)) for choice in message.choices or ()
+        Part(Kind.WHOLE, choice.index, *_said(choice.text, choice.message), choice.finish_reason or "")
+        for choice in message.choices or ()
     ]
     if message.data:
         parts = [Part(Kind.WHOLE)]

@@ -70,6 +70,7 @@ class Job(msgspec.Struct, kw_only=True):
     max_in_flight: int = 1000
     kernel: bool = True
     secrets: list[str] = []
+    objectives: dict[str, float] = {}  # in milliseconds, for the live view
     worker: int = 0
     workers: int = 1
     events: str = ""  # where the worker writes its records
@@ -143,4 +144,5 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         hide=hide,
         view=view,
         keep_answers=job.keep_answers,
+        objectives=job.objectives,
     )

@@ -24,7 +24,7 @@ async def run_single(
     run: Run,
     folder: Path,
     hide: Callable[[str], str],
-    view: View | None,
+    view: View,
     *,
     total: int | None,
     stage: str = "",
@@ -35,14 +35,14 @@ async def run_single(
     `beside` runs while requests are sent.
     """
     records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file:
+    with store.EventsFile(folder / store.EVENTS) as file:
 
         def emit(record: Record) -> None:
             records.append(record)
-            store.append(file, record)
+            file.append(record)
 
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop)
+            stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, emit)
             watching = None if beside is None else asyncio.create_task(beside(session))
             try:
@@ -53,6 +53,7 @@ async def run_single(
                 if watching is not None:
                     watching.cancel()
                     await asyncio.wait({watching})
+    run.warnings += [file.warning] if file.warning else []
     run.interrupted = outcome.interrupted
     run.start_unix_ns = outcome.start_unix_ns
     _add_warnings(run, outcome.waited, outcome.overrun, job)
@@ -62,11 +63,11 @@ async def run_single(
 def _add_warnings(run: Run, waited: int, overrun: bool, job: Job) -> None:
     if waited and job.pace.max_concurrency is None:
         run.warnings.append(
-            f"{waited} requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
+            f"{waited} of the requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
         )
     elif waited:
         run.warnings.append(
-            f"{waited} requests waited for --max-concurrency; their waiting time counts from when they were due"
+            f"{waited} of the requests waited for --max-concurrency; latencies from due include that"
         )
     if overrun:
         run.warnings.append("the run was ended: too many requests were waiting to be sent")

@@ -76,7 +76,7 @@ def test_tokens_are_counted_as_they_arrive_under_any_cutting(
     body = load("chat-greedy-stream" if endpoint == "chat" else f"{endpoint}-stream").body
     edges = sorted(data.draw(st.sets(st.integers(1, len(body) - 1), max_size=20)))
     count = TokenCount(endpoint, tokens)
-    pieces = [body[a:b] for a, b in itertools.pairwise([0, *edges, len(body)])]
+    pieces: list[bytes] = [body[a:b] for a, b in itertools.pairwise([0, *edges, len(body)])]
     seen = b"".join(itertools.takewhile(lambda piece: not count.reached(piece), pieces))
     whole = TokenCount(endpoint, 10**6)
     whole.reached(seen)
