@@ -24,7 +24,17 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 COMMON = (
     *("--limit-error-ms", "1e9", "--limit-late-ms", "1e9", "--limit-cpu", "1e9", "--limit-censored", "1"),
-    *("--quiet", "--model", "smollm2", "--temperature", "0", "--dataset-name", "random", "--random-input-len", "20"),
+    *(
+        "--quiet",
+        "--model",
+        "smollm2",
+        "--temperature",
+        "0",
+        "--dataset-name",
+        "random",
+        "--random-input-len",
+        "20",
+    ),
 )
 
 
