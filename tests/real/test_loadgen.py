@@ -1,5 +1,5 @@
-"""The load generator against a real vLLM: each endpoint's answers, a conversation, and requests that are cancelled,
-at the engine and through the gateway.
+"""The load generator against a real vLLM: each endpoint's answers, a conversation, and cancelled requests, at the
+engine and through the gateway.
 
 `VLLM_URL` names a vLLM that runs already; else one is started by ops/vllm.py.
 """
