@@ -1,6 +1,6 @@
-"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes, the
-traces of Weka's KV-Cache-Tester, and Mooncake's lines with sessions; AIPerf replays the latter two as well. Prompts
-are composed to the recorded lengths, unless a trace has the messages."""
+"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes,
+the traces of Weka's KV-Cache-Tester, and Mooncake's lines with sessions (AIPerf replays the latter two as well).
+Prompts are composed to the recorded lengths, unless a trace has the messages."""
 
 from __future__ import annotations
 
