@@ -359,12 +359,12 @@ def _nanoseconds(value: Any, name: str, where: str) -> float:
 
 
 def _attributes(raw: Any) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for attribute in raw if isinstance(raw, list) else ():
         value = attribute.get("value") if isinstance(attribute, dict) else None
         if isinstance(value, dict) and isinstance(attribute.get("key"), str):
-            found[attribute["key"]] = _plain(value)
-    return found
+            attributes[attribute["key"]] = _plain(value)
+    return attributes
 
 
 def _plain(value: dict[str, Any]) -> Any:
