@@ -70,6 +70,7 @@ from proxy.telemetry import (
     Log,
     Metrics,
     Otel,
+    Recording,
     Totals,
     certificates,
 )
@@ -259,6 +260,7 @@ async def running(
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
+            recording=_recording(settings, log, metrics, stack, member),
             render=None if member is None else member.render,
         )
         if member is not None:
@@ -496,6 +498,29 @@ def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificate
 def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
     shared = admission.limiter.shared if admission is not None else None
     return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
+
+
+def _recording(
+    settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack, member: Member | None
+) -> Recording | None:
+    """Each worker has a file of its own. Raises SettingsError for one that cannot be written."""
+    if not settings.record_file:
+        return None
+    recording = Recording(
+        settings.record_file if member is None else f"{settings.record_file}-worker{member.hello.index}",
+        whole=settings.record_prompts == "whole",
+        max_bytes=settings.record_max_bytes,
+        files=settings.record_files,
+        tell=lambda text: log.often("error", "request not recorded", text, detail=text),
+    )
+    stack.callback(recording.close)
+    metrics.counter("recorded_requests_total", "Requests written to the recording.", lambda: recording.written)
+    metrics.counter(
+        "recording_dropped_total",
+        "Requests not recorded: the disk was slow or full.",
+        lambda: recording.dropped,
+    )
+    return recording
 
 
 def _files(reloads: FileReloads, contents: Contents, audit: Audit) -> FileWatch:

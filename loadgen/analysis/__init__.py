@@ -8,6 +8,7 @@ The nouns:
   interval, where the sample is large enough for one.
 - `Summary`: a run as counts, rates and `Stat`s; a `Group` for the whole, each target, each stage, each cache
   verdict.
+- `Loads`: what some kinds of load add: conversations by turn, cancelled requests, models, the answers of an `ab`.
 - `SweepStage`: one rate of a sweep. `Limit`: the highest rate that the server keeps up with (the knee), and the
   lowest one that was too much.
 - `Pairs`: an `ab` run, request by request: B minus A.
@@ -46,6 +47,13 @@ from loadgen.analysis.knee import (
     completion_ratio,
     find_limit,
     next_rate,
+)
+from loadgen.analysis.loads import (
+    Answers,
+    Cancellations,
+    Conversations,
+    Loads,
+    Part,
 )
 from loadgen.analysis.paired import (
     PAIRED_MEASURES,
@@ -97,15 +105,20 @@ __all__ = [
     "POOLED",
     "SECOND",
     "UNKNOWN",
+    "Answers",
     "BadGoodput",
     "BadRule",
     "Bin",
     "Bounds",
+    "Cancellations",
+    "Conversations",
     "Finding",
     "Group",
     "Limit",
+    "Loads",
     "Measured",
     "Pairs",
+    "Part",
     "Quantile",
     "Sample",
     "Shift",

@@ -12,6 +12,7 @@ import msgspec
 from loadgen.analysis.definitions import Definitions, Gaps, Measured, Span, measure
 from loadgen.analysis.goodput import Goodput, Slos, goodput
 from loadgen.analysis.knee import Limit
+from loadgen.analysis.loads import Loads, loads_of
 from loadgen.analysis.stats import PERCENTILES, Sample, Stat, describe
 from loadgen.analysis.timeline import SECOND, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Record, Run
@@ -44,7 +45,8 @@ class Group(msgspec.Struct, kw_only=True):
     completed: int
     failed: int  # failed at the server or shed by the generator; cancelled ones are not included
     cancelled: int
-    errors: dict[str, int]  # by kind, those cancelled too
+    left: int = 0  # their clients cancelled them on purpose (--cancel)
+    errors: dict[str, int]  # by kind, those still open at the end too
     error_rate: float  # of completed and failed
     seconds: float
     input_tokens: int
@@ -73,6 +75,7 @@ class Summary(msgspec.Struct, kw_only=True):
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared responses; None if there are none
     limit: Limit | None = None  # as the sweep itself found it
+    loads: Loads = Loads()
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -132,6 +135,7 @@ def summarise_measured(
         by_shared=groups(shared) if reported else {},
         fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
         limit=msgspec.convert(run.config["limit"], Limit) if "limit" in run.config else None,
+        loads=loads_of(kept, seed=run.seed),
     )
 
 
@@ -168,8 +172,10 @@ def _length(requests: Sequence[Measured], stage: str) -> float:
 def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, *, fresh: bool = False) -> Group:
     """`fresh`: shared responses are counted, but are in no latency."""
     done = [request for request in requests if request.completed]
-    cancelled = sum(request.cancelled for request in requests)
-    failed = len(requests) - len(done) - cancelled
+    reached = [request for request in requests if request.completed or request.left]  # some latency, if not all
+    left = len(reached) - len(done)
+    cancelled = sum(request.cancelled for request in requests) - left
+    failed = len(requests) - len(done) - cancelled - left
     inputs = sum(request.prompt_tokens or 0 for request in done)
     outputs = sum(request.output_tokens or 0 for request in done)
     cached = [request.cached_tokens for request in done if request.cached_tokens is not None]
@@ -184,7 +190,10 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         completed=len(done),
         failed=failed,
         cancelled=cancelled,
-        errors=dict(Counter(request.failure for request in requests if request.failure).most_common()),
+        left=left,
+        errors=dict(
+            Counter(request.failure for request in requests if request.failure and not request.left).most_common()
+        ),
         error_rate=failed / (len(done) + failed) if done or failed else 0.0,
         seconds=seconds,
         input_tokens=inputs,
@@ -200,7 +209,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         kept_up=kept_up(requests),
         itl_by=_itl_by(done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
-        stats=_stats([request for request in done if request.fresh] if fresh else done, requests, seed),
+        stats=_stats([request for request in reached if request.fresh] if fresh else reached, requests, seed),
         goodput=goodput(requests, slos, seconds),
     )
 

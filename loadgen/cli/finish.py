@@ -35,7 +35,7 @@ from loadgen.drive import (
     load_calibration,
 )
 from loadgen.errors import UsageError
-from loadgen.record import Record, Run
+from loadgen.record import CUT_OFF, Record, Run
 from loadgen.report import HOW_TO, Files, plots_available, report_of, write_report
 from loadgen.spec import Limits
 
@@ -146,13 +146,15 @@ def judge(
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float, *, lost: bool = False) -> int:
-    """130 after Ctrl-C; 1 if too many requests failed, none ended, or a file was `lost`; 3 if the measurement is
-    invalid; else 0."""
-    measured = [record for record in records if not record.warmup and record.failure != "cancelled"]
+    """130 after Ctrl-C; 1 if too many requests failed, none ended, a file was `lost`, or an engine went on after
+    clients had left; 3 if the measurement is invalid; else 0."""
+    ended = [record for record in records if not record.warmup and record.failure != "cancelled"]
+    measured = [record for record in ended if record.failure not in CUT_OFF]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:
         return INTERRUPTED
-    if lost or not measured or failed > max_error_rate * len(measured):
+    went_on = any(check.problem is not None for check in run.cancel_checks)
+    if lost or went_on or not ended or failed > max_error_rate * len(measured):
         return FAILED
     return INVALID if run.invalid else OK
 

@@ -19,11 +19,18 @@ from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.loads import (
+    add_cancel,
+    add_conversation_rate,
+    cancel_of,
+    models_of,
+)
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.drive import (
+    CancelWatch,
     Client,
     Job,
     Ramp,
@@ -47,13 +54,16 @@ Chooser = Callable[[argparse.Namespace, Job, Speed], Choice]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
-    add_arrivals(parser).add_argument(
+    arrivals = add_arrivals(parser)
+    add_conversation_rate(arrivals)
+    arrivals.add_argument(
         "--workers",
         type=values.whole(1, 256),
         default=1,
         metavar="N",
         help="processes that share the schedule (default 1)",
     )
+    add_cancel(parser)
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
@@ -123,18 +133,37 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     base = flags.base_of(args)
     job = await prepare(args, {"a": base}, hide)
     workload = open_workload(job.workload)
-    folder = finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
-    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
-        if job.workers == 1:
-            schedule = job_schedule(job, workload)
-            records, worker_errors = await run_single(
-                job, workload, schedule, run, folder, hide, view, total=job.num_prompts
-            )
-        else:
-            records, worker_errors = await run_workers(job, run, folder, view)
+    n = job.body.extra.get("n")
+    choices = n if isinstance(n, int) and n > 0 else 1  # an engine counts each of a request's choices
+    async with cancel_watch(args, job) as watch:
+        folder = finish.make_folder(args.result_dir, args.label, finish.now())
+        with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
+            if job.workers == 1:
+                records, worker_errors = await run_single(
+                    job,
+                    workload,
+                    job_schedule(job, workload),
+                    run,
+                    folder,
+                    hide,
+                    view,
+                    total=None if next(workload.requests()).then else job.num_prompts,
+                    beside=lambda session: watch.during(lambda since: choices * session.in_flight_since(since)),
+                )
+            else:
+                records, worker_errors = await run_workers(job, run, folder, view)
+        await watch.settle(sum(record.failure == "left" for record in records))
+        run.cancel_checks = watch.checks
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
+
+
+def cancel_watch(args: argparse.Namespace, job: Job) -> CancelWatch:
+    """Reads the engine's metrics where requests are cancelled, else nothing."""
+    urls = (args.cancel_metrics or [f"{target}/metrics" for target in job.targets.values()]) if job.cancel else []
+    targets = list(job.targets.values())
+    return CancelWatch(urls, job.http, targets, within=args.cancel_within, asked=bool(args.cancel_metrics))
 
 
 def end(
@@ -212,6 +241,9 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         secrets=flags.secrets_of(args, os.environ),
         objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
+        cancel=cancel_of(args, endpoint),
+        models=models_of(args),
+        keep_answers=len(targets) > 1 and 0 in (args.temperature, args.extra_body.get("temperature")),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
         raise UsageError(
@@ -225,6 +257,18 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
     first = next(open_workload(job.workload).requests(), None)
     if first is None:
         raise UsageError("the workload has no requests")
+    conversation_rate = getattr(args, "conversation_rate", None)
+    if first.then and not hasattr(args, "conversation_rate"):
+        raise UsageError(
+            "conversations (--turns, traces of agents) are for `run`; this command sends single requests"
+        )
+    if first.then and args.request_rate and not conversation_rate:
+        raise UsageError(
+            "--request-rate does not apply to conversations, whose later requests wait for answers: give "
+            "--conversation-rate, or --max-concurrency for so many users"
+        )
+    if conversation_rate and job.workload.turns is None and not first.then:
+        raise UsageError("--conversation-rate needs conversations: --turns, or a trace of them")
     if job.schedule.open_loop or first.at_s is None:
         return job
     schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
@@ -246,9 +290,10 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         ramp = Ramp(strategy=args.ramp_up_strategy, start=start, end=stop, over=args.num_prompts or 1000)
     elif args.ramp_up_start_rps or args.ramp_up_end_rps:
         raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy linear or exponential")
-    infinite = args.request_rate == float("inf")
+    rate = args.request_rate or getattr(args, "conversation_rate", None)
+    infinite = rate == float("inf")
     schedule = Schedule(
-        rate=None if infinite else args.request_rate,
+        rate=None if infinite else rate,
         all_at_once=infinite,
         burstiness=None if args.burstiness == float("inf") else args.burstiness or 1.0,
         ramp=ramp,
@@ -271,6 +316,8 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
     config = flags.config_of(args)
     if not job.schedule.open_loop:
         config["max_concurrency"] = job.pace.max_concurrency
+    if job.schedule.trace_speed is not None:
+        config["arrivals"] = "as recorded"
     if config.get("request_rate") is None:
         config["request_rate"] = "inf"  # vLLM's word for no rate
     return Run(

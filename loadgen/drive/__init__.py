@@ -11,6 +11,8 @@ The nouns, in the order in which a request meets them:
   kernel.
 - `Backlog`: ended exchanges. They are decoded into `Record`s after the run, so that the loop stays free during
   it.
+- `Conversation`: a scheduled request whose follow-ups are due after its answer. `CancelWatch` reads an engine's
+  metrics to see that it stops when clients leave.
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
@@ -27,6 +29,7 @@ from loadgen.drive.capture.client import Client, failure_of
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.engine_check import CancelWatch
 from loadgen.drive.pacer import Ramp, counted_times, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
@@ -58,6 +61,7 @@ from loadgen.drive.session import Session
 
 __all__ = [
     "Calibration",
+    "CancelWatch",
     "Client",
     "Clock",
     "Exchange",

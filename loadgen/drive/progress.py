@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from loadgen.drive.capture.exchange import Exchange
+from loadgen.record import CUT_OFF
 from loadgen.snapshot import Snapshot
 
 RECENT: Final = 200
@@ -37,7 +38,7 @@ class Progress:
         failure = exchange.failure
         if failure is None and exchange.status is not None and not 200 <= exchange.status < 300:
             failure = "status"
-        if failure is not None:
+        if failure is not None and failure not in CUT_OFF:
             self.failed[failure] += 1
         if exchange.first_ns and exchange.wrote_ns:
             self._ttft.append((exchange.record.target, (exchange.first_ns - exchange.wrote_ns) // 1000 / 1e3))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -14,7 +16,7 @@ import msgspec
 from loadgen.drive.backlog import Backlog
 from loadgen.drive.capture.client import Client, PreparedRequest
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.capture.decode import answer_of, decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import Probe, Timer
 from loadgen.drive.progress import Progress
@@ -27,6 +29,7 @@ from loadgen.spec import Http, Pace
 
 TICK: Final = 0.25  # seconds between samples of the clocks and checks for silent requests
 LEAD_NS: Final = 50_000_000  # from the call to the start
+RECENT_ENDS: Final = 100_000  # whose times `in_flight_since` knows
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
 Inspect = Callable[[Exchange, Record, Clock], None]
@@ -59,6 +62,7 @@ class Session:
         hide: Callable[[str], str] = str,
         view: View | None = None,
         inspect: Inspect | None = None,
+        keep_answers: bool = False,
         objectives: Mapping[str, float] | None = None,
     ) -> None:
         self._http = http
@@ -69,10 +73,12 @@ class Session:
         self._hide = hide
         self._view = view
         self._inspect = inspect
+        self._keep_answers = keep_answers
         self._objectives = objectives
         self._runner: Runner | None = None
         self._stopped = False
         self._start_ns = 0  # of the phase
+        self._ends: deque[int] = deque(maxlen=RECENT_ENDS)
 
     async def __aenter__(self) -> Session:
         loop = asyncio.get_running_loop()
@@ -96,6 +102,10 @@ class Session:
     def now() -> int:
         """CLOCK_MONOTONIC, in nanoseconds."""
         return time.monotonic_ns()
+
+    def in_flight_since(self, since_ns: int) -> int:
+        """How many requests were in flight at any time since this time of CLOCK_MONOTONIC."""
+        return len(self.client.open) + len(self._ends) - bisect.bisect_left(self._ends, since_ns)
 
     @property
     def stopped(self) -> bool:
@@ -124,6 +134,7 @@ class Session:
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
         def ended(exchange: Exchange) -> None:
+            self._ends.append(time.monotonic_ns())
             progress.ended(exchange)
             backlog.add(exchange)
 
@@ -131,7 +142,13 @@ class Session:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
 
         runner = self._runner = Runner(
-            self.client, clock, self._timer, build, ended, max_in_flight=self._max_in_flight
+            self.client,
+            clock,
+            self._timer,
+            build,
+            ended,
+            max_in_flight=self._max_in_flight,
+            answer_of=lambda exchange: answer_of(exchange, self._builder.endpoint),
         )
         if self._stopped:
             runner.stop()
@@ -168,7 +185,9 @@ class Session:
         if exchange.wrote_ns:
             worker_error.kernel_sends += exchange.tx_ns != 0
             worker_error.user_sends += exchange.tx_ns == 0
-        record = decode_exchange(exchange, clock, self._hide)
+        record = decode_exchange(
+            exchange, clock, self._hide, endpoint=self._builder.endpoint, keep_answer=self._keep_answers
+        )
         if self._inspect is not None:
             self._inspect(exchange, record, clock)
         return record

@@ -19,9 +19,10 @@ from loadgen.analysis import (
     percent,
     unsteady_warning_of,
 )
-from loadgen.record import Run
+from loadgen.record import CUT_OFF, Run
 from loadgen.report import tables
 from loadgen.report.headline import Tile, headline, rates
+from loadgen.report.loads import load_tables
 from loadgen.report.settings import plain, settings_rows
 from loadgen.report.tables import NAMES, Table
 
@@ -85,6 +86,7 @@ def view(
         *([] if single else [tables.sides(run, summary)]),
         *([tables.stages(run, summary)] if summary.by_stage else []),
         *([tables.latency(run, latency, which), *tables.lengths(latency, which)] if single else []),
+        *load_tables(run, summary),
         *([tables.shared(summary)] if len(summary.by_shared) > 1 else []),
         tables.totals(summary),
         *([tables.errors(summary.whole, examples)] if summary.whole.errors else []),
@@ -154,7 +156,7 @@ def _result(run: Run, whole: Group) -> str:
     """What became of the requests."""
     ended = whole.completed + whole.failed
     if whole.failed:
-        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind != "cancelled")
+        kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind not in CUT_OFF)
         words = f"{amount(whole.failed)} of {amount(ended)} requests FAILED ({kinds})"
     else:
         words = f"all {count(ended, 'request')} completed" if ended else "no request completed"
@@ -162,8 +164,13 @@ def _result(run: Run, whole: Group) -> str:
         words = f"INTERRUPTED, until then {words}"
     if whole.cancelled:
         words += f", {amount(whole.cancelled)} cancelled"
+    if whole.left:
+        words += f", {amount(whole.left)} cancelled by their clients"
     if whole.goodput:
         words += f"; {percent(whole.goodput.attainment)} met the objectives"
+    problems = [check.problem for check in run.cancel_checks if check.problem is not None]
+    if problems:
+        words += "; the engine DID NOT STOP when clients left: " + "; ".join(problems)
     return f"Result: {words}"
 
 
@@ -194,11 +201,18 @@ def _load(run: Run, summary: Summary) -> str:
     if stages:
         return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
     requested, cap = config.get("request_rate"), config.get("max_concurrency")
+    unit = "requests"
+    if config.get("arrivals") == "as recorded":
+        return "at their recorded times" + (f", at most {cap} in flight" if cap else "")
+    if summary.loads.conversations is not None and config.get("conversation_rate"):
+        requested, unit = config["conversation_rate"], "conversations"
+    elif summary.loads.conversations is not None and cap:
+        return f"{count(cap, 'user')}, each with one conversation at a time"
     if requested in (None, "inf", float("inf")):
         return f"at most {cap} in flight" if cap else "all at once"
     burstiness = config.get("burstiness", 1.0)
     how = {1: "Poisson", "inf": "evenly spaced"}.get(burstiness, f"burstiness {burstiness}")
-    return f"{requested:g} requests/s ({how})" + (f", at most {cap} in flight" if cap else "")
+    return f"{requested:g} {unit}/s ({how})" + (f", at most {cap} in flight" if cap else "")
 
 
 def _own_warnings(run: Run, summary: Summary) -> list[str]:

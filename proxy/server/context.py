@@ -17,7 +17,7 @@ from proxy.access.ratelimit import Reservation
 from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
 from proxy.server.listener.request import Request
-from proxy.telemetry import Log, Metrics, RequestRecord
+from proxy.telemetry import Log, Metrics, Recorded, RequestRecord
 from proxy.wire import ApiRequest
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
@@ -219,6 +219,25 @@ class RequestContext(msgspec.Struct, eq=False):
         if self.error is None and self.reader is not None and self.reader.flight.error is not None:
             return self.reader.flight.error.code.code
         return self.error
+
+    def recorded(self) -> Recorded:
+        """The request for a recording."""
+        total = time.monotonic() - self.began
+        flight = None if self.reader is None else self.reader.flight
+        usage = None if flight is None or flight.estimated else flight.usage
+        return Recorded(
+            at=round(time.time() - total, 6),
+            endpoint=self.endpoint,
+            model=self.model,
+            stream=self.stream,
+            status=self.status,
+            verdict=self.verdict,
+            total_ms=round(total * 1000, 3),
+            ttft_ms=self.ttft_ms,
+            prompt_tokens=None if usage is None else usage.prompt_tokens,
+            completion_tokens=None if usage is None else usage.completion_tokens,
+            left=self.client_left,
+        )
 
     def record_outcome(
         self,

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.cli.flags import values
+from loadgen.cli.flags.loads import AddModel, add_lora
 from loadgen.errors import UsageError
 from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
     "openai-chat": "chat",
+    "openai-responses": "responses",
+    "anthropic": "messages",
+    "vllm-rerank": "rerank",
     "openai": "completions",
     "vllm": "completions",
     "openai-embeddings": "embeddings",
@@ -34,8 +38,17 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
     group.add_argument(
         "--backend", choices=list(BACKENDS), default="openai-chat", help="which API (default %(default)s)"
     )
-    group.add_argument("--endpoint", metavar="PATH", help="the path, if it is not the API's default")
-    group.add_argument("--model", help="default: the first of /v1/models")
+    group.add_argument(
+        "--endpoint",
+        metavar="NAME|PATH",
+        help=f"the API, one of {', '.join(PATHS)}; or a path, if it is not the API's default",
+    )
+    group.add_argument(
+        "--model",
+        action=AddModel,
+        metavar="NAME[:SHARE]",
+        help="default: the first of /v1/models; repeated, with a share such as 0.7 or 70%%: a mix",
+    )
     group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
     group.add_argument(
         "--header", type=values.header, action="append", default=[], metavar="NAME:VALUE", help="repeatable"
@@ -48,6 +61,7 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         metavar="S",
         help="wait this long for /v1/models to respond before starting (default %(default)g: try once)",
     )
+    add_lora(parser)
     group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
 
 
@@ -243,7 +257,9 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """By `--endpoint` if it is one of the API's paths, else by `--backend`."""
+    """By `--endpoint` if it is an API's name or path, else by `--backend`."""
+    if args.endpoint in PATHS:
+        return args.endpoint  # type: ignore[no-any-return]
     for endpoint, path in PATHS.items():
         if args.endpoint and args.endpoint.rstrip("/").endswith(path.removeprefix("/v1")):
             return endpoint
@@ -251,7 +267,7 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
 
 
 def path_of(args: argparse.Namespace) -> str:
-    path: str = args.endpoint or PATHS[endpoint_of(args)]
+    path: str = PATHS[endpoint_of(args)] if args.endpoint in (None, "", *PATHS) else args.endpoint
     return path if path.startswith("/") else f"/{path}"
 
 

@@ -72,6 +72,20 @@ def url(text: str) -> str:
     return base.removesuffix("/v1")
 
 
+def http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a URL; give http://HOST:PORT/PATH")
+    return text
+
+
+def share(text: str) -> float:
+    """A share of 1, or a percentage."""
+    percent = text.strip().endswith("%")
+    value = number(0, 100 if percent else 1)(text.strip().removesuffix("%"))
+    return value / 100 if percent else value
+
+
 def header(text: str) -> tuple[str, str]:
     """`NAME: VALUE`, or vLLM's `NAME=VALUE`."""
     at = min((i for i in (text.find(":"), text.find("=")) if i > 0), default=0)

@@ -17,6 +17,7 @@ from aiohttp import ClientTimeout, TCPConnector, TraceConfig
 
 from loadgen.drive.capture.exchange import CURRENT, Exchange
 from loadgen.drive.capture.handler import install
+from loadgen.drive.capture.leaving import TokenCount
 from loadgen.drive.capture.loop import selector_of
 from loadgen.drive.capture.sockets import Sockets
 from loadgen.record import Failure, Record
@@ -34,6 +35,8 @@ class PreparedRequest(NamedTuple):
     record: Record
     url: str
     body: bytes
+    leave_tokens: TokenCount | None = None  # cancel it when this is reached
+    leave_s: float | None = None  # or so many seconds after it is sent
 
 
 class Client:
@@ -77,6 +80,8 @@ class Client:
         exchange.last_ns = time.monotonic_ns()
         request.record.bytes_out = len(request.body)
         limit = self._http.request_timeout or None
+        leaves = request.leave_tokens is not None or request.leave_s is not None
+        leaving = self._leave_later(request, exchange) if leaves else None
         try:
             async with asyncio.timeout(limit) as timer:
                 self.open[exchange] = timer
@@ -90,7 +95,29 @@ class Client:
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
             self.open.pop(exchange, None)
+            if leaving is not None:
+                leaving.cancel()
         return exchange
+
+    def _leave_later(self, request: PreparedRequest, exchange: Exchange) -> asyncio.TimerHandle | None:
+        """Arrange that the client leaves the exchange at the token or the time that the request names."""
+        loop = asyncio.get_running_loop()
+        tokens, seconds = request.leave_tokens, request.leave_s
+
+        def leave(when: str) -> None:
+            if exchange in self.open and exchange.failure is None:
+                exchange.fail("left", f"cancelled by its client after {when} (--cancel)")
+                self.open[exchange].reschedule(loop.time())
+
+        if tokens is not None:
+
+            def count(data: bytes) -> None:
+                if tokens.reached(data):
+                    exchange.count = None
+                    leave(f"{tokens.tokens} tokens")
+
+            exchange.count = count
+        return None if seconds is None else loop.call_later(seconds, leave, f"{seconds:g} s")
 
     async def _completed(self, request: PreparedRequest, exchange: Exchange) -> bool:
         """Whether the exchange has ended. False: the server was closing the kept-alive connection; send again.

@@ -9,11 +9,12 @@ import msgspec
 
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_requests, slice_schedule
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_items, slice_schedule
 from loadgen.drive.session import Outcome, Session
+from loadgen.errors import WorkloadError
 from loadgen.record import Record
 from loadgen.snapshot import View
-from loadgen.spec import Body, Endpoint, Http, Pace
+from loadgen.spec import Body, Cancel, Endpoint, Http, ModelMix, Pace
 from loadgen.workload import (
     Item,
     Options,
@@ -63,6 +64,9 @@ class Job(msgspec.Struct, kw_only=True):
     workload: Options
     num_prompts: int | None = None
     num_warmups: int = 0
+    cancel: Cancel | None = None
+    models: ModelMix | None = None
+    keep_answers: bool = False
     max_in_flight: int = 1000
     kernel: bool = True
     secrets: list[str] = []
@@ -72,7 +76,15 @@ class Job(msgspec.Struct, kw_only=True):
     events: str = ""  # where the worker writes its records
 
     def builder(self) -> RequestBuilder:
-        return RequestBuilder(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
+        return RequestBuilder(
+            self.targets,
+            self.endpoint,
+            self.body,
+            path=self.path,
+            run=self.run,
+            cancel=self.cancel,
+            models=self.models,
+        )
 
     def share(self, worker: int, events: str) -> Job:
         """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
@@ -86,14 +98,22 @@ class Job(msgspec.Struct, kw_only=True):
 
 
 def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
-    return (item.prompt for item in items)
+    """Each item's prompt. Raises WorkloadError for a conversation: its later requests depend on answers."""
+    for item in items:
+        if item.then:
+            raise WorkloadError(
+                "conversations (--turns, agent traces) are for `run`; other commands send single requests"
+            )
+        yield item.prompt
 
 
 def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's requests of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return slice_schedule(schedule_requests(prompts_of(items), times), job.worker, job.workers)
+    return slice_schedule(
+        schedule_items(items, times, speed=job.schedule.trace_speed or 1.0), job.worker, job.workers
+    )
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
@@ -123,5 +143,6 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         kernel=job.kernel,
         hide=hide,
         view=view,
+        keep_answers=job.keep_answers,
         objectives=job.objectives,
     )

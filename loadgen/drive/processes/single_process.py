@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 
 from loadgen import store
@@ -10,6 +11,7 @@ from loadgen.drive.processes.job import Job, session_of, warm_up
 from loadgen.drive.processes.signals import stop_on_signals
 from loadgen.drive.requests import ScheduledRequest
 from loadgen.drive.self_error import WorkerError
+from loadgen.drive.session import Session
 from loadgen.record import Record, Run
 from loadgen.snapshot import View
 from loadgen.workload import Workload
@@ -26,8 +28,12 @@ async def run_single(
     *,
     total: int | None,
     stage: str = "",
+    beside: Callable[[Session], Coroutine[None, None, None]] | None = None,
 ) -> tuple[list[Record], list[WorkerError]]:
-    """The records, which are written to `folder` as well, and the process's own error. Updates `run`."""
+    """The records, which are written to `folder` as well, and the process's own error. Updates `run`.
+
+    `beside` runs while requests are sent.
+    """
     records: list[Record] = []
     with store.EventsFile(folder / store.EVENTS) as file:
 
@@ -38,9 +44,15 @@ async def run_single(
         async with session_of(job, hide, view) as session:
             stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, emit)
-            outcome = await session.phase(
-                schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
-            )
+            watching = None if beside is None else asyncio.create_task(beside(session))
+            try:
+                outcome = await session.phase(
+                    schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
+                )
+            finally:
+                if watching is not None:
+                    watching.cancel()
+                    await asyncio.wait({watching})
     run.warnings += [file.warning] if file.warning else []
     run.interrupted = outcome.interrupted
     run.start_unix_ns = outcome.start_unix_ns
