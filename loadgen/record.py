@@ -91,6 +91,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
     bytes_in: int = 0
     bytes_out: int = 0
+    text: str | None = None  # the content of the first choice, where the run keeps texts
 
 
 class Lag(msgspec.Struct, kw_only=True):

@@ -93,6 +93,7 @@ class Measured:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    text: str | None = None  # where the run kept texts
 
     @property
     def completed(self) -> bool:
@@ -141,6 +142,7 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         prompt_tokens=record.prompt_tokens,
         output_tokens=record.completion_tokens,
         cached_tokens=record.cached_tokens,
+        text=record.text,
     )
     if record.sent_ns is not None:
         measured.queued = max(0.0, (record.sent_ns - record.due_ns) / MS)

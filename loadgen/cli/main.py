@@ -29,6 +29,9 @@ COMMANDS: Final = {
     "run": Command(
         "loadgen.cli.run", "send requests to a server and measure what comes back", "--base-url URL [FLAGS]", True
     ),
+    "vllm-bench-serve": Command(
+        "loadgen.cli.vllm.bench_serve", "as `vllm bench serve`, with its flags and defaults", "[FLAGS OF VLLM]"
+    ),
     "ab": Command(
         "loadgen.cli.ab",
         "the same requests to two servers, interleaved and paired",
@@ -101,7 +104,7 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS), prog: str = "python -m
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     if words[:1] == ["worker"]:  # not for people: `workers.py` starts it
         from loadgen.drive import worker_main
 
@@ -118,6 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped without a report", file=sys.stderr)
         return 130
     return code
+
+
+def _dashed(word: str) -> str:
+    """A flag that is spelt with underscores, as vLLM accepts it: `--request_rate=2` is `--request-rate=2`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:

@@ -21,6 +21,7 @@ from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
+from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
 from loadgen.drive import (
     Client,
     Job,
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_times(parser)
     flags.add_limits(parser)
     flags.add_output(parser)
+    add_result_file(parser)
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +119,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 async def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    check_result_file(args)
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
     job = await prepare(args, {"a": base}, hide)
@@ -132,7 +135,12 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
         else:
             records, worker_errors = await run_workers(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
-    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
+    lateness_counts = job.schedule.open_loop and not job.schedule.all_at_once
+    code = end(args, folder, run, records, worker_errors, open_loop=lateness_counts)
+    written = save_result_file(args, folder, run)
+    if written is not None:
+        print(f"vLLM's result file: {written}", file=sys.stderr)
+    return code
 
 
 def end(
@@ -195,7 +203,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         targets=targets,
         endpoint=endpoint,
         path=flags.path_of(args),
-        body=flags.body_of(args, model),
+        body=flags.body_of(args, args.served_model_name or model),
         http=http,
         pace=pace,
         schedule=schedule,
@@ -204,6 +212,8 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         num_warmups=args.num_warmups,
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
+        keep_text=getattr(args, "save_detailed", False),
+        id_prefix=args.request_id_prefix,
         secrets=flags.secrets_of(args, os.environ),
         workers=getattr(args, "workers", 1),
     )
@@ -272,7 +282,7 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
         command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
         config=config,
         targets=job.targets,
-        model=job.body.model,
+        model=args.model or job.body.model,
         endpoint=job.path,
         machine=finish.machine(),
         seed=args.seed,

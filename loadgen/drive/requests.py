@@ -65,19 +65,29 @@ class RequestBuilder:
     """Encodes scheduled requests, once each and before they are due."""
 
     def __init__(
-        self, targets: Mapping[str, str], endpoint: Endpoint, body: Body, *, path: str | None = None, run: str = ""
+        self,
+        targets: Mapping[str, str],
+        endpoint: Endpoint,
+        body: Body,
+        *,
+        path: str | None = None,
+        run: str = "",
+        id_prefix: str = "",
     ) -> None:
         path = path or PATHS[endpoint]
         self._urls = {name: base.rstrip("/") + path for name, base in targets.items()}
         self._endpoint = endpoint
         self._body = body
         self._run = run
+        self._id_prefix = id_prefix
 
     def build(self, request: ScheduledRequest, *, worker: int = 0, warmup: bool = False) -> PreparedRequest:
         fields = self.fields(request.prompt)
         record = Record(
             index=request.number,
-            id=f"{self._run}-{request.number}{request.target}",
+            id=f"{self._id_prefix}{request.number}"
+            if self._id_prefix
+            else f"{self._run}-{request.number}{request.target}",
             prompt=request.prompt.id,
             target=request.target,
             pair=request.pair,

@@ -72,7 +72,7 @@ def examples(requests: Iterable[Measured]) -> dict[str, str]:
 
 def _json(path: Path, run: Run, summary: Summary, pairs: Pairs | None, requests: Sequence[Measured]) -> Path:
     details = requests if run.config.get("save_detailed") else ()
-    result = result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details)
+    result = result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details, requests=requests)
     return _bytes(path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 
 

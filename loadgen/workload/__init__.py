@@ -17,6 +17,7 @@ cannot be used raises `WorkloadError`. Nothing here knows sockets or pacing.
 
 from loadgen.workload.model import (
     DATASETS,
+    TOO_FEW,
     Dataset,
     Item,
     Options,
@@ -27,6 +28,7 @@ from loadgen.workload.workload import describe_sent, open_workload
 
 __all__ = [
     "DATASETS",
+    "TOO_FEW",
     "Dataset",
     "Item",
     "Options",

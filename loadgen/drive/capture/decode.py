@@ -9,7 +9,7 @@ from typing import Final
 
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
-from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of
+from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of, text_of
 from loadgen.record import GENERATED, Event, Kind, Record
 from proxy.wire import Framer, data_of, field_of, is_done
 
@@ -52,8 +52,11 @@ def times_of(read: Read, before: int, clock: Clock) -> Times:
     return at, min(max(before, not_before), at), user
 
 
-def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -> Record:
-    """The exchange's record, complete. `hide` masks secrets in text that came from the server."""
+def decode_exchange(
+    exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str, *, keep_text: bool = False
+) -> Record:
+    """The exchange's record, complete, with the response's text if that is kept. `hide` masks secrets in text that
+    came from the server."""
     record = exchange.record
     record.status = exchange.status
     record.shared = exchange.shared
@@ -75,7 +78,9 @@ def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str]
     if record.failure == "status":
         pass
     elif body:
-        _read_body(record, exchange, body, Timeline(reads, clock))
+        texts: list[str] = []
+        _read_body(record, exchange, body, Timeline(reads, clock), texts if keep_text else None)
+        record.text = hide("".join(texts)) if keep_text else None
     elif exchange.complete:
         _set(record, "garbage", f"status {exchange.status} and an empty body")
     if not exchange.complete and record.status is not None:
@@ -84,9 +89,11 @@ def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str]
     return record
 
 
-def _read_body(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+def _read_body(
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
+) -> None:
     if not record.stream:
-        _read_whole(record, exchange, body, timeline)
+        _read_whole(record, exchange, body, timeline, texts)
     elif "text/event-stream" not in exchange.content_type.lower() and body.lstrip()[:1] == b"{":
         error = _error_in(body)
         if error is not None:
@@ -94,10 +101,12 @@ def _read_body(record: Record, exchange: Exchange, body: bytes, timeline: Timeli
         else:
             _set(record, "garbage", "requested a stream, got one JSON body")
     else:
-        _read_stream(record, exchange, body, timeline)
+        _read_stream(record, exchange, body, timeline, texts)
 
 
-def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+def _read_whole(
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
+) -> None:
     if not exchange.complete:
         return
     try:
@@ -115,9 +124,17 @@ def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timel
     else:
         _count(record, message.usage)
         record.events = [Event(at, low, user, Kind.WHOLE)]
+        _keep(texts, message)
 
 
-def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+def _keep(texts: list[str] | None, message: Message) -> None:
+    if texts is not None:
+        texts += [text_of(choice) for choice in message.choices or () if choice.index == 0]
+
+
+def _read_stream(
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
+) -> None:
     done = False
     events = record.events = []
     counted: dict[int, int | None] = {}  # choice -> tokens so far by continuous usage; None: not continuous
@@ -141,6 +158,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
                 _set(record, "error_frame", error)
                 continue
             events += _events(message, times, counted)
+            _keep(texts, message)
             _count(record, message.usage)
     except MessageError as error:
         _set(record, "garbage", str(error))

@@ -88,6 +88,12 @@ def kind_of(choice: Choice) -> Kind:
     return Kind.OTHER
 
 
+def text_of(choice: Choice) -> str:
+    """The content that a choice of a chunk, or of a whole body, brings; without reasoning and tool calls."""
+    content = (choice.delta or choice.message or {}).get("content")
+    return choice.text or (content if isinstance(content, str) else "")
+
+
 def _calls_a_tool(delta: dict[str, Any]) -> bool:
     calls = delta.get("tool_calls") or ()
     functions = (

@@ -65,13 +65,17 @@ class Job(msgspec.Struct, kw_only=True):
     num_warmups: int = 0
     max_in_flight: int = 1000
     kernel: bool = True
+    keep_text: bool = False  # of the responses, in their records
+    id_prefix: str = ""  # x-request-id is this and the request's number; empty: the run's own
     secrets: list[str] = []
     worker: int = 0
     workers: int = 1
     events: str = ""  # where the worker writes its records
 
     def builder(self) -> RequestBuilder:
-        return RequestBuilder(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
+        return RequestBuilder(
+            self.targets, self.endpoint, self.body, path=self.path, run=self.run, id_prefix=self.id_prefix
+        )
 
     def share(self, worker: int, events: str) -> Job:
         """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
@@ -120,6 +124,7 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         max_in_flight=job.max_in_flight,
         worker=job.worker,
         kernel=job.kernel,
+        keep_text=job.keep_text,
         hide=hide,
         view=view,
     )

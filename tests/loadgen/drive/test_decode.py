@@ -186,6 +186,14 @@ def test_several_choices_in_a_chunk_are_several_events() -> None:
     assert [(event.kind, event.choice) for event in record.events[:2]] == [(Kind.CONTENT, 0), (Kind.CONTENT, 1)]
 
 
+def test_the_first_choices_text_is_kept_where_asked_and_secrets_in_it_are_masked() -> None:
+    body = delta(content="a KEY") + delta(content=" b") + sse(choices=[{"index": 1, "delta": {"content": "x"}}])
+    ended = exchange(body + DONE)
+    kept = decode_exchange(ended, Still(), lambda text: text.replace("KEY", "***"), keep_text=True)
+    assert kept.text == "a *** b"
+    assert decode_exchange(exchange(body + DONE), Still()).text is None
+
+
 def test_missing_usage_is_no_failure_and_no_count() -> None:
     record = decode_exchange(exchange(delta(content="a") + DONE), Still())
     assert record.failure is None
