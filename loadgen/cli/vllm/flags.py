@@ -37,6 +37,8 @@ def _answered(name: str, here: str, values: Literal[0, 1, "*"] = 1) -> Flag:
 
 _FILE: Final = "write its prompts to a JSONL file for --dataset-name custom"
 _MEDIA: Final = "images go as `messages` with image_url parts in a file for --dataset-name custom"
+_AUDIO: Final = "audio is not measured"
+_FIELD: Final = "a field of every request"
 _TRACE: Final = "`python -m loadgen run --dataset-name trace` reads Mooncake's JSONL, with its own times"
 
 FLAGS: Final = (
@@ -73,23 +75,30 @@ FLAGS: Final = (
     _same("--prefix-repetition-suffix-len", "words of the distinct rest"),
     _same("--prefix-repetition-num-prefixes", "number of prefixes"),
     _same("--prefix-repetition-output-len", "tokens of a response"),
-    *(
-        _answered(f"--random-mm-{name}", _MEDIA)
-        for name in ("base-items-per-request", "num-mm-items-range-ratio", "limit-mm-per-prompt", "bucket-config")
-    ),
-    *(_answered(f"--hf-{name}", _FILE) for name in ("subset", "split", "name", "output-len")),
-    *(_answered(f"--spec-bench-{name}", _FILE) for name in ("output-len", "category")),
-    *(_answered(f"--speed-bench-{name}", _FILE) for name in ("dataset-subset", "output-len", "category")),
-    *(_answered(f"--blazedit-{name}-distance", _FILE) for name in ("min", "max")),
+    _answered("--random-mm-base-items-per-request", _MEDIA),
+    _answered("--random-mm-num-mm-items-range-ratio", _MEDIA),
+    _answered("--random-mm-limit-mm-per-prompt", _MEDIA),
+    _answered("--random-mm-bucket-config", _MEDIA),
+    _answered("--hf-subset", _FILE),
+    _answered("--hf-split", _FILE),
+    _answered("--hf-name", _FILE),
+    _answered("--hf-output-len", _FILE),
+    _answered("--spec-bench-output-len", _FILE),
+    _answered("--spec-bench-category", _FILE),
+    _answered("--speed-bench-dataset-subset", _FILE),
+    _answered("--speed-bench-output-len", _FILE),
+    _answered("--speed-bench-category", _FILE),
+    _answered("--blazedit-min-distance", _FILE),
+    _answered("--blazedit-max-distance", _FILE),
     _answered("--bfcl-categories", _FILE),
-    *(_answered(f"--asr-{name}-audio-len-sec", "audio is not measured") for name in ("min", "max")),
-    *(
-        _answered(f"--timed-trace-{name}", _TRACE)
-        for name in (
-            *("chunk-hash-size", "sec-multiplier", "label-timestamp", "label-input-length"),
-            *("label-output-length", "label-hash-ids"),
-        )
-    ),
+    _answered("--asr-min-audio-len-sec", _AUDIO),
+    _answered("--asr-max-audio-len-sec", _AUDIO),
+    _answered("--timed-trace-chunk-hash-size", _TRACE),
+    _answered("--timed-trace-sec-multiplier", _TRACE),
+    _answered("--timed-trace-label-timestamp", _TRACE),
+    _answered("--timed-trace-label-input-length", _TRACE),
+    _answered("--timed-trace-label-output-length", _TRACE),
+    _answered("--timed-trace-label-hash-ids", _TRACE),
     Flag("--self-timed", "answered", _TRACE, values=0),
     Flag("--no-self-timed", "answered", _TRACE, values=0),
     # the server
@@ -119,8 +128,13 @@ FLAGS: Final = (
     ),
     # fields of a request
     _same("--ignore-eos", "always on for random, as in vLLM"),
-    *(_same(f"--{name}", "a field of every request") for name in ("temperature", "top-p", "top-k", "min-p")),
-    *(_same(f"--{name}-penalty", "a field of every request") for name in ("frequency", "presence", "repetition")),
+    _same("--temperature", _FIELD),
+    _same("--top-p", _FIELD),
+    _same("--top-k", _FIELD),
+    _same("--min-p", _FIELD),
+    _same("--frequency-penalty", _FIELD),
+    _same("--presence-penalty", _FIELD),
+    _same("--repetition-penalty", _FIELD),
     _same("--logprobs", "a field of every request; of completions only, as in vLLM"),
     _same("--extra-body", "JSON, merged into every request"),
     _answered(
@@ -160,7 +174,7 @@ DATASETS: Final = {
     "burstgpt": "`python -m loadgen run --dataset-name trace` replays traces",
     "random-mm": _MEDIA,
     "custom_image": _MEDIA,
-    "custom_audio": "audio is not measured",
+    "custom_audio": _AUDIO,
     "random-rerank": "no dataset of documents to rank is generated",
     "hf": _FILE,
     "spec_bench": _FILE,
@@ -176,7 +190,7 @@ BACKENDS: Final = {
     "openai-chat": "",
     "openai-embeddings": "",
     "openai-responses": "use openai-chat",
-    "openai-audio": "audio is not measured",
+    "openai-audio": _AUDIO,
     "openai-embeddings-chat": "use openai-embeddings",
     "openai-embeddings-clip": "use openai-embeddings, for text",
     "openai-embeddings-vlm2vec": "use openai-embeddings, for text",
