@@ -29,6 +29,8 @@ class Kind(StrEnum):
 
 GENERATED = frozenset({Kind.CONTENT, Kind.REASONING, Kind.TOOL, Kind.WHOLE})
 
+MAX_ANSWER = 65_536
+
 FRESH = frozenset({None, "miss", "merged", "bypass"})
 """Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
 
@@ -91,7 +93,9 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
     bytes_in: int = 0
     bytes_out: int = 0
-    text: str | None = None  # the content of the first choice, where the run keeps texts
+    answer: str | None = (
+        None  # the content of the first choice, where the run keeps it; at most MAX_ANSWER characters
+    )
 
 
 class Lag(msgspec.Struct, kw_only=True):

@@ -93,7 +93,7 @@ class Measured:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
-    text: str | None = None  # where the run kept texts
+    answer: str | None = None  # the text of the response, where the run kept it
 
     @property
     def completed(self) -> bool:
@@ -142,7 +142,7 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         prompt_tokens=record.prompt_tokens,
         output_tokens=record.completion_tokens,
         cached_tokens=record.cached_tokens,
-        text=record.text,
+        answer=record.answer,
     )
     if record.sent_ns is not None:
         measured.queued = max(0.0, (record.sent_ns - record.due_ns) / MS)

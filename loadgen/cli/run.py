@@ -212,7 +212,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         num_warmups=args.num_warmups,
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
-        keep_text=getattr(args, "save_detailed", False),
+        keep_answers=getattr(args, "save_detailed", False),
         id_prefix=args.request_id_prefix,
         secrets=flags.secrets_of(args, os.environ),
         workers=getattr(args, "workers", 1),

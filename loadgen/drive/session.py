@@ -56,7 +56,7 @@ class Session:
         max_in_flight: int,
         worker: int = 0,
         kernel: bool = True,
-        keep_text: bool = False,
+        keep_answers: bool = False,
         hide: Callable[[str], str] = str,
         view: View | None = None,
         inspect: Inspect | None = None,
@@ -66,7 +66,7 @@ class Session:
         self._max_in_flight = max_in_flight
         self._worker = worker
         self._kernel = kernel
-        self._keep_text = keep_text
+        self._keep_answers = keep_answers
         self._hide = hide
         self._view = view
         self._inspect = inspect
@@ -168,7 +168,7 @@ class Session:
         if exchange.wrote_ns:
             worker_error.kernel_sends += exchange.tx_ns != 0
             worker_error.user_sends += exchange.tx_ns == 0
-        record = decode_exchange(exchange, clock, self._hide, keep_text=self._keep_text)
+        record = decode_exchange(exchange, clock, self._hide, keep_answer=self._keep_answers)
         if self._inspect is not None:
             self._inspect(exchange, record, clock)
         return record

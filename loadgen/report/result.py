@@ -152,7 +152,7 @@ def _details(requests: Sequence[Measured]) -> dict[str, Any]:
             [gap / 1000 for gap in request.chunk_gaps.values] if request.chunk_gaps else [] for request in requests
         ],
         "start_times": [request.sent_ns / SECOND if request.sent_ns is not None else None for request in requests],
-        "generated_texts": [request.text or "" for request in requests],
+        "generated_texts": [request.answer or "" for request in requests],
         "errors": [_error(request) for request in requests],
         "latencies": [request.e2e / 1000 if request.e2e is not None else None for request in requests],
         "queue_times": [request.queued / 1000 for request in requests],

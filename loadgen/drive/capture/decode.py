@@ -10,7 +10,7 @@ from typing import Final
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of, text_of
-from loadgen.record import GENERATED, Event, Kind, Record
+from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record
 from proxy.wire import Framer, data_of, field_of, is_done
 
 MAX_EVENT: Final = 4 * 1024 * 1024
@@ -53,7 +53,7 @@ def times_of(read: Read, before: int, clock: Clock) -> Times:
 
 
 def decode_exchange(
-    exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str, *, keep_text: bool = False
+    exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str, *, keep_answer: bool = False
 ) -> Record:
     """The exchange's record, complete, with the response's text if that is kept. `hide` masks secrets in text that
     came from the server."""
@@ -79,8 +79,8 @@ def decode_exchange(
         pass
     elif body:
         texts: list[str] = []
-        _read_body(record, exchange, body, Timeline(reads, clock), texts if keep_text else None)
-        record.text = hide("".join(texts)) if keep_text else None
+        _read_body(record, exchange, body, Timeline(reads, clock), texts if keep_answer else None)
+        record.answer = hide("".join(texts))[:MAX_ANSWER] if keep_answer else None
     elif exchange.complete:
         _set(record, "garbage", f"status {exchange.status} and an empty body")
     if not exchange.complete and record.status is not None:

@@ -65,7 +65,7 @@ class Job(msgspec.Struct, kw_only=True):
     num_warmups: int = 0
     max_in_flight: int = 1000
     kernel: bool = True
-    keep_text: bool = False  # of the responses, in their records
+    keep_answers: bool = False  # the texts of the responses, in their records
     id_prefix: str = ""  # x-request-id is this and the request's number; empty: the run's own
     secrets: list[str] = []
     worker: int = 0
@@ -124,7 +124,7 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         max_in_flight=job.max_in_flight,
         worker=job.worker,
         kernel=job.kernel,
-        keep_text=job.keep_text,
+        keep_answers=job.keep_answers,
         hide=hide,
         view=view,
     )

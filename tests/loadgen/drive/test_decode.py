@@ -189,9 +189,9 @@ def test_several_choices_in_a_chunk_are_several_events() -> None:
 def test_the_first_choices_text_is_kept_where_asked_and_secrets_in_it_are_masked() -> None:
     body = delta(content="a KEY") + delta(content=" b") + sse(choices=[{"index": 1, "delta": {"content": "x"}}])
     ended = exchange(body + DONE)
-    kept = decode_exchange(ended, Still(), lambda text: text.replace("KEY", "***"), keep_text=True)
-    assert kept.text == "a *** b"
-    assert decode_exchange(exchange(body + DONE), Still()).text is None
+    kept = decode_exchange(ended, Still(), lambda text: text.replace("KEY", "***"), keep_answer=True)
+    assert kept.answer == "a *** b"
+    assert decode_exchange(exchange(body + DONE), Still()).answer is None
 
 
 def test_missing_usage_is_no_failure_and_no_count() -> None:
