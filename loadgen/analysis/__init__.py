@@ -16,7 +16,7 @@ The nouns:
 Durations are in milliseconds, points in time in nanoseconds since the run's start, rates per second.
 """
 
-from loadgen.analysis.definitions import Measured
+from loadgen.analysis.definitions import Gaps, Measured, Span
 from loadgen.analysis.effect import (
     Shift,
     cliffs_delta,
@@ -83,6 +83,7 @@ from loadgen.analysis.summary import (
 from loadgen.analysis.thresholds import (
     BadRule,
     Finding,
+    Rule,
     check_metric,
     judge_rule,
     parse_rule,
@@ -99,12 +100,15 @@ __all__ = [
     "BadRule",
     "Bounds",
     "Finding",
+    "Gaps",
     "Group",
     "Measured",
     "Pairs",
     "Quantile",
+    "Rule",
     "Sample",
     "Shift",
+    "Span",
     "Stat",
     "Summary",
     "SweepStage",

@@ -7,6 +7,7 @@ The nouns:
 - headline: the few figures at the top, different for a run, a sweep and an `ab`.
 - `Plot`: one picture as SVG and PNG. matplotlib is imported only when a plot is drawn; without it reports have
   their tables.
+- `Foreign`: a result of another load generator, read as requests and figures of ours.
 - `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
   in more than what is compared.
 
@@ -18,22 +19,30 @@ from loadgen.report.compare import (
     Comparison,
     Line,
     compare_runs,
+    compare_values,
     flat_metrics,
     metrics_of,
 )
+from loadgen.report.compare_tables import Judged, comparison_page, side_by_side
+from loadgen.report.foreign import read_foreign
 from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.result import result_json
 from loadgen.report.write import write_measured, write_reports
 
 __all__ = [
     "Comparison",
+    "Judged",
     "Line",
     "compare_runs",
+    "compare_values",
+    "comparison_page",
     "escape_markdown",
     "flat_metrics",
     "markdown_table",
     "metrics_of",
+    "read_foreign",
     "result_json",
+    "side_by_side",
     "write_measured",
     "write_reports",
 ]
