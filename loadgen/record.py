@@ -130,6 +130,7 @@ class Run(msgspec.Struct, kw_only=True):
     start_unix_ns: int = 0  # CLOCK_REALTIME at the run's start
     workers: int = 1
     interrupted: bool = False
+    stopped: str = ""  # why failures ended it early (--max-errors); empty: they did not
     lag: Lag = msgspec.field(default_factory=Lag)
     invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
     warnings: list[str] = []

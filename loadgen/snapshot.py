@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
+
+OWN_ENDS: Final = frozenset({"cancelled", "left", "shed"})
+"""Failures that are not the server's."""
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
@@ -24,6 +28,11 @@ class Snapshot(msgspec.Struct, kw_only=True):
     tokens: int = 0  # by usage, of requests that have ended
     ttft_ms: list[float] = []
     lag_ms: float | None = None  # of the loop, p99 so far
+
+    @property
+    def errors(self) -> int:
+        """Failed requests, without those that the generator itself ended or did not send."""
+        return sum(number for kind, number in self.failed.items() if kind not in OWN_ENDS)
 
     @property
     def ttft_p50_ms(self) -> float | None:

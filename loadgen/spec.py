@@ -66,6 +66,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.late_ms, self.error_share * (median_ms or 0.0))
 
 
+LEAST_ENDED: Final = 20
+"""Requests that must have ended before a share of them is judged."""
+
+
+class ErrorLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many failed requests end a run: `count` of them, or more than `share` of at least LEAST_ENDED."""
+
+    count: int | None = None
+    share: float | None = None
+
+    def reached(self, failed: int, ended: int) -> str:
+        """Why the run ends, in words; empty while it goes on."""
+        if self.count is not None and failed >= self.count:
+            return f"{failed:,} requests failed, --max-errors {self.count:,}"
+        if self.share is not None and ended >= LEAST_ENDED and failed > self.share * ended:
+            return f"{failed:,} of {ended:,} requests failed, --max-errors {100 * self.share:g}%"
+        return ""
+
+
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """When requests are sent. `max_concurrency` alone is a closed loop; with a rate it caps an open one."""
 
@@ -73,3 +92,4 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     open_loop: bool = False
     shed: bool = False  # drop requests above the cap and count them, instead of queueing
     max_seconds: float | None = None
+    max_errors: ErrorLimit | None = None

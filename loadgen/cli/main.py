@@ -54,9 +54,9 @@ COMMANDS: Final = {
 DESCRIPTION: Final = """\
 Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
 
-exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate allows; 2 wrong usage, or no
-response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130 ended by Ctrl-C,
-with the report written."""
+exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate or --max-errors allows; 2 wrong
+usage, or no response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130 ended
+by Ctrl-C, with the report written."""
 
 
 class _Version(argparse.Action):

@@ -104,6 +104,12 @@ def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--ramp-up-start-rps", type=positive, metavar="R")
     group.add_argument("--ramp-up-end-rps", type=positive, metavar="R")
     group.add_argument(
+        "--max-errors",
+        type=values.error_limit,
+        metavar="N|SHARE",
+        help="end the run when N requests have failed, or more than a share such as 5%%; exit code 1",
+    )
+    group.add_argument(
         "--trace-speed",
         type=positive,
         default=1.0,
@@ -266,6 +272,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         open_loop=schedule.open_loop,
         shed=args.shed,
         max_seconds=args.max_seconds,
+        max_errors=getattr(args, "max_errors", None),
     )
     return schedule, pace
 

@@ -7,9 +7,10 @@ from collections import Counter, deque
 from typing import Final
 
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.snapshot import Snapshot
+from loadgen.snapshot import OWN_ENDS, Snapshot
 
 RECENT: Final = 200
+_ERROR: Final = re.compile(rb'^data: ?\{"error"', re.MULTILINE)
 _TOKENS: Final = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
@@ -30,9 +31,17 @@ class Progress:
             self.failed["status"] += 1
         if exchange.first_ns and exchange.wrote_ns:
             self._ttft.append((exchange.first_ns - exchange.wrote_ns) // 1000 / 1e3)
-        counts = _TOKENS.findall(b"".join(exchange.parts[-2:])[-4096:])
+        tail = b"".join(exchange.parts[-2:])[-4096:]
+        if exchange.failure is None and exchange.status == 200 and _ERROR.search(tail):
+            self.failed["error_frame"] += 1
+        counts = _TOKENS.findall(tail)
         if counts:
             self.tokens += int(counts[-1])
+
+    @property
+    def errors(self) -> int:
+        """As `Snapshot.errors`."""
+        return sum(number for kind, number in self.failed.items() if kind not in OWN_ENDS)
 
     def snapshot(self) -> Snapshot:
         return Snapshot(done=self.done, failed=dict(self.failed), tokens=self.tokens, ttft_ms=list(self._ttft))

@@ -39,6 +39,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     worker_error: WorkerError
     start_unix_ns: int
     interrupted: bool = False
+    stopped: str = ""  # why `max_errors` ended it
     overrun: bool = False
     waited: int = 0
     shed: int = 0
@@ -123,9 +124,16 @@ class Session:
         worker_error = WorkerError()
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
+        stopped = ""
+
         def ended(exchange: Exchange) -> None:
+            nonlocal stopped
             progress.ended(exchange)
             backlog.add(exchange)
+            if pace.max_errors is not None and not stopped:
+                stopped = pace.max_errors.reached(progress.errors, progress.done)
+                if stopped:
+                    runner.stop()
 
         def build(scheduled: ScheduledRequest) -> PreparedRequest:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
@@ -155,6 +163,7 @@ class Session:
             worker_error=worker_error,
             start_unix_ns=clock.start_unix_ns(),
             interrupted=self._stopped,
+            stopped=stopped,
             overrun=runner.overrun,
             waited=runner.waited,
             shed=runner.shed,

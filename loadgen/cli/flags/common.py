@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from loadgen.cli.flags import values
 from loadgen.secrets import HIDDEN, is_secret
-from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
+from loadgen.spec import MIB, PATHS, Body, Endpoint, ErrorLimit, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
     "openai-chat": "chat",
@@ -294,6 +294,8 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
             value = [f"{key}: {HIDDEN if is_secret(key) else text}" for key, text in value]
         elif name == "metadata":
             value = dict(value)
+        elif isinstance(value, ErrorLimit):
+            value = f"{100 * value.share:g}%" if value.share is not None else value.count
         elif isinstance(value, float) and math.isinf(value):
             value = "inf"
         if not callable(value):

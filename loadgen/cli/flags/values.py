@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from loadgen.spec import ErrorLimit
+
 VLLM_METRICS: Final = ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue")
 
 
@@ -117,6 +119,22 @@ def metric_names(text: str) -> list[str]:
             f"{', '.join(unknown) or repr(text)} is no metric; give some of {', '.join(VLLM_METRICS)}"
         )
     return names
+
+
+def error_limit(text: str) -> ErrorLimit:
+    """A number of failed requests, or a share of those that ended: `10`, `5%` or `0.05`."""
+    share = text.endswith("%") or "." in text
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if share and 0 <= number < 1:
+            return ErrorLimit(share=number)
+        if not share and number >= 1:
+            return ErrorLimit(count=int(text))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r:.40} is no limit; give a number of failed requests such as 10, or a share such as 5% or 0.05"
+    )
 
 
 def rates(text: str) -> list[float]:

@@ -80,7 +80,7 @@ class Job(msgspec.Struct, kw_only=True):
     def share(self, worker: int, events: str) -> Job:
         """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
         cap = self.pace.max_concurrency
-        pace = self.pace
+        pace = msgspec.structs.replace(self.pace, max_errors=None)  # the parent counts for all of them
         if cap is not None:
             share = cap // self.workers + (worker < cap % self.workers)
             pace = msgspec.structs.replace(pace, max_concurrency=share)

@@ -41,7 +41,7 @@ async def run_single(
             outcome = await session.phase(
                 schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
             )
-    run.interrupted = outcome.interrupted
+    run.interrupted, run.stopped = outcome.interrupted, outcome.stopped
     run.start_unix_ns = outcome.start_unix_ns
     _add_warnings(run, outcome.waited, outcome.overrun, job)
     return records, [outcome.worker_error]
