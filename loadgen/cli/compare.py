@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -15,19 +15,16 @@ from loadgen.analysis import (
     BadGoodput,
     BadRule,
     Finding,
-    Measured,
     Rule,
-    Summary,
     check_metric,
     digits,
     judge_rule,
     parse_rule,
     signed,
-    summarise_measured,
 )
-from loadgen.cli.report import load, refuse, slos_of
+from loadgen.cli.report import refuse
+from loadgen.cli.runs.read import Side, read_side
 from loadgen.errors import StoreError
-from loadgen.record import Run
 from loadgen.report import (
     Comparison,
     Judged,
@@ -36,27 +33,13 @@ from loadgen.report import (
     compare_values,
     comparison_page,
     escape_markdown,
-    flat_metrics,
     markdown_table,
     metrics_of,
-    read_foreign,
-    result_json,
     side_by_side,
 )
-from loadgen.store import RUN, read_run
 
 FAILED: Final = 1
 IN_WORDS: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
-
-
-class Side(NamedTuple):
-    """One run. Without single requests there is no summary, and the values are those of its file."""
-
-    name: str
-    run: Run
-    summary: Summary | None
-    requests: list[Measured]
-    values: dict[str, float | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,9 +69,9 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     """0; 1 if a rule is broken or cannot be judged; 2 for folders or rules that cannot be used."""
     try:
         rules = [parse_rule(text) for text in args.fail_if]
-        a = _read(args.a)
+        a = read_side(args.a)
         judged = [
-            _judged(letter_of(number), a, _read(path), rules, certain=args.certain)
+            _judged(letter_of(number), a, read_side(path), rules, certain=args.certain)
             for number, path in enumerate((args.b, *args.more), 1)
         ]
     except (StoreError, BadRule, BadGoodput) as error:
@@ -135,24 +118,6 @@ def main_compare(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadgen compare", description=main.__doc__)
     add_arguments(parser)
     return main(parser.parse_args(list(argv)), argv)
-
-
-def _read(path: Path) -> Side:
-    """Read a run from its raw events, so that the same definitions apply whatever version ran it; a file in its
-    folder stands for the folder. Anything else is another tool's result."""
-    folder = path.parent if path.is_file() and (path.parent / RUN).exists() else path
-    if not folder.exists():
-        raise StoreError(f"{path}: No such file or directory")
-    if folder.is_dir() and (folder / RUN).exists():
-        run = read_run(folder)
-        requests, summary = load(folder, run, slos_of(run.config))
-        return Side(str(path), run, summary, requests, flat_metrics(result_json(run, summary)))
-    foreign = read_foreign(path)
-    if not foreign.requests:
-        return Side(str(path), foreign.run, None, [], dict(foreign.values))
-    measured = summarise_measured(foreign.run, foreign.requests)
-    values = flat_metrics(result_json(foreign.run, measured))
-    return Side(str(path), foreign.run, measured, foreign.requests, values)
 
 
 def as_json(comparison: Comparison, findings: Sequence[Finding]) -> str:

@@ -131,8 +131,8 @@ def _completed(records: Sequence[Record]) -> list[Record]:
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
-    """130 after Ctrl-C; 1 if `--max-errors` ended it, too many requests failed, or none ended; 3 if the measurement
-    is invalid; else 0."""
+    """130 after Ctrl-C; 1 if `--max-errors` ended it, too many requests failed, or none ended; 3 if the
+    measurement is invalid; else 0."""
     measured = [record for record in records if not record.warmup and record.failure != "cancelled"]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:

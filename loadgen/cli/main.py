@@ -48,15 +48,18 @@ COMMANDS: Final = {
     ),
     "report": Command("loadgen.cli.report", "write a run's reports again from its raw events", "FOLDER [FLAGS]"),
     "compare": Command(
-        "loadgen.cli.compare", "compare two runs: effect, interval, verdict, exit code", "A B [FLAGS]"
+        "loadgen.cli.compare",
+        "compare runs, also those of other tools: effect, interval, verdict, exit code",
+        "A B [C ...] [FLAGS]",
     ),
+    "export": Command("loadgen.cli.runs.export", "runs or requests as CSV", "RUN [RUN ...] [FLAGS]"),
 }
 DESCRIPTION: Final = """\
 Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
 
 exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate or --max-errors allows; 2 wrong
-usage, or no response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130 ended
-by Ctrl-C, with the report written."""
+usage, or no response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130
+ended by Ctrl-C, with the report written."""
 
 
 class _Version(argparse.Action):

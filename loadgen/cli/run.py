@@ -19,6 +19,7 @@ from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.runs.repeat import check_repeat, repeat
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
@@ -57,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_times(parser)
     flags.add_limits(parser)
     flags.add_output(parser)
+    parser.add_argument(
+        "--repeat",
+        type=values.whole(1, 1000),
+        default=1,
+        metavar="K",
+        help="run the load K times, with seeds from --seed on, and give each figure's interval over the runs",
+    )
     add_result_file(parser)
 
 
@@ -126,11 +134,20 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     check_result_file(args)
+    check_repeat(args)
+    if args.repeat == 1:
+        return await _once(args, argv, None)
+    folder = finish.make_folder(args.result_dir, args.label or "repeats", finish.now())
+    return await repeat(args, folder, lambda place: _once(args, argv, place))
+
+
+async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) -> int:
+    """One run, in this folder or in a new one of --result-dir."""
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
     job = await prepare(args, {"a": base}, hide)
     workload = open_workload(job.workload)
-    folder = finish.make_folder(args.result_dir, args.label, finish.now())
+    folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
         if job.workers == 1:

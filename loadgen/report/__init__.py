@@ -23,10 +23,11 @@ from loadgen.report.compare import (
     flat_metrics,
     metrics_of,
 )
-from loadgen.report.compare_tables import Judged, comparison_page, side_by_side
-from loadgen.report.foreign import read_foreign
 from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.result import result_json
+from loadgen.report.runs.foreign import read_foreign
+from loadgen.report.runs.repeats import repeats_json, repeats_table, spreads_of
+from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
 from loadgen.report.write import write_measured, write_reports
 
 __all__ = [
@@ -41,8 +42,11 @@ __all__ = [
     "markdown_table",
     "metrics_of",
     "read_foreign",
+    "repeats_json",
+    "repeats_table",
     "result_json",
     "side_by_side",
+    "spreads_of",
     "write_measured",
     "write_reports",
 ]

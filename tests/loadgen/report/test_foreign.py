@@ -13,7 +13,7 @@ import pytest
 
 from loadgen.cli.compare import letter_of, main_compare
 from loadgen.errors import StoreError
-from loadgen.report.foreign import read_foreign
+from loadgen.report.runs.foreign import read_foreign
 from loadgen.store import append, write_run
 from tests.loadgen.kit.sampling import Engine, Load, records, run_of
 

@@ -52,14 +52,14 @@ def read_foreign(path: Path) -> Foreign:
     """Raises StoreError for a file that no known tool writes, or that does not hold what that tool writes."""
     try:
         if path.is_dir() or path.name == AIPERF_RECORDS:
-            return _aiperf(path if path.is_dir() else path.parent)
+            return _from_zero(_aiperf(path if path.is_dir() else path.parent))
         document = _last_line(path)
         if "aiperf_version" in document:
-            return _aiperf(path.parent)
+            return _from_zero(_aiperf(path.parent))
         if "benchmarks" in document and "guidellm_version" in (document.get("metadata") or {}):
-            return _guidellm(path, document)
+            return _from_zero(_guidellm(path, document))
         if "request_throughput" in document and "date" in document:
-            return _vllm(path, document)
+            return _from_zero(_vllm(path, document))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise StoreError(f"{path}: not as this tool writes it ({type(error).__name__}: {error})") from None
     raise StoreError(f"{path}: no known result; {KNOWN}")
@@ -139,6 +139,16 @@ def _measured(
             gaps = array("d", itl_ms)
             measured.itl = measured.chunk_gaps = Gaps(gaps, gaps, gaps)
     return measured
+
+
+def _from_zero(foreign: Foreign) -> Foreign:
+    """Times from when the first request was due."""
+    zero = min((request.due_ns for request in foreign.requests), default=0)
+    for request in foreign.requests:
+        request.due_ns -= zero
+        request.sent_ns = None if request.sent_ns is None else request.sent_ns - zero
+        request.end_ns = None if request.end_ns is None else request.end_ns - zero
+    return foreign
 
 
 def _exact(value: float | None) -> Span | None:
