@@ -52,6 +52,9 @@ COMMANDS: Final = {
         "compare runs, also those of other tools: effect, interval, verdict, exit code",
         "A B [C ...] [FLAGS]",
     ),
+    "merge": Command(
+        "loadgen.cli.runs.merge", "join the shares of a run on several machines", "FOLDER FOLDER [...] [FLAGS]"
+    ),
     "export": Command("loadgen.cli.runs.export", "runs or requests as CSV", "RUN [RUN ...] [FLAGS]"),
 }
 DESCRIPTION: Final = """\

@@ -19,6 +19,7 @@ from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
 from loadgen.cli.runs.repeat import check_repeat, repeat
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the load K times, with seeds from --seed on, and give each figure's interval over the runs",
     )
     add_result_file(parser)
+    add_machines(parser)
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +137,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     check_result_file(args)
     check_repeat(args)
+    check_machines(args, os.environ)
     if args.repeat == 1:
         return await _once(args, argv, None)
     folder = finish.make_folder(args.result_dir, args.label or "repeats", finish.now())
@@ -150,13 +153,17 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
-        if job.workers == 1:
+        if args.machines > 1:
+            records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
+        elif job.workers == 1:
             schedule = job_schedule(job, workload)
             records, worker_errors = await run_single(
                 job, workload, schedule, run, folder, hide, view, total=job.num_prompts
             )
         else:
             records, worker_errors = await run_workers(job, run, folder, view)
+    if run.share is not None:
+        return end_of_share(run, folder)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     lateness_counts = job.schedule.open_loop and not job.schedule.all_at_once
     code = end(args, folder, run, records, worker_errors, open_loop=lateness_counts)

@@ -14,6 +14,8 @@ The nouns, in the order in which a request meets them:
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
+- `Leader`, `join_run`: a run on several machines; each one's `Part` goes to machine 0.
+
 `run_single` carries out a job here, `run_workers` in several processes that share the schedule by arithmetic.
 """
 
@@ -27,6 +29,9 @@ from loadgen.drive.capture.client import Client, failure_of
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.machines.leader import Gathered, Leader
+from loadgen.drive.machines.member import join_run
+from loadgen.drive.machines.share import Part
 from loadgen.drive.pacer import Ramp, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
@@ -60,7 +65,10 @@ __all__ = [
     "Client",
     "Clock",
     "Exchange",
+    "Gathered",
     "Job",
+    "Leader",
+    "Part",
     "Ramp",
     "RequestBuilder",
     "Schedule",
@@ -70,6 +78,7 @@ __all__ = [
     "beyond_calibration",
     "failure_of",
     "job_schedule",
+    "join_run",
     "judge_self_error",
     "lag_of",
     "load_calibration",

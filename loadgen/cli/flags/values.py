@@ -77,6 +77,18 @@ def header_text(text: str) -> str:
     return text
 
 
+def address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`; IPv6 in brackets."""
+    parts = urlsplit(f"//{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or not port or parts.path or parts.query or "@" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not HOST:PORT, such as lg-0.lg:7766")
+    return parts.hostname, port
+
+
 def pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
