@@ -96,7 +96,7 @@ async def run_on_machines(
     if gathered.lost:
         _keep_share(run, gathered.parts[0], args, folder)
         raise UsageError(_lost(gathered.lost, folder))
-    return merge_parts(run, gathered, folder)
+    return merge_parts(run, gathered, folder, args.limit_error_ms)
 
 
 def _lost(why: str, folder: Path) -> str:
@@ -130,8 +130,13 @@ def end_of_share(run: Run, folder: Path) -> int:
     return 130 if run.interrupted else 0
 
 
-def merge_parts(run: Run, gathered: Gathered, folder: Path) -> tuple[list[Record], list[WorkerError]]:
-    """All records in the order of the schedule, in `folder` too, and each machine's own error. Updates `run`."""
+def merge_parts(
+    run: Run, gathered: Gathered, folder: Path, limit_ms: float
+) -> tuple[list[Record], list[WorkerError]]:
+    """All records in the order of the schedule, in `folder` too, and each machine's own error.
+
+    Updates `run`, with a warning if the clocks differ by more than `limit_ms`.
+    """
     outcomes = [part.outcome for part in gathered.parts]
     records = merged_records([part.records for part in gathered.parts], folder)
     run.workers = len(gathered.parts)
@@ -144,7 +149,10 @@ def merge_parts(run: Run, gathered: Gathered, folder: Path) -> tuple[list[Record
         run.warnings.append(
             f"{waited} requests waited to be sent; their waiting time counts from when they were due"
         )
-    print(clocks_in_words(run.machines), file=sys.stderr)
+    words = clocks_in_words(run.machines)
+    print(words, file=sys.stderr)
+    if max(machine.clock_error_ms for machine in run.machines) > limit_ms:
+        run.warnings.append(words)
     return records, [outcome.worker_error for outcome in outcomes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Callable
@@ -103,6 +104,17 @@ class Member:
         )
 
 
+def _interface(host: str) -> str | None:
+    """Where to listen: at an address; for a name, which its own machine may not resolve yet, on all interfaces."""
+    if host == "localhost":
+        return host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return host
+
+
 class Gathered(NamedTuple):
     """Every machine's part in the order of their numbers; those that were `lost` are missing."""
 
@@ -126,9 +138,9 @@ class Leader:
 
     async def __aenter__(self) -> Leader:
         try:
-            self._server = await asyncio.start_server(self._connected, *self._address, limit=LINE_LIMIT)
-        except OSError as error:
             host, port = self._address
+            self._server = await asyncio.start_server(self._connected, _interface(host), port, limit=LINE_LIMIT)
+        except OSError as error:
             raise UsageError(f"cannot listen for other machines at {host}:{port}: {error.strerror}") from None
         return self
 

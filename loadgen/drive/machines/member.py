@@ -117,6 +117,6 @@ async def _connect(address: tuple[str, int], wait_s: float) -> Link:
         except (OSError, TimeoutError) as error:
             if time.monotonic() >= until:
                 raise UsageError(
-                    f"no machine 0 at {host}:{port} within {wait_s:g} s: {error or 'no answer'}"
+                    f"no machine 0 at {host}:{port} within {wait_s:g} s: {str(error) or 'no answer'}"
                 ) from None
         await asyncio.sleep(RETRY)

@@ -100,10 +100,13 @@ def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
-    """Prompts like the run's but none of them; the same ones to every target."""
-    share = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
-    prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(share)) for target in job.targets]
-    return (ScheduledRequest(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
+    """Prompts like the run's but none of them; the same ones to every target, and no two workers' the same."""
+    items = itertools.islice(workload.warmups(job.num_warmups), job.worker, None, job.workers)
+    prompts = [(prompt, target) for prompt in prompts_of(items) for target in job.targets]
+    return (
+        ScheduledRequest(-1 - job.worker - job.workers * place, prompt, None, target)
+        for place, (prompt, target) in enumerate(prompts)
+    )
 
 
 async def warm_up(

@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (
             "rnu",
             "loadgen: COMMAND: 'rnu' is not one of run, vllm-bench-serve, ab, sweep, calibrate, report, compare, "
-            "export; did you mean run?",
+            "merge, export; did you mean run?",
         ),
         ("run --backend opnai", "openai, vllm, openai-embeddings; did you mean openai?"),
         ("sweep --workers 2", "loadgen sweep: --workers is for `run`: "),

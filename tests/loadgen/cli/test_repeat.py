@@ -29,7 +29,10 @@ def test_the_interval_is_students_over_the_runs() -> None:
 
 
 def test_only_figures_that_every_run_has_are_shown() -> None:
-    results = [{"median_ttft_ms": 1.0, "p99_ttft_ms": 2.0}, {"median_ttft_ms": 3.0, "p99_ttft_ms": None}]
+    results: list[dict[str, float | None]] = [
+        {"median_ttft_ms": 1.0, "p99_ttft_ms": 2.0},
+        {"median_ttft_ms": 3.0, "p99_ttft_ms": None},
+    ]
     assert [spread.metric for spread in spreads_of(results)] == ["median_ttft_ms"]
     assert spreads_of(results[:1]) == []
     assert "| median_ttft_ms" in "\n".join(repeats_table(spreads_of(results)))
