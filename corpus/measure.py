@@ -24,6 +24,8 @@ def prompt_bytes(fields: dict[str, Any]) -> bytes:
             parts += [text, b"\x1e", str(message.get("role")).encode(), b"\x1f"]
         return b"".join(parts)
     value = fields.get("prompt", fields.get("input", ""))
+    if "query" in fields:  # rerank: an engine reads the query before each document
+        value = [fields["query"], fields.get("documents", [])]
     return value.encode() if isinstance(value, str) else _ENCODER.encode(value)
 
 

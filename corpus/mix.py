@@ -60,7 +60,7 @@ def with_nonce(fields: dict[str, Any], nonce: str) -> dict[str, Any]:
     if "messages" in fields:
         first, *rest = fields["messages"]
         return {**fields, "messages": [{**first, "content": _before(front, first.get("content"))}, *rest]}
-    name = "prompt" if "prompt" in fields else "input"
+    name = next((name for name in ("prompt", "input", "query") if name in fields), "input")
     value = fields[name]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return {**fields, name: [front + item for item in value]}

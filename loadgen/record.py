@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+MAX_ANSWER = 65_536
+
 SCHEMA = 1
 """Increased when a field changes its meaning. A file of another schema is refused."""
 
@@ -55,12 +57,17 @@ Failure = Literal[
     "refused",  # no connection
     "timeout",
     "status",  # an HTTP status other than 2xx
-    "truncated",  # the stream ended without [DONE], or the body before its end
+    "truncated",  # the stream ended without [DONE] or without a finish_reason, or the body before its end
+    "aborted",  # a finish_reason that is none of OpenAI's, such as vLLM's `abort` and `error`
     "error_frame",  # an error event inside a 200
     "garbage",  # not a response of this API
     "cancelled",  # the run ended first (Ctrl-C, --max-seconds); not the server's failure
+    "left",  # its client cancelled it on purpose (--cancel); not a failure
     "shed",  # due, but above --max-concurrency in an open loop, and not sent
 ]
+
+CUT_OFF = frozenset({"cancelled", "left"})
+"""Kinds of `Failure` that are no failures: the generator ended the request, not the server."""
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -73,6 +80,13 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     pair: int | None = None  # `ab`: records of one pair carry the same request
     worker: int = 0
     stage: str = ""  # sweep's or ramp's stage, e.g. "rate=8"
+    conversation: str = ""  # the conversation it is a turn of
+    turn: int = 0  # its place in that, from 1; 0: it is no turn
+    turns: int = 0  # how many requests the conversation has
+    model: str = ""  # where a run mixes models
+    cancel: Literal["", "tokens", "time"] = (
+        ""  # chosen by --cancel, and when; one that completed first has no failure
+    )
     warmup: bool = False
     waited: bool = False  # due while the cap was reached: sent - due is queueing, not lateness
     resent: int = 0  # how often it was sent again because the server had closed the kept-alive connection
@@ -93,9 +107,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
     bytes_in: int = 0
     bytes_out: int = 0
-    answer: str | None = (
-        None  # the content of the first choice, where the run keeps it; at most MAX_ANSWER characters
-    )
+    answer: str | None = None  # what was generated, where `ab` compares the answers; at most MAX_ANSWER characters
 
 
 class Lag(msgspec.Struct, kw_only=True):
@@ -111,6 +123,40 @@ class Lag(msgspec.Struct, kw_only=True):
     cpu: float = 0.0  # CPU seconds per wall second of the busiest worker process
     clock_drift_ms: float = 0.0  # realtime against monotonic, over the run
     floor_ms: dict[str, float] | None = None  # error floor of TTFT and ITL, if `calibrate` was run
+
+
+class CancelCheck(msgspec.Struct, kw_only=True):
+    """Whether an engine stopped when clients left, by its own /metrics."""
+
+    url: str
+    within_s: float  # the time it has to stop
+    before: float  # requests running and waiting before the run
+    after: float | None = None  # and at the last reading after it
+    settle_s: float | None = (
+        None  # from the end of the last request until it was back at `before`; None: it was not
+    )
+    excess: float = 0.0  # the most requests it had above those in flight within the time, during the run
+    readings: int = 0
+    left: int = 0  # requests that were cancelled
+    aborted_before: float | None = None
+    aborted: float | None = None  # requests that it says it stopped, during the run; None: it does not say
+
+    @property
+    def problem(self) -> str | None:
+        """What shows that it did not stop; None if nothing does."""
+        if self.excess > 0:
+            return (
+                f"{self.url} had {self.excess:g} requests more than were in flight, {self.within_s:g} s after "
+                "clients left"
+            )
+        if self.left and self.settle_s is None:
+            now = (
+                "did not answer"
+                if self.after is None
+                else f"still had {self.after:g} requests ({self.before:g} before)"
+            )
+            return f"{self.url} {now} {self.within_s:g} s after the run"
+        return None
 
 
 class Machine(msgspec.Struct, kw_only=True):
@@ -152,6 +198,8 @@ class Run(msgspec.Struct, kw_only=True):
     interrupted: bool = False
     stopped: str = ""  # why failures ended it early (--max-errors); empty: they did not
     lag: Lag = msgspec.field(default_factory=Lag)
-    invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
+    invalid: list[str] = []  # reasons why figures must not be used; empty: valid
+    touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure
     warnings: list[str] = []
+    cancel_checks: list[CancelCheck] = []
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

@@ -6,13 +6,29 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "embeddings", "responses", "messages", "rerank"]
 
 PATHS: Final[dict[Endpoint, str]] = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
+    "responses": "/v1/responses",
+    "messages": "/v1/messages",
+    "rerank": "/v1/rerank",
 }
+PromptForm = Literal["chat", "completions", "embeddings"]
+"""The form in which a workload keeps its prompts: a request for Responses or Messages starts as one for chat."""
+
+FORMS: Final[dict[Endpoint, PromptForm]] = {
+    "chat": "chat",
+    "completions": "completions",
+    "embeddings": "embeddings",
+    "responses": "chat",
+    "messages": "chat",
+    "rerank": "embeddings",
+}
+GENERATING: Final = frozenset({"chat", "completions", "responses", "messages"})
+"""Endpoints that generate tokens; the others answer with numbers."""
 MIB: Final = 1024 * 1024
 
 
@@ -42,6 +58,29 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     ignore_eos: bool = False
     extra: dict[str, Any] = {}
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that their client cancels after `tokens` of the response, or `seconds` after sending."""
+
+    share: float
+    tokens: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        when = f"{self.tokens} tokens" if self.tokens is not None else f"{self.seconds:g} s"
+        return f"{self.share:.1%} of the requests after {when}"
+
+
+class ModelMix(msgspec.Struct, frozen=True, kw_only=True):
+    """Models, such as LoRA adapters, with their shares of the requests."""
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...]  # of the sum
+    in_turn: bool = False  # round-robin; shares do not count then
+    by_prompt: bool = False  # equal prompts go to the same model, so that duplicates stay duplicates
+    seed: int = 0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,5 +130,6 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int | None = None
     open_loop: bool = False
     shed: bool = False  # drop requests above the cap and count them, instead of queueing
-    max_seconds: float | None = None
+    max_seconds: float | None = None  # after it nothing more is sent
+    grace_seconds: float = 0.0  # after `max_seconds`, for requests in flight to end by themselves
     max_errors: ErrorLimit | None = None

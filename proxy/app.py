@@ -61,7 +61,17 @@ from proxy.server import (
     places,
     state_gauges,
 )
-from proxy.telemetry import FLUSH_SECONDS, Audit, Certificates, Containment, Log, Metrics, Otel, certificates
+from proxy.telemetry import (
+    FLUSH_SECONDS,
+    Audit,
+    Certificates,
+    Containment,
+    Log,
+    Metrics,
+    Otel,
+    Recording,
+    certificates,
+)
 from proxy.upstream import (
     MOST,
     Backends,
@@ -237,6 +247,7 @@ async def running(
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
+            recording=_recording(settings, log, metrics, stack),
         )
         await first_look(fleet.health_checks)
         reload = (
@@ -457,6 +468,27 @@ def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificate
 def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
     shared = admission.limiter.shared if admission is not None else None
     return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
+
+
+def _recording(settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack) -> Recording | None:
+    """Raises SettingsError for a file that cannot be written."""
+    if not settings.record_file:
+        return None
+    recording = Recording(
+        settings.record_file,
+        whole=settings.record_prompts == "whole",
+        max_bytes=settings.record_max_bytes,
+        files=settings.record_files,
+        tell=lambda text: log.often("error", "request not recorded", text, detail=text),
+    )
+    stack.callback(recording.close)
+    metrics.counter("recorded_requests_total", "Requests written to the recording.", lambda: recording.written)
+    metrics.counter(
+        "recording_dropped_total",
+        "Requests not recorded: the disk was slow or full.",
+        lambda: recording.dropped,
+    )
+    return recording
 
 
 def _files(reloads: FileReloads, contents: Contents, audit: Audit) -> FileWatch:

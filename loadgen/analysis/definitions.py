@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from loadgen.record import FRESH, GENERATED, Event, Failure, Kind, Record
+from loadgen.record import CUT_OFF, FRESH, GENERATED, Event, Failure, Kind, Record
 
 MS: Final = 1e6
 """Nanoseconds in a millisecond."""
@@ -93,7 +93,12 @@ class Measured:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
-    answer: str | None = None  # the text of the response, where the run kept it
+    conversation: str = ""
+    turn: int = 0
+    turns: int = 0
+    model: str = ""
+    chosen: str = ""  # by --cancel: "tokens" or "time"
+    answer: str | None = None
 
     @property
     def completed(self) -> bool:
@@ -101,8 +106,13 @@ class Measured:
 
     @property
     def cancelled(self) -> bool:
-        """The run ended before it did: neither a success nor a failure."""
-        return self.failure == "cancelled"
+        """The run ended before it did, or its client left on purpose: neither a success nor a failure."""
+        return self.failure in CUT_OFF
+
+    @property
+    def left(self) -> bool:
+        """Its client left on purpose (--cancel)."""
+        return self.failure == "left"
 
     @property
     def fresh(self) -> bool:
@@ -142,13 +152,33 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         prompt_tokens=record.prompt_tokens,
         output_tokens=record.completion_tokens,
         cached_tokens=record.cached_tokens,
+        conversation=record.conversation,
+        turn=record.turn,
+        turns=record.turns,
+        model=record.model,
+        chosen=record.cancel,
         answer=record.answer,
     )
     if record.sent_ns is not None:
         measured.queued = max(0.0, (record.sent_ns - record.due_ns) / MS)
+    counted = VLLM if definitions == "vllm" else GENERATED
     if record.failure is None and record.sent_ns is not None and record.end_ns is not None:
-        _succeeded(measured, record, record.sent_ns, record.end_ns, VLLM if definitions == "vllm" else GENERATED)
+        _succeeded(measured, record, record.sent_ns, record.end_ns, counted)
+    elif record.failure == "left" and record.cancel == "tokens" and record.sent_ns is not None:
+        _reached(measured, record, record.sent_ns, counted)
     return measured
+
+
+def _reached(measured: Measured, record: Record, sent: int, counted: Iterable[Kind]) -> None:
+    """TTFT and gaps of a request that was left after so many tokens. One that was left after a time has none: only
+    those whose first token came in that time would count, which are the fast ones."""
+    events = [event for event in record.events if event.kind in counted]
+    if not events:
+        return
+    measured.generated = len(events)
+    measured.censored = sum(event.low_ns < event.at_ns for event in events)
+    measured.ttft = _since(events[0], sent)
+    _gaps(measured, events, len({event.choice for event in events}), sent)
 
 
 def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted: Iterable[Kind]) -> None:

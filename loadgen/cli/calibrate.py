@@ -122,7 +122,10 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 async def server() -> AsyncIterator[str]:
     """The URL of the server of known schedule, in its own process."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadgen.cli.calibration_server", stdin=PIPE, stdout=PIPE
+        *(sys.executable, "-m", "loadgen.cli.calibration_server"),
+        stdin=PIPE,
+        stdout=PIPE,
+        start_new_session=True,  # the terminal's Ctrl-C is for this process, which ends the server
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -226,9 +229,10 @@ async def stage(
         outcome = await session.phase(schedule_requests([prompt] * count, times), pace, _discard)
     lag = lag_of(measured.records, [outcome.worker_error])
     limits = Limits()
-    wrong = judge_self_error(
+    faults, _ = judge_self_error(
         lag, measured.records, limits, outcome.worker_error.step_ns, open_loop=rate is not None
-    )[0]
+    )
+    wrong = [fault.text for fault in faults]
     ttft, itl = percentiles_ms(measured.ttft_ns), percentiles_ms(measured.itl_ns)
     wrong += _errors(ttft, itl, limits)
     failed = sum(record.failure is not None for record in measured.records)

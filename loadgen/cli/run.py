@@ -8,15 +8,23 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadgen import store
+from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.loads import (
+    add_cancel,
+    add_conversation_rate,
+    cancel_of,
+    models_of,
+)
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
@@ -25,6 +33,7 @@ from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_p
 from loadgen.cli.terminal import live
 from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
 from loadgen.drive import (
+    CancelWatch,
     Client,
     Job,
     Ramp,
@@ -48,13 +57,16 @@ Chooser = Callable[[argparse.Namespace, Job, Speed], Choice]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
-    add_arrivals(parser).add_argument(
+    arrivals = add_arrivals(parser)
+    add_conversation_rate(arrivals)
+    arrivals.add_argument(
         "--workers",
         type=values.whole(1, 256),
         default=1,
         metavar="N",
         help="processes that share the schedule (default 1)",
     )
+    add_cancel(parser)
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
@@ -150,18 +162,28 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     base = flags.base_of(args)
     job = await prepare(args, {"a": base}, hide)
     workload = open_workload(job.workload)
-    folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
-    with live.view(quiet=args.quiet) as view:
-        if args.machines > 1:
-            records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
-        elif job.workers == 1:
-            schedule = job_schedule(job, workload)
-            records, worker_errors = await run_single(
-                job, workload, schedule, run, folder, hide, view, total=job.num_prompts
-            )
-        else:
-            records, worker_errors = await run_workers(job, run, folder, view)
+    async with cancel_watch(args, job) as watch:
+        folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
+        with live.view(quiet=args.quiet) as view:
+            if args.machines > 1:
+                records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
+            elif job.workers == 1:
+                records, worker_errors = await run_single(
+                    job,
+                    workload,
+                    job_schedule(job, workload),
+                    run,
+                    folder,
+                    hide,
+                    view,
+                    total=None if next(workload.requests()).then else job.num_prompts,
+                    beside=lambda session: watch.during(session.in_flight_since),
+                )
+            else:
+                records, worker_errors = await run_workers(job, run, folder, view)
+        await watch.settle(sum(record.failure == "left" for record in records))
+        run.cancel_checks = watch.checks
     if run.share is not None:
         return end_of_share(run, folder)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
@@ -171,6 +193,13 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     if written is not None:
         print(f"vLLM's result file: {written}", file=sys.stderr)
     return code
+
+
+def cancel_watch(args: argparse.Namespace, job: Job) -> CancelWatch:
+    """Reads the engine's metrics where requests are cancelled, else nothing."""
+    urls = (args.cancel_metrics or [f"{target}/metrics" for target in job.targets.values()]) if job.cancel else []
+    targets = list(job.targets.values())
+    return CancelWatch(urls, job.http, targets, within=args.cancel_within, asked=bool(args.cancel_metrics))
 
 
 def end(
@@ -184,8 +213,9 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    finish.report(folder, run, records, args.goodput)
-    return finish.exit_code(run, records, args.max_error_rate)
+    written = finish.report(folder, run, records, args.goodput, as_json=args.json, quiet=args.quiet)
+    lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
+    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
 
 
 async def prepare(
@@ -242,10 +272,13 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         num_warmups=args.num_warmups,
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
-        keep_answers=getattr(args, "save_detailed", False),
         id_prefix=args.request_id_prefix,
         secrets=flags.secrets_of(args, os.environ),
+        objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
+        cancel=cancel_of(args),
+        models=models_of(args),
+        keep_answers=keeps_answers(args, targets),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
         raise UsageError(
@@ -254,11 +287,25 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
     return with_trace(args, job)
 
 
+def keeps_answers(args: argparse.Namespace, targets: Mapping[str, str]) -> bool:
+    """Whether records keep the responses' texts: for `--save-detailed`, or to compare those of `ab`'s sides."""
+    greedy = 0 in (args.temperature, args.extra_body.get("temperature"))
+    return getattr(args, "save_detailed", False) or (len(targets) > 1 and greedy)
+
+
 def with_trace(args: argparse.Namespace, job: Job) -> Job:
     """Replay a workload that has times, unless a rate is set. Raises UsageError for an empty workload."""
     first = next(open_workload(job.workload).requests(), None)
     if first is None:
         raise UsageError("the workload has no requests")
+    conversation_rate = getattr(args, "conversation_rate", None)
+    if first.then and args.request_rate and not conversation_rate:
+        raise UsageError(
+            "--request-rate does not apply to conversations, whose later requests wait for answers: give "
+            "--conversation-rate, or --max-concurrency for so many users"
+        )
+    if conversation_rate and job.workload.turns is None and not first.then:
+        raise UsageError("--conversation-rate needs conversations: --turns, or a trace of them")
     if job.schedule.open_loop or first.at_s is None:
         return job
     schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
@@ -280,9 +327,10 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         ramp = Ramp(strategy=args.ramp_up_strategy, start=start, end=stop, over=args.num_prompts or 1000)
     elif args.ramp_up_start_rps or args.ramp_up_end_rps:
         raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy linear or exponential")
-    infinite = args.request_rate == float("inf")
+    rate = args.request_rate or getattr(args, "conversation_rate", None)
+    infinite = rate == float("inf")
     schedule = Schedule(
-        rate=None if infinite else args.request_rate,
+        rate=None if infinite else rate,
         all_at_once=infinite,
         burstiness=None if args.burstiness == float("inf") else args.burstiness or 1.0,
         ramp=ramp,
@@ -297,6 +345,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         shed=args.shed,
         max_seconds=args.max_seconds,
         max_errors=getattr(args, "max_errors", None),
+        grace_seconds=args.grace_seconds,
     )
     return schedule, pace
 

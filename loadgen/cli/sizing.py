@@ -16,8 +16,8 @@ from loadgen.drive import Job, ScheduledRequest, Session, prompts_of, session_of
 from loadgen.errors import UsageError
 from loadgen.record import GENERATED, Event, Kind, Record
 from loadgen.secrets import Hide
-from loadgen.spec import Pace
-from loadgen.workload import open_workload
+from loadgen.spec import GENERATING, Pace
+from loadgen.workload import conversation_size, open_workload
 
 DEFAULT_USERS: Final = 8
 ENDLESS: Final = frozenset({"corpus", "random", "prompt", "prefix_repetition"})
@@ -97,20 +97,21 @@ def lacks_length(job: Job) -> bool:
         or job.workload.corpus_output_len
         or {"max_tokens", "max_completion_tokens"} & {*job.body.extra}
     )
-    return not given and job.workload.dataset_name in OPEN_ENDED and job.endpoint != "embeddings"
+    return not given and job.workload.dataset_name in OPEN_ENDED and job.endpoint in GENERATING
 
 
 def choose_run(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     """Length, count and, for a slow server, concurrency of a `run` or an `ab`."""
     seconds = min(RUN_SECONDS, args.max_seconds or RUN_SECONDS)
     flags: dict[str, Any] = {}
-    rate = job.schedule.rate
+    turns, think = conversation_size(job.workload)
+    rate = job.schedule.rate  # of conversations, where there are any
     if not job.schedule.open_loop and args.max_concurrency is None and speed.users < DEFAULT_USERS:
         flags["max_concurrency"] = speed.users
     tokens = _tokens(
-        job, speed, speed.users * min(RUN_SECONDS / RUN_REQUESTS, 1 / rate if rate else math.inf), flags
+        job, speed, speed.users * min(RUN_SECONDS / RUN_REQUESTS, 1 / (rate * turns) if rate else math.inf), flags
     )
-    per_second = rate or speed.rate(tokens)
+    per_second = rate or speed.users / (turns * speed.request(tokens) + (turns - 1) * think)
     flags["num_prompts"] = count = _within(seconds * per_second / len(job.targets), REQUESTS)
     return Choice(flags, count * len(job.targets) / per_second)
 

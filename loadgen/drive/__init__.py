@@ -11,6 +11,8 @@ The nouns, in the order in which a request meets them:
   kernel.
 - `Backlog`: ended exchanges. They are decoded into `Record`s after the run, so that the loop stays free during
   it.
+- `Conversation`: a scheduled request whose follow-ups are due after its answer. `CancelWatch` reads an engine's
+  metrics to see that it stops when clients leave.
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
@@ -29,10 +31,11 @@ from loadgen.drive.capture.client import Client, failure_of
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.engine_check import CancelWatch
 from loadgen.drive.machines.leader import Gathered, Leader
 from loadgen.drive.machines.member import join_run
 from loadgen.drive.machines.share import Part
-from loadgen.drive.pacer import Ramp, open_loop_times
+from loadgen.drive.pacer import Ramp, counted_times, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
     Schedule,
@@ -52,6 +55,7 @@ from loadgen.drive.requests import (
     schedule_requests,
 )
 from loadgen.drive.self_error import (
+    Fault,
     WorkerError,
     judge_self_error,
     lag_of,
@@ -62,9 +66,11 @@ from loadgen.drive.session import Session
 
 __all__ = [
     "Calibration",
+    "CancelWatch",
     "Client",
     "Clock",
     "Exchange",
+    "Fault",
     "Gathered",
     "Job",
     "Leader",
@@ -76,6 +82,7 @@ __all__ = [
     "Session",
     "WorkerError",
     "beyond_calibration",
+    "counted_times",
     "failure_of",
     "job_schedule",
     "join_run",

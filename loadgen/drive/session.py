@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,7 +16,7 @@ import msgspec
 from loadgen.drive.backlog import Backlog
 from loadgen.drive.capture.client import Client, PreparedRequest
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.capture.decode import answer_of, decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import Probe, Timer
 from loadgen.drive.progress import Progress
@@ -22,11 +24,12 @@ from loadgen.drive.requests import RequestBuilder, ScheduledRequest
 from loadgen.drive.runner import Runner
 from loadgen.drive.self_error import WorkerError, quantile
 from loadgen.record import Record
-from loadgen.snapshot import View
+from loadgen.snapshot import View, time_left
 from loadgen.spec import Http, Pace
 
 TICK: Final = 0.25  # seconds between samples of the clocks and checks for silent requests
 LEAD_NS: Final = 50_000_000  # from the call to the start
+RECENT_ENDS: Final = 100_000  # whose times `in_flight_since` knows
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
 Inspect = Callable[[Exchange, Record, Clock], None]
@@ -57,23 +60,26 @@ class Session:
         max_in_flight: int,
         worker: int = 0,
         kernel: bool = True,
-        keep_answers: bool = False,
         hide: Callable[[str], str] = str,
         view: View | None = None,
         inspect: Inspect | None = None,
+        keep_answers: bool = False,
+        objectives: Mapping[str, float] | None = None,
     ) -> None:
         self._http = http
         self._builder = builder
         self._max_in_flight = max_in_flight
         self._worker = worker
         self._kernel = kernel
-        self._keep_answers = keep_answers
         self._hide = hide
         self._view = view
         self._inspect = inspect
+        self._keep_answers = keep_answers
+        self._objectives = objectives
         self._runner: Runner | None = None
         self._stopped = False
         self._start_ns = 0  # of the phase
+        self._ends: deque[int] = deque(maxlen=RECENT_ENDS)
 
     async def __aenter__(self) -> Session:
         loop = asyncio.get_running_loop()
@@ -98,6 +104,10 @@ class Session:
         """CLOCK_MONOTONIC, in nanoseconds."""
         return time.monotonic_ns()
 
+    def in_flight_since(self, since_ns: int) -> int:
+        """How many requests were in flight at any time since this time of CLOCK_MONOTONIC."""
+        return len(self.client.open) + len(self._ends) - bisect.bisect_left(self._ends, since_ns)
+
     @property
     def stopped(self) -> bool:
         return self._stopped
@@ -120,7 +130,7 @@ class Session:
         """
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
-        progress = Progress()
+        progress = Progress(self._objectives, clock.zero)
         worker_error = WorkerError()
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
@@ -128,6 +138,7 @@ class Session:
 
         def ended(exchange: Exchange) -> None:
             nonlocal stopped
+            self._ends.append(time.monotonic_ns())
             progress.ended(exchange)
             backlog.add(exchange)
             if pace.max_errors is not None and not stopped:
@@ -139,12 +150,18 @@ class Session:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
 
         runner = self._runner = Runner(
-            self.client, clock, self._timer, build, ended, max_in_flight=self._max_in_flight
+            self.client,
+            clock,
+            self._timer,
+            build,
+            ended,
+            max_in_flight=self._max_in_flight,
+            answer_of=lambda exchange: answer_of(exchange, self._builder.endpoint),
         )
         if self._stopped:
             runner.stop()
         self._start_ns = max(clock.zero, clock.now())
-        ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage))
+        ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage, pace.max_seconds))
         with _calm_collector():
             self._probe.clear()
             began, cpu = time.monotonic(), time.process_time()
@@ -177,7 +194,9 @@ class Session:
         if exchange.wrote_ns:
             worker_error.kernel_sends += exchange.tx_ns != 0
             worker_error.user_sends += exchange.tx_ns == 0
-        record = decode_exchange(exchange, clock, self._hide, keep_answer=self._keep_answers)
+        record = decode_exchange(
+            exchange, clock, self._hide, endpoint=self._builder.endpoint, keep_answer=self._keep_answers
+        )
         if self._inspect is not None:
             self._inspect(exchange, record, clock)
         return record
@@ -190,6 +209,7 @@ class Session:
         total: int | None,
         rate: float | None,
         stage: str,
+        max_seconds: float | None,
     ) -> None:
         """Four times a second: sample the clocks, end silent requests, update the live view."""
         ticks = 0
@@ -200,13 +220,14 @@ class Session:
             ticks += 1
             if self._view is None or ticks % VIEW_TICKS:
                 continue
-            snapshot = progress.snapshot()
+            seconds = (clock.now() - self._start_ns) / 1e9
+            snapshot = progress.snapshot(self.client.open, seconds=seconds, sent=runner.sent)
             snapshot.stage, snapshot.total, snapshot.requested_rate = stage, total, rate
-            snapshot.seconds = (clock.now() - self._start_ns) / 1e9
-            snapshot.due, snapshot.sent = runner.due, runner.sent
+            snapshot.due = runner.due
             snapshot.under_way, snapshot.waiting = runner.in_flight, runner.waiting
             recent = sorted(self._probe.samples[-1000:])
             snapshot.lag_ms = quantile(recent, 0.99) / 1e6 if recent else None
+            snapshot.seconds_left = time_left(snapshot, max_seconds)
             self._view(snapshot)
 
 

@@ -11,8 +11,8 @@ The nouns:
 - `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
   in more than what is compared.
 
-`write_reports` writes all files of a run from its records, `write_measured` from requests that are measured
-already. Everything in a view is plain text; the renderers escape it.
+`report_of` makes a `Report` of measured requests, so that its results can be shown before `write_report` draws
+the plots. Everything in a view is plain text; the renderers escape it.
 """
 
 from loadgen.report.compare import (
@@ -24,16 +24,24 @@ from loadgen.report.compare import (
     metrics_of,
 )
 from loadgen.report.markdown import escape_markdown, markdown_table
+from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
 from loadgen.report.runs.foreign import read_foreign
 from loadgen.report.runs.repeats import repeats_json, repeats_table, spreads_of
 from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
-from loadgen.report.write import write_measured, write_reports
+from loadgen.report.tables import Table
+from loadgen.report.view import View
+from loadgen.report.write import Files, Report, report_of, write_report
 
 __all__ = [
+    "HOW_TO",
     "Comparison",
+    "Files",
     "Judged",
     "Line",
+    "Report",
+    "Table",
+    "View",
     "compare_runs",
     "compare_values",
     "comparison_page",
@@ -41,12 +49,13 @@ __all__ = [
     "flat_metrics",
     "markdown_table",
     "metrics_of",
+    "plots_available",
     "read_foreign",
     "repeats_json",
     "repeats_table",
+    "report_of",
     "result_json",
     "side_by_side",
     "spreads_of",
-    "write_measured",
-    "write_reports",
+    "write_report",
 ]

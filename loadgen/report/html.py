@@ -9,7 +9,8 @@ from typing import Final
 
 from loadgen.report.plot_style import inline_svg
 from loadgen.report.plots import HOW_TO, Plot
-from loadgen.report.view import Table, View
+from loadgen.report.tables import Table
+from loadgen.report.view import View
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """With it a browser loads and runs nothing, even if an escape were missing."""
@@ -39,6 +40,7 @@ h2 { font-size: 1.05rem; margin: 0 0 .7rem; }
   display: inline-block; margin: 0 0 .6rem; padding: .3rem .8rem; border-radius: .5rem; font-weight: 600;
 }
 .good { color: var(--green); background: color-mix(in srgb, var(--green) 13%, transparent); }
+.part { color: var(--orange); background: color-mix(in srgb, var(--orange) 14%, transparent); }
 .bad { color: var(--red); background: color-mix(in srgb, var(--red) 14%, transparent); }
 .ran { margin: 0; color: var(--muted); overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.6rem, 1fr)); gap: .8rem; }
@@ -54,7 +56,8 @@ section, figure, details, .warning, .hint { margin: .8rem 0 0; }
 }
 .hint, .note { color: var(--muted); }
 .note { margin: .6rem 0 0; font-size: .9rem; }
-figure svg { display: block; width: 100%; min-width: 41rem; height: auto; }
+figure svg { display: block; width: 100%; height: auto; }
+.at-phone { display: none; }
 figcaption { color: var(--muted); font-size: .88rem; margin-top: .4rem; }
 .scroll {
   overflow-x: auto;
@@ -81,6 +84,12 @@ dt { font-weight: 600; }
 dd { margin: 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 @media (max-width: 40rem) {
+  .at-width, .wide { display: none; }
+  .at-phone { display: block; max-width: 30rem; margin: 0 auto; }
+  table:not(.facts) { font-size: .86rem; }
+  table:not(.facts) :is(td, th) { padding-left: .45rem; padding-right: 0; }
+  table:not(.facts) :is(td, th):first-child { padding-left: 0; white-space: normal; }
+  td small { display: block; font-size: .66rem; }
   body { padding: 1.3rem .7rem 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }
   .tile, section, figure, details { padding: .85rem .9rem; }
@@ -118,7 +127,7 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 <header>
 <p class="kicker">load generator report · {escape(view.date)}</p>
 <h1>{title}</h1>
-<p class="verdict {"good" if view.sound else "bad"}">{escape(view.measurement)}</p>
+<p class="verdict {view.grade}">{escape(view.measurement)}</p>
 <p class="verdict {"good" if view.good else "bad"}">{escape(view.result)}</p>
 <p class="ran">{escape(view.ran)}</p>
 </header>
@@ -182,7 +191,8 @@ def _pictures(plots: Sequence[Plot]) -> str:
         return f'<p class="hint">{escape(HOW_TO)}</p>'
     return "\n".join(
         f'<figure id="plot-{plot.name}"><h2>{escape(plot.title)}</h2>'
-        f'<div class="scroll">{inline_svg(plot.svg, plot.name, escape(plot.title))}</div>'
+        f'<div class="at-width">{inline_svg(plot.svg, plot.name, escape(plot.title))}</div>'
+        f'<div class="at-phone">{inline_svg(plot.narrow, f"{plot.name}-phone", escape(plot.title))}</div>'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         for plot in plots
     )
@@ -195,10 +205,7 @@ def _section(table: Table) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{'' if place in table.words else ' class=num'}>{_cell(text)}</{tag}>"
-            for place, text in enumerate(cells)
-        )
+        return "".join(f"<{tag}{_kind(table, place)}>{_cell(text)}</{tag}>" for place, text in enumerate(cells))
 
     head = f"<thead><tr>{row(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
@@ -206,9 +213,14 @@ def _table(table: Table) -> str:
     return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
 
 
+def _kind(table: Table, place: int) -> str:
+    kinds = [*([] if place in table.words else ["num"]), *(["wide"] if place in table.wide else [])]
+    return f' class="{" ".join(kinds)}"' if kinds else ""
+
+
 def _cell(text: str) -> str:
     """An interval after a figure in small type, so that the figures of a column align."""
     value, bracket, rest = text.partition(" (")
-    if bracket and rest.endswith(")") and value[:1] in "0123456789+−±" and " " not in value:
+    if bracket and rest.endswith(")") and value[:1] in "0123456789+−±~" and " " not in value:
         return f"{escape(value)} <small>({escape(rest)}</small>"
     return escape(text)

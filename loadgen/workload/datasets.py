@@ -7,20 +7,23 @@ from typing import Any
 from corpus.bank import words
 from corpus.draw import Draw
 from corpus.sources import Sets, as_fields
-from loadgen.spec import Endpoint
-from loadgen.workload.model import Options, Prompt
+from loadgen.spec import PromptForm
+from loadgen.workload.model import FollowUp, Options, Prompt
 
 
-def bounded(fields: dict[str, Any], endpoint: Endpoint, output_len: int | None) -> dict[str, Any]:
+def bounded(fields: dict[str, Any], endpoint: PromptForm, output_len: int | None) -> dict[str, Any]:
     """The fields with `max_tokens`, unless there is no length or the endpoint is embeddings."""
     return fields if output_len is None or endpoint == "embeddings" else {**fields, "max_tokens": output_len}
 
 
 class Untimed:
-    """A dataset without due times."""
+    """A dataset without due times, of single requests."""
 
-    def schedule(self) -> None:
+    def schedule(self) -> list[tuple[float, int]] | None:
         return None
+
+    def then(self, number: int) -> tuple[FollowUp, ...]:
+        return ()
 
 
 class OnePrompt(Untimed):
@@ -31,11 +34,11 @@ class OnePrompt(Untimed):
     def __init__(self, text: str, options: Options) -> None:
         self.name = "prompt"
         self._unique = options.unique
-        self._endpoint = options.endpoint
-        self._fields = as_fields(text, options.endpoint)
+        self._form = options.form
+        self._fields = as_fields(text, options.form)
 
     def prompt(self, number: int) -> Prompt:
-        return Prompt(f"prompt/{number}" if self._unique else "prompt", self._endpoint, self._fields)
+        return Prompt(f"prompt/{number}" if self._unique else "prompt", self._form, self._fields)
 
 
 class RandomWords(Untimed):
@@ -60,8 +63,8 @@ class RandomWords(Untimed):
         count = _around(draw, options.random_input_len, self._ratios[0])
         output = _around(draw, options.random_output_len, self._ratios[1])
         text = f"{self._prefix} {words(draw, count)}".strip()
-        fields = bounded(as_fields(text, options.endpoint), options.endpoint, output)
-        return Prompt(f"random/{number}", options.endpoint, fields, options.random_prefix_len + count)
+        fields = bounded(as_fields(text, options.form), options.form, output)
+        return Prompt(f"random/{number}", options.form, fields, options.random_prefix_len + count)
 
 
 def _around(draw: Draw, length: int, ratio: float) -> int:
@@ -86,11 +89,11 @@ class RepeatedPrefixes(Untimed):
         options = self._options
         prefix = self._prefixes[number % len(self._prefixes)]
         suffix = words(Draw(options.seed, "suffix", number), options.prefix_repetition_suffix_len)
-        fields = as_fields(f"{prefix} {suffix}", options.endpoint)
+        fields = as_fields(f"{prefix} {suffix}", options.form)
         return Prompt(
             f"prefix_repetition/{number}",
-            options.endpoint,
-            bounded(fields, options.endpoint, options.prefix_repetition_output_len),
+            options.form,
+            bounded(fields, options.form, options.prefix_repetition_output_len),
             options.prefix_repetition_prefix_len + options.prefix_repetition_suffix_len,
         )
 
@@ -103,11 +106,11 @@ class Corpus(Untimed):
     def __init__(self, options: Options) -> None:
         self.name = "corpus" + "".join(f":{name}" for name in options.corpus_set)
         self._options = options
-        self._sets = Sets(options.corpus_set, options.endpoint, options.seed)
+        self._sets = Sets(options.corpus_set, options.form, options.seed)
 
     def prompt(self, number: int) -> Prompt:
         source_prompt = self._sets.prompt(number)
-        endpoint = self._options.endpoint
+        endpoint = self._options.form
         return Prompt(
             source_prompt.id,
             endpoint,

@@ -15,12 +15,16 @@ from corpus.draw import Draw
 from corpus.measure import prompt_bytes
 from corpus.sources import as_fields
 from loadgen.errors import WorkloadError
-from loadgen.spec import Endpoint
+from loadgen.spec import PromptForm
 from loadgen.workload.datasets import Untimed, bounded
 from loadgen.workload.model import Options, Prompt
 
 MAX_BYTES: Final = 2 * 2**30
 MAX_TOKENS: Final = 10_000_000
+LINE: Final = frozenset({"documents", "id", "input", "messages", "output_tokens", "prompt", "query"})
+"""Fields of a custom line that are no fields of the request's, or are replaced in it."""
+LENGTHS: Final = frozenset({"max_tokens", "max_completion_tokens"})
+BOM: Final = b"\xef\xbb\xbf"
 
 
 class PromptList(Untimed):
@@ -38,47 +42,54 @@ class PromptList(Untimed):
 
 
 def custom(options: Options) -> PromptList:
-    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1."""
+    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1.
+
+    A line's other fields are sent with it: tools, temperature, and a max_tokens that goes before
+    --custom-output-len.
+    """
     path = path_of(options)
     prompts = []
     for number, line in lines(path):
         where = f"{path}:{number}"
         raw = as_object(line, where)
-        fields = prompt_fields(raw, options.endpoint, where)
-        output: int | None = options.custom_output_len
-        if output == -1:
-            if "output_tokens" not in raw and options.endpoint != "embeddings":
-                raise WorkloadError(
-                    f"{where}: has no output_tokens, which --custom-output-len -1 needs on every line"
-                )
-            output = tokens(raw, "output_tokens", where) if "output_tokens" in raw else None
+        ranks = options.endpoint == "rerank"
+        fields = _rerank_fields(raw, where) if ranks else prompt_fields(raw, options.form, where)
+        own, output = own_fields(raw, options, where)
         name = raw.get("id", f"custom/{number}")
         if not isinstance(name, str | int):
             raise WorkloadError(f"{where}: id must be text")
-        prompts.append(Prompt(str(name), options.endpoint, bounded(fields, options.endpoint, output)))
+        prompts.append(Prompt(str(name), options.form, {**own, **bounded(fields, options.form, output)}))
     _distinct_ids(prompts, path)
     return PromptList(f"custom:{Path(path).name}", prompts, options)
+
+
+def own_fields(raw: dict[str, Any], options: Options, where: str) -> tuple[dict[str, Any], int | None]:
+    """A custom line's own fields of the request, and the length of its response by --custom-output-len (-1: by the
+    line), unless it has a max_tokens. Raises WorkloadError."""
+    own = {key: value for key, value in raw.items() if key not in LINE}
+    if own.keys() & LENGTHS:
+        return own, None
+    return own, _output_tokens(raw, options, where)
+
+
+def _output_tokens(raw: dict[str, Any], options: Options, where: str) -> int | None:
+    if options.custom_output_len != -1:
+        return options.custom_output_len
+    if "output_tokens" not in raw and options.form != "embeddings":
+        raise WorkloadError(f"{where}: has no output_tokens, which --custom-output-len -1 needs on every line")
+    return tokens(raw, "output_tokens", where) if "output_tokens" in raw else None
 
 
 def sharegpt(options: Options) -> PromptList:
     """The first question of each conversation, as in vLLM, with the length of its answer as max_tokens.
 
-    vLLM drops, by its tokenizer, questions under 4 or over 1,024 tokens, answers under 4, and sums over 2,048.
-    Here these lengths are estimated from bytes.
+    vLLM drops entries without `conversations` and, by its tokenizer, questions under 4 or over 1,024 tokens,
+    answers under 4, and sums over 2,048. Here these lengths are estimated from bytes.
     """
     path = path_of(options)
-    try:
-        raw = msgspec.json.decode(read(path))
-    except msgspec.DecodeError as e:
-        raise WorkloadError(f"{path}: {_position(path, e)}") from None
-    if not isinstance(raw, list) or not raw:
-        raise WorkloadError(f"{path}: must be a JSON list of conversations (ShareGPT), with at least one")
     prompts = []
-    for number, one in enumerate(raw, 1):
+    for number, turns in enumerate(conversations_of(path), 1):
         where = f"{path}: conversation {number}"
-        turns = one.get("conversations") if isinstance(one, dict) else None
-        if not isinstance(turns, list):
-            raise WorkloadError(f'{where}: must be an object with a list "conversations"')
         if len(turns) < 2:
             continue
         values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns[:2]]
@@ -88,14 +99,29 @@ def sharegpt(options: Options) -> PromptList:
         output = options.sharegpt_output_len or output_tokens
         if not 4 <= input_tokens <= 1024 or output < 4 or input_tokens + output > 2048:
             continue
-        fields = bounded(as_fields(str(values[0]), options.endpoint), options.endpoint, output)
-        prompts.append(Prompt(f"sharegpt/{number}", options.endpoint, fields, input_tokens))
+        fields = bounded(as_fields(str(values[0]), options.form), options.form, output)
+        prompts.append(Prompt(f"sharegpt/{number}", options.form, fields, input_tokens))
     if not prompts:
         raise WorkloadError(f"{path}: no conversation has two turns of a usable length (4 to 1,024 tokens)")
     return PromptList(f"sharegpt:{Path(path).name}", prompts, options)
 
 
-def prompt_fields(raw: dict[str, Any], endpoint: Endpoint, where: str) -> dict[str, Any]:
+def conversations_of(path: str) -> Iterator[list[Any]]:
+    """The turns of each conversation of a ShareGPT file. Raises WorkloadError."""
+    try:
+        raw = msgspec.json.decode(read(path))
+    except msgspec.DecodeError as e:
+        raise WorkloadError(f"{path}: {_position(path, e)}") from None
+    if not isinstance(raw, list) or not raw:
+        raise WorkloadError(f"{path}: must be a JSON list of conversations (ShareGPT), with at least one")
+    for number, one in enumerate(raw, 1):
+        turns = one.get("conversations", []) if isinstance(one, dict) else None
+        if not isinstance(turns, list):
+            raise WorkloadError(f'{path}: conversation {number}: must be an object with a list "conversations"')
+        yield turns
+
+
+def prompt_fields(raw: dict[str, Any], endpoint: PromptForm, where: str) -> dict[str, Any]:
     present = [name for name in ("prompt", "messages", "input") if name in raw]
     if len(present) != 1:
         raise WorkloadError(
@@ -116,6 +142,13 @@ def prompt_fields(raw: dict[str, Any], endpoint: Endpoint, where: str) -> dict[s
     return as_fields(value, endpoint)
 
 
+def _rerank_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    query, documents = raw.get("query"), raw.get("documents")
+    if not isinstance(query, str) or not isinstance(documents, list) or not documents:
+        raise WorkloadError(f"{where}: must have a query and a list of documents, at least one")
+    return {"query": query, "documents": documents}
+
+
 # Lines and values
 
 
@@ -129,7 +162,7 @@ def read(path: str) -> bytes:
     try:
         if (size := Path(path).stat().st_size) > MAX_BYTES:
             raise WorkloadError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes().removeprefix(BOM)
     except OSError as e:
         raise WorkloadError(f"{path}: {e.strerror or e}") from None
     if not data.strip():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, Protocol, get_args
 
 import msgspec
 
 from loadgen.errors import WorkloadError
-from loadgen.spec import Endpoint
+from loadgen.spec import FORMS, Endpoint, PromptForm
 
-Dataset = Literal["corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition"]
+Dataset = Literal[
+    "corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition", "recording", "burstgpt"
+]
 DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
 TooFew = Literal["refuse", "repeat", "fewer"]
 TOO_FEW: Final[tuple[str, ...]] = get_args(TooFew)
@@ -21,16 +23,28 @@ class Prompt(msgspec.Struct, frozen=True):
     """The prompt as fields of a request's body. Never changed in place: duplicates share `fields`."""
 
     id: str  # duplicates (equal bytes) have the same one
-    endpoint: Endpoint
+    endpoint: PromptForm
     fields: dict[str, Any]  # messages, prompt or input, and max_tokens if the workload sets it
     expected_input: int | None = None  # an estimate in tokens, for composing; never printed as a count
 
 
+class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
+    """A later request of a conversation, due `gap_s` seconds after the last of those before it has ended."""
+
+    prompt: Callable[[], Prompt]
+    """Composed when it is due. With `continues` it has only what is new: its messages, and fields that replace the
+    earlier ones."""
+    after: tuple[int, ...]  # places of the requests it waits for, 0 the first; none: from the conversation's start
+    gap_s: float = 0.0
+    continues: bool = False  # after the messages of the one request in `after` and the answer to them
+
+
 class Item(msgspec.Struct, frozen=True):
-    """One request of a workload."""
+    """One request of a workload, or a conversation of several."""
 
     prompt: Prompt
     at_s: float | None = None  # due, from the run's start; None: the pacer decides
+    then: tuple[FollowUp, ...] = ()
 
 
 class Workload(Protocol):
@@ -53,6 +67,9 @@ class Source(Protocol):
     """How many there are; None: unlimited."""
 
     def prompt(self, number: int) -> Prompt: ...
+
+    def then(self, number: int) -> tuple[FollowUp, ...]:
+        """The rest of the conversation that begins with this prompt."""
 
     def schedule(self) -> list[tuple[float, int]] | None:
         """A trace's (seconds from 0, prompt number), ascending. None: the dataset has no times."""
@@ -77,6 +94,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prefix_repetition_num_prefixes: int = 10
     prefix_repetition_output_len: int = 128
     sharegpt_output_len: int | None = None  # None: about the length of the answer in the file
+    images: int = 0  # pictures at the end of each prompt
+    image_size: str = "512x512"
+    rerank_documents: int = 10  # to rank in each request to the rerank endpoint
+    turns: str | None = None  # of a conversation: N, or LOW-HIGH; None: single requests
+    think_time: str = "0"  # seconds between an answer and the next turn; see `parse_think_time`
+    history: Literal["own", "file"] = "own"  # whose answers a later turn carries
     custom_output_len: int = 256  # -1: each line's own output_tokens
     corpus_output_len: int | None = None  # None: the engine decides
     corpus_set: tuple[str, ...] = ()
@@ -87,6 +110,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     zipf: float = 1.1
     unique: bool = False
     salt: str = ""  # of the nonces of `unique`
+
+    @property
+    def form(self) -> PromptForm:
+        return FORMS[self.endpoint]
 
     def range_ratios(self) -> tuple[float, float]:
         """Of input and output. Raises WorkloadError for a dict that does not name exactly these two."""

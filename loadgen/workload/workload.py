@@ -6,15 +6,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+import msgspec
+
 from corpus.draw import Draw
 from corpus.manifest import CorpusError
 from corpus.measure import Prefixes, Twins, prompt_bytes
 from corpus.mix import mixed, nonce, with_nonce
 from loadgen.errors import WorkloadError
+from loadgen.workload.conversations import (
+    MadeConversations,
+    custom_conversations,
+    parse_think_time,
+    parse_turns,
+    sharegpt_conversations,
+)
 from loadgen.workload.datasets import Corpus, OnePrompt, RandomWords, RepeatedPrefixes
 from loadgen.workload.files import custom, sharegpt
+from loadgen.workload.images import Rerank, WithImages, parse_size
 from loadgen.workload.model import (
     DEFAULT_PROMPTS,
+    FollowUp,
     Item,
     Options,
     Prompt,
@@ -22,6 +33,9 @@ from loadgen.workload.model import (
     Workload,
 )
 from loadgen.workload.traces import trace
+
+MADE: Final = ("corpus", "random", "prefix_repetition", "prompt")
+"""Datasets without end."""
 
 PREFIX_BLOCK: Final = 64
 """Bytes: about vLLM's block of 16 tokens of English."""
@@ -32,6 +46,12 @@ def open_workload(options: Options) -> Workload:
     _check(options)
     try:
         source = _source(options)
+        if options.turns is not None and options.dataset_name in MADE:
+            source = MadeConversations(source, options)
+        if options.images:
+            source = WithImages(source, options)
+        if options.endpoint == "rerank" and options.dataset_name != "custom":
+            source = Rerank(source, options)
     except CorpusError as e:
         raise WorkloadError(f"--corpus-set: {e}") from None
     schedule = source.schedule()
@@ -45,6 +65,10 @@ def open_workload(options: Options) -> Workload:
 
 
 def _source(options: Options) -> Source:
+    if options.turns is not None and options.dataset_name in ("custom", "sharegpt"):
+        return (
+            custom_conversations(options) if options.dataset_name == "custom" else sharegpt_conversations(options)
+        )
     match options.dataset_name:
         case "corpus":
             return Corpus(options)
@@ -60,7 +84,7 @@ def _source(options: Options) -> Source:
             return custom(options)
         case "sharegpt":
             return sharegpt(options)
-        case "trace":
+        case "trace" | "recording" | "burstgpt":
             return trace(options)
 
 
@@ -111,11 +135,29 @@ def _check(options: Options) -> None:
     for flag, (number, low, high) in ranges.items():
         if not low <= number <= high:
             raise WorkloadError(f"{flag} must be {low:g} to {high:g}; got {number:g}")
+    if options.images:
+        parse_size(options.image_size)
+        if options.form != "chat":
+            raise WorkloadError(
+                f"--images is for chat, responses and messages; {options.endpoint} takes no pictures"
+            )
+    parse_think_time(options.think_time)
+    if options.turns is not None:
+        parse_turns(options.turns)
+        if options.form != "chat":
+            raise WorkloadError(
+                f"--turns is for chat, responses and messages; {options.endpoint} has no conversations"
+            )
+        if options.dataset_name in ("trace", "recording", "burstgpt"):
+            raise WorkloadError("--turns does not apply to a trace, which says itself which requests follow which")
+    elif options.think_time != "0" or options.history != "own":
+        raise WorkloadError("--think-time and --history are for conversations: give --turns")
     if options.corpus_set and options.dataset_name != "corpus":
         raise WorkloadError(f"--corpus-set applies to --dataset-name corpus, not {options.dataset_name}")
-    if options.dataset_path and options.dataset_name not in ("custom", "sharegpt", "trace"):
+    if options.dataset_path and options.dataset_name in MADE:
         raise WorkloadError(
-            f"--dataset-path applies to custom, sharegpt and trace; {options.dataset_name} reads no file"
+            f"--dataset-path applies to custom, sharegpt, trace, burstgpt and recording; {options.dataset_name} "
+            "reads no file"
         )
 
 
@@ -137,13 +179,23 @@ class Planned:
             prompt = self._source.prompt(number)
             if self._options.unique:
                 prompt = self._with_nonce(prompt, "run", number)
-            yield Item(prompt, None if self._times is None else self._times[place])
+            then = self._source.then(number)
+            if self._options.unique:
+                then = tuple(self._unique(follow_up, number) for follow_up in then)
+            yield Item(prompt, None if self._times is None else self._times[place], then)
 
     def warmups(self, n: int) -> Iterator[Item]:
         """The run's prompts from its end backwards, each after its own nonce."""
         for place in range(n):
             prompt = self._source.prompt(self._order[-1 - place % len(self._order)])
             yield Item(self._with_nonce(prompt, "warm-up", place, name=f"warm-up/{place}"))
+
+    def _unique(self, follow_up: FollowUp, number: int) -> FollowUp:
+        """With the nonce of its conversation, unless it continues a prompt that has it."""
+        if follow_up.continues:
+            return follow_up
+        prompt = follow_up.prompt
+        return msgspec.structs.replace(follow_up, prompt=lambda: self._with_nonce(prompt(), "run", number))
 
     def _with_nonce(self, prompt: Prompt, *what: object, name: str = "") -> Prompt:
         front = nonce(self._options.salt, *what, self._options.seed)
@@ -159,10 +211,14 @@ def describe_sent(items: Iterable[Item]) -> dict[str, Any]:
 
     `duplicate_share`: requests equal to an earlier one. `prefix_share`: share of prompt bytes that an infinite
     prefix cache with blocks of PREFIX_BLOCK bytes would have had from earlier requests, duplicates included.
-    `unique`: no request shares even its first block with an earlier one.
+    `unique`: no request shares even its first block with an earlier one. Of conversations these are of the first
+    requests; `later_turns` is the number of the others.
     """
     twins, prefixes = Twins(), Prefixes(PREFIX_BLOCK)
+    conversations = later = 0
     for item in items:
+        conversations += bool(item.then)
+        later += len(item.then)
         twins.add(item.prompt.fields, item.prompt.endpoint)
         prefixes.add(prompt_bytes(item.prompt.fields))
     requests = twins.times.total()
@@ -175,4 +231,5 @@ def describe_sent(items: Iterable[Item]) -> dict[str, Any]:
         "prefix_block_bytes": PREFIX_BLOCK,
         "mean_prompt_bytes": round(prefixes.bytes / requests, 1) if requests else 0.0,
         "unique": prefixes.hits == 0 and len(twins.times) == requests,
+        **({"conversations": conversations, "later_turns": later} if conversations else {}),
     }

@@ -418,6 +418,16 @@ class Settings:
         "Lowest level that is logged.",
     )
     log_prompts: bool = _switch("Log prompts.")
+    record_file: str = _file("Record each request as a line of JSON here, for `loadgen` to replay; none: off.")
+    record_prompts: Literal["hashed", "whole"] = _choice(
+        "hashed",
+        "whole",
+        help="Prompts in the recording: keyed hashes of their blocks, or the whole request bodies.",
+    )
+    record_max_bytes: int = _size(
+        256 * MIB, "Size of the recording's file; then it is renamed and a new one begun."
+    )
+    record_files: int = _count(4, "Files that a recording keeps, the current one included.", high=1000)
     trace: Literal["off", "otlp"] = _choice(
         "off", "otlp", help="Trace requests by OpenTelemetry; the OTEL_* environment names the collector."
     )

@@ -17,7 +17,7 @@ from proxy.access import Caller
 from proxy.access.ratelimit import Reservation
 from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
-from proxy.telemetry import Log, Metrics, RequestRecord
+from proxy.telemetry import Log, Metrics, Recorded, RequestRecord
 from proxy.wire import ApiRequest
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
@@ -232,6 +232,24 @@ class RequestContext:
         if self.error is None and self.reader is not None and self.reader.flight.error is not None:
             return self.reader.flight.error.code.code
         return self.error
+
+    def recorded(self) -> Recorded:
+        """The request for a recording."""
+        _, ttft, total = self._durations()
+        prompt, completion, source = self._tokens()
+        return Recorded(
+            at=round(time.time() - (time.monotonic() - self.began), 6),
+            endpoint=self.endpoint,
+            model=self.model,
+            stream=self.stream,
+            status=self.status,
+            verdict=self.verdict,
+            total_ms=round(total * 1000, 3),
+            ttft_ms=None if ttft is None else round(ttft * 1000, 3),
+            prompt_tokens=prompt,
+            completion_tokens=completion if source == "usage" else None,
+            left=self.client_left,
+        )
 
     def record_outcome(
         self, metrics: Metrics, log: Log | None, *, show_prompt: bool, owner: Callable[[], Hashable] | None = None

@@ -22,11 +22,11 @@ from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.status import StatusHandlers
 from proxy.server.offload.large import LargeRequests
-from proxy.server.outcome import Outcomes
+from proxy.server.outcome import Outcomes, RecordedOutcomes
 from proxy.server.responder import Responder
 from proxy.server.routes import Route, Routes
 from proxy.server.tracing import Tracing
-from proxy.telemetry import Fault, Log, Metrics, raised
+from proxy.telemetry import Fault, Log, Metrics, Recording, raised
 from proxy.upstream import Backends
 from proxy.wire import PATHS
 from proxy.wire.fold import Unfoldable
@@ -66,6 +66,7 @@ class Gateway:
         hosts: Hosts | None = None,
         admin_hosts: Hosts | None = None,
         unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
+        recording: Recording | None = None,
     ) -> None:
         """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
         anywhere = Hosts("", ("*",))
@@ -77,7 +78,12 @@ class Gateway:
         self._origins = origins or Origins()
         self.tracing = tracing
         self.large = large
-        self.outcomes = Outcomes(metrics, log, priority_policy, fault, show_prompt=settings.log_prompts)
+        shown = settings.log_prompts
+        self.outcomes = (
+            Outcomes(metrics, log, priority_policy, fault, show_prompt=shown)
+            if recording is None
+            else RecordedOutcomes(metrics, log, priority_policy, fault, recording, show_prompt=shown)
+        )
         self.responder = responder = Responder(settings, priority_policy, memory, large)
         self.bodies = bodies = BodyReader(settings, memory, admission, priority_policy)
         passthrough = PassThrough(

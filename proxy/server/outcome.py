@@ -9,7 +9,7 @@ from proxy.access import OPEN, PriorityPolicy
 from proxy.errors import GatewayError, place_of, words_of
 from proxy.server.context import RequestContext
 from proxy.server.listener.listener import ClientConnection
-from proxy.telemetry import Fault, Log, Metrics, contained, internal
+from proxy.telemetry import Fault, Log, Metrics, Recording, contained, internal
 
 
 class Outcomes:
@@ -64,3 +64,30 @@ class Outcomes:
             )
         except Exception as e:  # noqa: BLE001 - a fault of the metrics or the log must not reach the client
             self._fault("the record of a request", e)
+
+
+class RecordedOutcomes(Outcomes):
+    """Records each decoded request too. Without a recording nothing of it is in a request's way."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        log: Log,
+        priority_policy: PriorityPolicy,
+        fault: Fault,
+        recording: Recording,
+        *,
+        show_prompt: bool,
+    ) -> None:
+        super().__init__(metrics, log, priority_policy, fault, show_prompt=show_prompt)
+        self._recording = recording
+
+    def finish(self, context: RequestContext) -> None:
+        super().finish(context)
+        request = context.api_request
+        if request is None:
+            return
+        try:
+            self._recording.put(context.recorded(), request.body, request.prompt)
+        except Exception as e:  # noqa: BLE001 - a fault of the recording must not reach the client
+            self._fault("the recording of a request", e)

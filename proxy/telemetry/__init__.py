@@ -8,6 +8,7 @@ A reader meets, in this order:
 - `Metrics` has one method for each fact. Numbers are kept as `Counts` and `Histograms` (`series`), whose label
   values are bounded by a `Label`; gauges are read at each scrape.
 - `Audit` writes who did what: reloads, refused keys, acts of operators.
+- A `Recording` keeps each request as it was `Recorded`, for the load generator to replay.
 - `Certificates` exports when certificates expire, and warns.
 - `Otel` is OpenTelemetry's tracer; a `FlightTrace` is what one flight reports to it.
 - A `Fault` reports an exception; `Containment` counts it. `contained` runs steps of which each must run,
@@ -24,6 +25,7 @@ from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import BAD_STATUS, BATCH_BUCKETS, PREFIX, QUEUE_BUCKETS, VERDICTS, Metrics
 from proxy.telemetry.otel import FLUSH_SECONDS, Otel, packages
+from proxy.telemetry.recording import Recorded, Recording
 from proxy.telemetry.series import Counts, Histograms, Label, Sample
 from proxy.telemetry.trace import FlightTrace
 
@@ -46,6 +48,8 @@ __all__ = [
     "Log",
     "Metrics",
     "Otel",
+    "Recorded",
+    "Recording",
     "Refusal",
     "RequestRecord",
     "Sample",

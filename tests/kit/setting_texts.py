@@ -107,5 +107,9 @@ TYPED: dict[str, str] = {
     "log_format": "text",
     "log_level": "debug",
     "log_prompts": "on",
+    "record_file": "recording.jsonl",
+    "record_prompts": "whole",
+    "record_max_bytes": "1MiB",
+    "record_files": "2",
     "trace": "otlp",
 }

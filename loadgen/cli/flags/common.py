@@ -9,11 +9,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.cli.flags import values
+from loadgen.cli.flags.loads import AddModel, add_lora
+from loadgen.errors import UsageError
 from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, ErrorLimit, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
     "openai-chat": "chat",
+    "openai-responses": "responses",
+    "anthropic": "messages",
+    "vllm-rerank": "rerank",
     "openai": "completions",
     "vllm": "completions",
     "openai-embeddings": "embeddings",
@@ -37,8 +42,17 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
     group.add_argument(
         "--backend", choices=list(BACKENDS), default="openai-chat", help="which API (default %(default)s)"
     )
-    group.add_argument("--endpoint", metavar="PATH", help="the path, if it is not the API's default")
-    group.add_argument("--model", help="default: the first of /v1/models")
+    group.add_argument(
+        "--endpoint",
+        metavar="NAME|PATH",
+        help=f"the API, one of {', '.join(PATHS)}; or a path, if it is not the API's default",
+    )
+    group.add_argument(
+        "--model",
+        action=AddModel,
+        metavar="NAME[:SHARE]",
+        help="default: the first of /v1/models; repeated, with a share such as 0.7 or 70%%: a mix",
+    )
     group.add_argument(
         "--served-model-name", metavar="NAME", help="the model's name in requests, if it is not --model"
     )
@@ -68,6 +82,7 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         metavar="TEXT",
         help="x-request-id is this and the request's number (default: a random one for each run)",
     )
+    add_lora(parser)
     group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
 
 
@@ -118,7 +133,15 @@ def add_times(parser: argparse.ArgumentParser) -> None:
             help=f"{texts[name]} (default {default})",
         )
     group.add_argument(
-        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after this time"
+        "--max-seconds", type=values.number(0, above=True), metavar="S", help="send nothing more after this time"
+    )
+    group.add_argument(
+        "--grace-seconds",
+        type=values.number(0),
+        default=30.0,
+        metavar="S",
+        help="after --max-seconds, for requests in flight to end; the rest is cut off and counted separately "
+        "(default %(default)g)",
     )
     group.add_argument(
         "--max-response-bytes",
@@ -192,7 +215,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
     )
-    group.add_argument("--quiet", action="store_true", help="no live view")
+    group.add_argument(
+        "--quiet", action="store_true", help="print the results and the warnings only: no live view, no progress"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print result.json on stdout, and everything else on stderr"
+    )
 
 
 def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
@@ -209,7 +237,7 @@ def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
 
 
 def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
-    key = args.api_key or environ.get("OPENAI_API_KEY")
+    key = key_of(args, environ)
     headers = [("Authorization", f"Bearer {key}")] if key else []
     return Http(
         headers=(*headers, *args.header),
@@ -220,6 +248,18 @@ def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
         idle_timeout=args.idle_timeout,
         max_response_bytes=args.max_response_bytes,
     )
+
+
+def key_of(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    """The key, without spaces and line ends around it; "" for none. Raises UsageError for one that no header can
+    carry."""
+    key = str(args.api_key or environ.get("OPENAI_API_KEY") or "").strip()
+    odd = next((character for character in key if not "!" <= character <= "~"), None)
+    if odd is not None:
+        source = "--api-key" if args.api_key else "OPENAI_API_KEY"
+        what = {"\n": "a line end", "\r": "a line end", " ": "a space"}.get(odd, f"the character {odd!a}")
+        raise UsageError(f"the key of {source} has {what} inside; give the key alone, on one line")
+    return key
 
 
 def body_of(args: argparse.Namespace, model: str) -> Body:
@@ -254,7 +294,9 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """By `--endpoint` if it is one of the API's paths, else by `--backend`."""
+    """By `--endpoint` if it is an API's name or path, else by `--backend`."""
+    if args.endpoint in PATHS:
+        return args.endpoint  # type: ignore[no-any-return]
     for endpoint, path in PATHS.items():
         if args.endpoint and args.endpoint.rstrip("/").endswith(path.removeprefix("/v1")):
             return endpoint
@@ -262,7 +304,7 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
 
 
 def path_of(args: argparse.Namespace) -> str:
-    path: str = args.endpoint or PATHS[endpoint_of(args)]
+    path: str = PATHS[endpoint_of(args)] if args.endpoint in (None, "", *PATHS) else args.endpoint
     return path if path.startswith("/") else f"/{path}"
 
 
@@ -278,7 +320,7 @@ def base_of(args: argparse.Namespace) -> str:
 
 def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The secrets that must not be in any file, log or error."""
-    secrets = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
+    secrets = [key_of(args, environ)]
     secrets += [value for name, value in args.header if is_secret(name)]
     secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
     return [value for value in secrets if len(value) > 3]

@@ -30,10 +30,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset-name",
         choices=DATASETS,
         default=None,
-        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL or Azure CSV "
+        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL, Azure or BurstGPT CSV, "
+        "agents' traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds "
         "(default corpus; prompt if --prompt is given)",
     )
-    add("--dataset-path", str, "file, for custom, sharegpt and trace", "FILE")
+    add("--dataset-path", str, "file, for custom, sharegpt, trace, burstgpt and recording", "FILE")
     add("--prompt", str, "the same text for every request", "TEXT")
     add(
         "--num-prompts",
@@ -55,7 +56,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add("--prefix-repetition-num-prefixes", values.integer, "number of prefixes")
     add("--prefix-repetition-output-len", values.integer, "tokens of the response")
     add("--sharegpt-output-len", values.integer, "tokens of the response (default: about as in the file)")
-    add("--custom-output-len", values.integer, "tokens of the response; -1: each line's output_tokens")
+    add(
+        "--custom-output-len",
+        values.integer,
+        "tokens of the response where a line has no max_tokens; -1: each line's output_tokens",
+    )
     add(
         "--corpus-output-len",
         values.integer,
@@ -74,6 +79,22 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.too_few,
         help="if a file has fewer prompts than --num-prompts: refuse (default), repeat some (vLLM), or send fewer",
     )
+    add("--turns", str, "make conversations: turns of each, N or LOW-HIGH; all: as in the file", "TURNS")
+    add(
+        "--think-time",
+        str,
+        "before each later turn: SECONDS, exponential:MEAN, uniform:LEAST-MOST or lognormal:MEDIAN,SIGMA",
+        "S",
+    )
+    group.add_argument(
+        "--history",
+        choices=("own", "file"),
+        default=_DEFAULTS.history,
+        help="answers that later turns carry: the model's own (default), or those of the file",
+    )
+    add("--images", values.whole(0, 100), "pictures at the end of each prompt, generated")
+    add("--image-size", str, "of each picture, in pixels", "WIDTHxHEIGHT")
+    add("--rerank-documents", values.whole(1, 10_000), "documents of each rerank request")
     group.add_argument("--disable-shuffle", action="store_true", help="keep the file's order")
     add(
         "--trace-jitter",

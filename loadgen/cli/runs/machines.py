@@ -77,7 +77,7 @@ def check_machines(args: argparse.Namespace, environ: Mapping[str, str]) -> None
 
 
 async def run_on_machines(
-    args: argparse.Namespace, job: Job, run: Run, folder: Path, hide: Callable[[str], str], view: View | None
+    args: argparse.Namespace, job: Job, run: Run, folder: Path, hide: Callable[[str], str], view: View
 ) -> tuple[list[Record], list[WorkerError]]:
     """On machine 0 all records, on the others their own, with `run.share` set.
 
@@ -159,9 +159,9 @@ def merge_parts(
 def merged_records(parts: Sequence[Sequence[Record]], folder: Path) -> list[Record]:
     records = [record for part in parts for record in part]
     records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
-    with (folder / store.EVENTS).open("wb") as file:
+    with store.EventsFile(folder / store.EVENTS) as file:
         for record in records:
-            store.append(file, record)
+            file.append(record)
     return records
 
 

@@ -19,7 +19,7 @@ OUTPUT_LENGTHS: Final = (
     "custom_output_len",
     "prefix_repetition_output_len",
 )
-FILES: Final = ("sharegpt", "custom")
+FILES: Final = ("sharegpt", "custom", "burstgpt")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -69,8 +69,8 @@ def run_arguments(args: argparse.Namespace) -> argparse.Namespace:
         arguments.num_prompts = None
     if args.ramp_up_strategy and args.request_rate == math.inf:
         arguments.request_rate = None
-    if args.max_concurrency and args.request_rate == math.inf:
-        arguments.request_rate = None  # all due at once, few in flight: a closed loop
+    if args.max_concurrency and args.request_rate == math.inf and args.dataset_name != "burstgpt":
+        arguments.request_rate = None  # all due at once, few in flight: a closed loop, but for a file with times
     arguments.quiet = args.disable_tqdm
     arguments.vllm_dir = args.result_dir or "."
     arguments.result_dir = args.result_dir or arguments.result_dir

@@ -36,15 +36,24 @@ def _answered(name: str, here: str, values: Literal[0, 1, "*"] = 1) -> Flag:
 
 
 _FILE: Final = "write its prompts to a JSONL file for --dataset-name custom"
-_MEDIA: Final = "images go as `messages` with image_url parts in a file for --dataset-name custom"
+_MEDIA: Final = (
+    "`python -m loadgen run --images N` adds generated pictures; a file for --dataset-name custom may have "
+    "`messages` with image_url parts"
+)
+_RERANK: Final = "`python -m loadgen run --endpoint rerank --rerank-documents N` generates documents to rank"
 _AUDIO: Final = "audio is not measured"
 _FIELD: Final = "a field of every request"
 _TRACE: Final = "`python -m loadgen run --dataset-name trace` reads Mooncake's JSONL, with its own times"
 
 FLAGS: Final = (
     # the dataset
-    _same("--dataset-path", "the file of custom or sharegpt"),
-    Flag("--dataset-name", "own", "random, sharegpt, custom, prefix_repetition", "random"),
+    _same("--dataset-path", "the file of custom, sharegpt or burstgpt"),
+    Flag(
+        "--dataset-name",
+        "own",
+        "random, sharegpt, custom, prefix_repetition, burstgpt (its lengths; not its times)",
+        "random",
+    ),
     Flag("--num-prompts", "own", "number of requests; 0 or less with a file: all of it", 1000),
     _same("--seed", "seed of all random choices"),
     Flag(
@@ -70,7 +79,7 @@ FLAGS: Final = (
     _same("--random-range-ratio", 'a share, or {"input": SHARE, "output": SHARE}'),
     _same("--random-prefix-len", "words of a prefix that all prompts share"),
     Flag("--random-batch-size", "own", "1 only: one text in a request of embeddings", 1),
-    _answered("--no-reranker", "no dataset of documents to rank is generated", 0),
+    _answered("--no-reranker", _RERANK, 0),
     _same("--prefix-repetition-prefix-len", "words of a shared prefix"),
     _same("--prefix-repetition-suffix-len", "words of the distinct rest"),
     _same("--prefix-repetition-num-prefixes", "number of prefixes"),
@@ -102,7 +111,7 @@ FLAGS: Final = (
     Flag("--self-timed", "answered", _TRACE, values=0),
     Flag("--no-self-timed", "answered", _TRACE, values=0),
     # the server
-    Flag("--backend", "own", "vllm, openai, openai-chat, openai-embeddings", "openai"),
+    Flag("--backend", "own", "vllm, openai, openai-chat, openai-responses, openai-embeddings", "openai"),
     _same("--base-url", "the server"),
     _same("--host", "the server's host, without --base-url"),
     _same("--port", "its port"),
@@ -144,8 +153,8 @@ FLAGS: Final = (
     _nothing(
         "--use-beam-search", "vLLM does not use it either; --extra-body '{\"use_beam_search\": true}' sends it"
     ),
-    _answered("--lora-modules", "one run for each adapter, with its name as --served-model-name", "*"),
-    _answered("--lora-assignment", "one run for each adapter, with its name as --served-model-name"),
+    _same("--lora-modules", "adapters to use instead of --model; the report has each one's figures"),
+    _same("--lora-assignment", "random or round-robin"),
     # results
     _same("--label", "the name in folder, file and reports"),
     _same("--save-result", "also write vLLM's file, into --result-dir or the current folder"),
@@ -171,11 +180,11 @@ DATASETS: Final = {
     "sharegpt": "",
     "custom": "",
     "prefix_repetition": "",
-    "burstgpt": "`python -m loadgen run --dataset-name trace` replays traces",
+    "burstgpt": "",
     "random-mm": _MEDIA,
     "custom_image": _MEDIA,
     "custom_audio": _AUDIO,
-    "random-rerank": "no dataset of documents to rank is generated",
+    "random-rerank": _RERANK,
     "hf": _FILE,
     "spec_bench": _FILE,
     "speed_bench": _FILE,
@@ -189,7 +198,7 @@ BACKENDS: Final = {
     "openai": "",
     "openai-chat": "",
     "openai-embeddings": "",
-    "openai-responses": "use openai-chat",
+    "openai-responses": "",
     "openai-audio": _AUDIO,
     "openai-embeddings-chat": "use openai-embeddings",
     "openai-embeddings-clip": "use openai-embeddings, for text",
@@ -197,7 +206,7 @@ BACKENDS: Final = {
     "infinity-embeddings": "use openai-embeddings",
     "infinity-embeddings-clip": "use openai-embeddings, for text",
     "vllm-pooling": "use openai-embeddings",
-    "vllm-rerank": "use openai-embeddings",
+    "vllm-rerank": _RERANK,
 }
 """vLLM's backends, and what to use for those that are not measured here."""
 

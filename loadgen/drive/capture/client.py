@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import ssl
 import time
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from aiohttp import ClientTimeout, TCPConnector, TraceConfig
 
 from loadgen.drive.capture.exchange import CURRENT, Exchange
 from loadgen.drive.capture.handler import install
+from loadgen.drive.capture.leaving import TokenCount
 from loadgen.drive.capture.loop import selector_of
 from loadgen.drive.capture.sockets import Sockets
 from loadgen.record import Failure, Record
@@ -33,6 +35,8 @@ class PreparedRequest(NamedTuple):
     record: Record
     url: str
     body: bytes
+    leave_tokens: TokenCount | None = None  # cancel it when this is reached
+    leave_s: float | None = None  # or so many seconds after it is sent
 
 
 class Client:
@@ -76,6 +80,8 @@ class Client:
         exchange.last_ns = time.monotonic_ns()
         request.record.bytes_out = len(request.body)
         limit = self._http.request_timeout or None
+        leaves = request.leave_tokens is not None or request.leave_s is not None
+        leaving = self._leave_later(request, exchange) if leaves else None
         try:
             async with asyncio.timeout(limit) as timer:
                 self.open[exchange] = timer
@@ -89,7 +95,29 @@ class Client:
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
             self.open.pop(exchange, None)
+            if leaving is not None:
+                leaving.cancel()
         return exchange
+
+    def _leave_later(self, request: PreparedRequest, exchange: Exchange) -> asyncio.TimerHandle | None:
+        """Arrange that the client leaves the exchange at the token or the time that the request names."""
+        loop = asyncio.get_running_loop()
+        tokens, seconds = request.leave_tokens, request.leave_s
+
+        def leave(when: str) -> None:
+            if exchange in self.open and exchange.failure is None:
+                exchange.fail("left", f"cancelled by its client after {when} (--cancel)")
+                self.open[exchange].reschedule(loop.time())
+
+        if tokens is not None:
+
+            def count(data: bytes) -> None:
+                if tokens.reached(data):
+                    exchange.count = None
+                    leave(f"{tokens.tokens} tokens")
+
+            exchange.count = count
+        return None if seconds is None else loop.call_later(seconds, leave, f"{seconds:g} s")
 
     async def _completed(self, request: PreparedRequest, exchange: Exchange) -> bool:
         """Whether the exchange has ended. False: the server was closing the kept-alive connection; send again.
@@ -181,6 +209,8 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout", f"no connection within {http.connect_timeout:g} s (--connect-timeout)"
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return "refused", f"{error.host}:{error.port} does not speak TLS; give http:// instead of https://"
         return "refused", f"TLS: {_reason(error)} (--insecure accepts any certificate)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "refused", f"unknown host {error.host}"
@@ -204,7 +234,7 @@ def _connecting_failed(error: aiohttp.ClientConnectorError) -> str:
         return "out of file descriptors (ulimit -n)"
     if cause.errno == errno.EADDRNOTAVAIL:
         return "out of local ports: connections are opened faster than the system frees their ports"
-    return f"{error.host}:{error.port}: {_reason(cause)}"
+    return f"{error.host}:{error.port}: {os.strerror(cause.errno) if cause.errno else _reason(cause)}"
 
 
 def _reason(error: BaseException) -> str:

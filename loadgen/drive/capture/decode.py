@@ -4,14 +4,16 @@ one. It runs after the measurement. The only user of `proxy.wire` for frames."""
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.dialects import DIALECTS, Dialect, Part, Reading, error_in
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
-from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of, text_of
+from loadgen.drive.capture.messages import MessageError, Usage
 from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record
-from proxy.wire import Framer, data_of, field_of, is_done
+from loadgen.spec import Endpoint
+from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of the largest event; a response with a larger one is `garbage`."""
@@ -53,10 +55,15 @@ def times_of(read: Read, before: int, clock: Clock) -> Times:
 
 
 def decode_exchange(
-    exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str, *, keep_answer: bool = False
+    exchange: Exchange,
+    clock: Clock,
+    hide: Callable[[str], str] = str,
+    *,
+    endpoint: Endpoint = "chat",
+    keep_answer: bool = False,
 ) -> Record:
-    """The exchange's record, complete, with the response's text if that is kept. `hide` masks secrets in text that
-    came from the server."""
+    """The exchange's record, complete. `hide` masks secrets in text that came from the server; `keep_answer` keeps
+    the text of a complete answer."""
     record = exchange.record
     record.status = exchange.status
     record.shared = exchange.shared
@@ -78,9 +85,9 @@ def decode_exchange(
     if record.failure == "status":
         pass
     elif body:
-        texts: list[str] = []
-        _read_body(record, exchange, body, Timeline(reads, clock), texts if keep_answer else None)
-        record.answer = hide("".join(texts))[:MAX_ANSWER] if keep_answer else None
+        parts = _read_body(record, exchange, body, Timeline(reads, clock), DIALECTS[endpoint])
+        if keep_answer and record.failure is None:
+            record.answer = hide(answer_text(parts, whole=True))[:MAX_ANSWER]
     elif exchange.complete:
         _set(record, "garbage", f"status {exchange.status} and an empty body")
     if not exchange.complete and record.status is not None:
@@ -89,55 +96,100 @@ def decode_exchange(
     return record
 
 
+def answer_of(exchange: Exchange, endpoint: Endpoint) -> str | None:
+    """The text of a complete answer, without reasoning and tool calls; None for any other response."""
+    if exchange.failure is not None or not exchange.complete or not 200 <= (exchange.status or 0) < 300:
+        return None
+    dialect, body = DIALECTS[endpoint], exchange.body
+    try:
+        if not exchange.record.stream:
+            reading = dialect.whole(body)
+            good = reading.parts and reading.error is None and _ended_well(reading.parts)
+            return answer_text(reading.parts) if good else None
+        parts: list[Part] = []
+        done = False
+        for frame, _ in _frames(body):
+            data = data_of(frame)
+            if is_done(frame):
+                done = True
+            elif data is not None and data.strip():
+                reading = dialect.event(data)
+                if reading.error is not None:
+                    return None
+                parts += reading.parts
+                done = done or reading.last
+        return answer_text(parts) if done and _ended_well(parts) else None
+    except MessageError:
+        return None
+
+
+def _ended_well(parts: Iterable[Part]) -> bool:
+    """Whether each choice ended by a finish_reason of OpenAI's, where the API has one."""
+    ended: dict[int, str] = {}
+    for part in parts:
+        if part.finish is not None:
+            ended[part.choice] = part.finish or ended.get(part.choice, "")
+    return not ended or lack_of(ended, 0) is None
+
+
+def answer_text(parts: Sequence[Part], *, whole: bool = False) -> str:
+    """The first choice's content; with `whole` every choice's, and its reasoning and tool calls before it."""
+    if not whole:
+        return "".join(part.text for part in parts if part.choice == 0)
+    choices = sorted({part.choice for part in parts})
+    return "\n".join(
+        "".join(part.other for part in parts if part.choice == choice)
+        + "".join(part.text for part in parts if part.choice == choice)
+        for choice in choices
+    )
+
+
 def _read_body(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
-) -> None:
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+) -> Sequence[Part]:
     if not record.stream:
-        _read_whole(record, exchange, body, timeline, texts)
-    elif "text/event-stream" not in exchange.content_type.lower() and body.lstrip()[:1] == b"{":
-        error = _error_in(body)
+        return _read_whole(record, exchange, body, timeline, dialect)
+    if "text/event-stream" not in exchange.content_type.lower() and body.lstrip()[:1] == b"{":
+        error = error_in(body)
         if error is not None:
             _set(record, "error_frame", error)
         else:
             _set(record, "garbage", "requested a stream, got one JSON body")
-    else:
-        _read_stream(record, exchange, body, timeline, texts)
+        return ()
+    return _read_stream(record, exchange, body, timeline, dialect)
 
 
 def _read_whole(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
-) -> None:
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+) -> Sequence[Part]:
     if not exchange.complete:
-        return
+        return ()
     try:
-        message = decode_message(body)
+        reading = dialect.whole(body)
     except MessageError as error:
         _set(record, "garbage", str(error))
-        return
+        return ()
     at, low, user = timeline.of(len(body))
-    error_text = error_of(message)
-    if error_text is not None:
-        _set(record, "error_frame", error_text)
+    if reading.error is not None:
+        _set(record, "error_frame", reading.error)
         record.events = [Event(at, low, user, Kind.ERROR)]
-    elif not message.choices and not message.data:
-        _set(record, "garbage", f"neither choices nor data: {_words(body)}")
+    elif not reading.parts:
+        _set(record, "garbage", f"no answer in the body: {_words(body)}")
     else:
-        _count(record, message.usage)
+        _count(record, reading.usage)
         record.events = [Event(at, low, user, Kind.WHOLE)]
-        _keep(texts, message)
-
-
-def _keep(texts: list[str] | None, message: Message) -> None:
-    if texts is not None:
-        texts += [text_of(choice) for choice in message.choices or () if choice.index == 0]
+        _whole(record, {part.choice: part.finish for part in reading.parts if part.finish is not None})
+    return reading.parts
 
 
 def _read_stream(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, texts: list[str] | None
-) -> None:
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+) -> Sequence[Part]:
     done = False
+    parts: list[Part] = []
     events = record.events = []
     counted: dict[int, int | None] = {}  # choice -> tokens so far by continuous usage; None: not continuous
+    ended: dict[int, str] = {}  # choice -> its finish_reason; "": none yet
     try:
         for frame, end in _frames(body):
             times = timeline.of(end)
@@ -149,26 +201,43 @@ def _read_stream(
             if data is None or not data.strip():
                 events.append(Event(*times, Kind.OTHER))
                 continue
-            message = decode_message(data)
-            error = error_of(message)
+            reading = dialect.event(data)
+            error = reading.error
             if error is None and any(v.strip() == b"error" for v in field_of(frame, b"event")):
                 error = _words(data)
             if error is not None:
                 events.append(Event(*times, Kind.ERROR))
                 _set(record, "error_frame", error)
                 continue
-            events += _events(message, times, counted)
-            _keep(texts, message)
-            _count(record, message.usage)
+            events += _events(reading, times, counted)
+            parts += reading.parts
+            _count(record, reading.usage)
+            done = done or reading.last
+            for part in reading.parts:
+                if part.finish is not None:
+                    ended.setdefault(part.choice, "")
+                if part.finish:
+                    endings((frame,), ended)
     except MessageError as error:
         _set(record, "garbage", str(error))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
         _set(record, "garbage", "the stream ended without any choice")
+    elif done:
+        _whole(record, ended)
     if not done and exchange.complete:
         if events:
-            _set(record, "truncated", "the stream ended without [DONE]")
+            _set(record, "truncated", f"the stream ended without {dialect.end}")
         else:
             _set(record, "garbage", f"not an event stream: {_words(body)}")
+    return parts
+
+
+def _whole(record: Record, ended: dict[int, str]) -> None:
+    """A failure where a choice did not end by a finish_reason of OpenAI's: vLLM ends an aborted request by `abort`
+    and `[DONE]`."""
+    lack = lack_of(ended, 0) if ended else None
+    if lack is not None:
+        _set(record, "truncated" if lack.few else "aborted", lack.words)
 
 
 def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
@@ -181,29 +250,30 @@ def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
         yield frame, end
 
 
-def _events(message: Message, times: Times, counted: dict[int, int | None]) -> Iterator[Event]:
-    if not message.choices:
-        yield Event(*times, Kind.USAGE if message.usage is not None else Kind.OTHER)
+def _events(reading: Reading, times: Times, counted: dict[int, int | None]) -> Iterator[Event]:
+    if not reading.parts:
+        yield Event(*times, Kind.USAGE if reading.usage is not None else Kind.OTHER)
         return
-    for choice in message.choices:
-        kind = kind_of(choice)
+    for part in reading.parts:
         tokens = None
-        if kind in GENERATED:
-            so_far = counted.get(choice.index, 0)
-            now = message.usage.completion_tokens if message.usage is not None else None
+        if part.kind in GENERATED:
+            so_far = counted.get(part.choice, 0)
+            now = reading.usage.completion_tokens if reading.usage is not None else None
             if so_far is not None and now is not None:
                 tokens = max(now - so_far, 0)
-            counted[choice.index] = now if so_far is not None else None
-        yield Event(*times, kind, tokens, choice.index)
+            counted[part.choice] = now if so_far is not None else None
+        yield Event(*times, part.kind, tokens, part.choice)
 
 
 def _count(record: Record, usage: Usage | None) -> None:
     """The last usage counts: continuous usage grows, and the final chunk holds the total."""
     if usage is None:
         return
-    record.prompt_tokens = usage.prompt_tokens
-    record.completion_tokens = usage.completion_tokens
-    if usage.prompt_tokens_details is not None:
+    if usage.prompt_tokens is not None:
+        record.prompt_tokens = usage.prompt_tokens
+    if usage.completion_tokens is not None:
+        record.completion_tokens = usage.completion_tokens
+    if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens
 
 
@@ -213,13 +283,6 @@ def _set(record: Record, failure: str, detail: str) -> None:
         record.detail = detail
 
 
-def _error_in(body: bytes) -> str | None:
-    try:
-        return error_of(decode_message(body))
-    except MessageError:
-        return None
-
-
 def _words(body: bytes) -> str:
     """A body as text for a person: its error message, or its first 200 bytes."""
-    return _error_in(body) or body[:200].decode("utf-8", "replace").strip() or "empty body"
+    return error_in(body) or body[:200].decode("utf-8", "replace").strip() or "empty body"

@@ -4,7 +4,7 @@ parsed while it runs, so that the loop stays free."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ class Exchange:
         "complete",
         "connect_ns",
         "content_type",
+        "count",
         "detail",
         "failure",
         "first_ns",
@@ -59,6 +60,7 @@ class Exchange:
         self.complete = False  # the body ended as HTTP says it should
         self.failure: Failure | None = None
         self.detail = ""
+        self.count: Callable[[bytes], None] | None = None  # called with each piece of the body as it arrives
 
     def __repr__(self) -> str:
         state = self.failure or ("complete" if self.complete else "open")

@@ -61,6 +61,8 @@ class TimestampedHandler(ResponseHandler):
                 exchange.size += len(body)
                 if not exchange.first_ns and has_content(body):
                     exchange.first_ns = user
+                if exchange.count is not None:
+                    exchange.count(body)
             if payload.is_eof():
                 self._exchange = None
             elif (broken := self.exception()) is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import heapq
+import itertools
 import os
 import selectors
 import struct
@@ -71,29 +73,36 @@ class Timer:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._fd = _timerfd()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap: due, order, future
+        self._order = itertools.count()
         if self._fd is not None:
             loop.add_reader(self._fd, self._fire)
 
     async def until(self, due_ns: int) -> None:
-        """Return at `due_ns`, or at once if it has passed."""
+        """Return at `due_ns`, or at once if it has passed. Any number of tasks may wait."""
         left = due_ns - time.monotonic_ns()
         if left <= 0:
             return
         if self._fd is None:
             await asyncio.sleep(left / 1e9)
             return
-        self._waiter = self._loop.create_future()
-        _settime(self._fd, due_ns, 0)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        waiter = self._loop.create_future()
+        heapq.heappush(self._waiters, (due_ns, next(self._order), waiter))
+        if self._waiters[0][2] is waiter:
+            _settime(self._fd, due_ns, 0)
+        await waiter  # if it is cancelled, `_fire` discards it when its time comes
 
     def _fire(self) -> None:
         assert self._fd is not None
-        if _expirations(self._fd) and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if not _expirations(self._fd):
+            return
+        now = time.monotonic_ns()
+        while self._waiters and (self._waiters[0][0] <= now or self._waiters[0][2].done()):
+            waiter = heapq.heappop(self._waiters)[2]
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._waiters:
+            _settime(self._fd, self._waiters[0][0], 0)
 
     def close(self) -> None:
         if self._fd is not None:

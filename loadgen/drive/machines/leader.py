@@ -199,7 +199,7 @@ class Leader:
             ) from None
         return [self._members[number] for number in sorted(self._members)]
 
-    async def run(self, folder: Path, hide: Callable[[str], str], view: View | None) -> Gathered:
+    async def run(self, folder: Path, hide: Callable[[str], str], view: View) -> Gathered:
         """What all machines measured. Raises UsageError if one is missing before the start."""
         members = await self._gathered()
         plan = Plan(run=self._job.run, salt=self._job.workload.salt)
@@ -216,7 +216,7 @@ class Leader:
                 member.link.send(Message(start=at + member.before.ns))
             for member in members:
                 member.watch(lambda: self._stop(session))
-            stop_on_signals(lambda: self._stop(session))
+            stop_on_signals(lambda: self._stop(session), view.note)
             return at
 
         part = await carry_out(planned(self._job, 0, self._machines, plan), folder, hide, view, start)

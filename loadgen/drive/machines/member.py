@@ -29,7 +29,7 @@ async def join_run(
     wait_s: float,
     folder: Path,
     hide: Callable[[str], str],
-    view: View | None,
+    view: View,
 ) -> tuple[Part, str]:
     """This machine's part, and why machine 0 did not get it; empty if it did.
 
@@ -49,7 +49,7 @@ async def join_run(
             at = (await link.receive()).start
             if at is None:
                 raise UsageError("machine 0 gave no start")
-            stop_on_signals(session.stop)
+            stop_on_signals(session.stop, view.note)
             watching = asyncio.create_task(_watch(link, session))
             return at
 

@@ -42,18 +42,18 @@ async def carry_out(
     job: Job,
     folder: Path,
     hide: Callable[[str], str],
-    view: View | None,
+    view: View,
     started: Callable[[Session], Awaitable[int]],
 ) -> Part:
     """The share, its records also in `folder`. `started` is called when the warm-up is over and returns the start
     on this machine's CLOCK_MONOTONIC."""
     workload = open_workload(job.workload)
     records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file:
+    with store.EventsFile(folder / store.EVENTS) as file:
 
         def emit(record: Record) -> None:
             records.append(record)
-            store.append(file, record)
+            file.append(record)
 
         async with session_of(job, hide, view) as session:
             await warm_up(job, session, workload, emit)

@@ -9,11 +9,12 @@ import msgspec
 
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_requests, slice_schedule
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_items, slice_schedule
 from loadgen.drive.session import Outcome, Session
+from loadgen.errors import WorkloadError
 from loadgen.record import Record
 from loadgen.snapshot import View
-from loadgen.spec import Body, Endpoint, Http, Pace
+from loadgen.spec import Body, Cancel, Endpoint, Http, ModelMix, Pace
 from loadgen.workload import (
     Item,
     Options,
@@ -63,18 +64,28 @@ class Job(msgspec.Struct, kw_only=True):
     workload: Options
     num_prompts: int | None = None
     num_warmups: int = 0
+    cancel: Cancel | None = None
+    models: ModelMix | None = None
+    keep_answers: bool = False
     max_in_flight: int = 1000
     kernel: bool = True
-    keep_answers: bool = False  # the texts of the responses, in their records
     id_prefix: str = ""  # x-request-id is this and the request's number; empty: the run's own
     secrets: list[str] = []
+    objectives: dict[str, float] = {}  # in milliseconds, for the live view
     worker: int = 0
     workers: int = 1
     events: str = ""  # where the worker writes its records
 
     def builder(self) -> RequestBuilder:
         return RequestBuilder(
-            self.targets, self.endpoint, self.body, path=self.path, run=self.run, id_prefix=self.id_prefix
+            self.targets,
+            self.endpoint,
+            self.body,
+            path=self.path,
+            run=self.run,
+            id_prefix=self.id_prefix,
+            cancel=self.cancel,
+            models=self.models,
         )
 
     def share(self, worker: int, events: str) -> Job:
@@ -89,14 +100,22 @@ class Job(msgspec.Struct, kw_only=True):
 
 
 def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
-    return (item.prompt for item in items)
+    """Each item's prompt. Raises WorkloadError for a conversation: its later requests depend on answers."""
+    for item in items:
+        if item.then:
+            raise WorkloadError(
+                "conversations (--turns, agent traces) are for `run`; other commands send single requests"
+            )
+        yield item.prompt
 
 
 def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's requests of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return slice_schedule(schedule_requests(prompts_of(items), times), job.worker, job.workers)
+    return slice_schedule(
+        schedule_items(items, times, speed=job.schedule.trace_speed or 1.0), job.worker, job.workers
+    )
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
@@ -127,7 +146,8 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         max_in_flight=job.max_in_flight,
         worker=job.worker,
         kernel=job.kernel,
-        keep_answers=job.keep_answers,
         hide=hide,
         view=view,
+        keep_answers=job.keep_answers,
+        objectives=job.objectives,
     )

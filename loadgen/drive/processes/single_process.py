@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 
 from loadgen import store
@@ -10,6 +11,7 @@ from loadgen.drive.processes.job import Job, session_of, warm_up
 from loadgen.drive.processes.signals import stop_on_signals
 from loadgen.drive.requests import ScheduledRequest
 from loadgen.drive.self_error import WorkerError
+from loadgen.drive.session import Session
 from loadgen.record import Record, Run
 from loadgen.snapshot import View
 from loadgen.workload import Workload
@@ -22,25 +24,36 @@ async def run_single(
     run: Run,
     folder: Path,
     hide: Callable[[str], str],
-    view: View | None,
+    view: View,
     *,
     total: int | None,
     stage: str = "",
+    beside: Callable[[Session], Coroutine[None, None, None]] | None = None,
 ) -> tuple[list[Record], list[WorkerError]]:
-    """The records, which are written to `folder` as well, and the process's own error. Updates `run`."""
+    """The records, which are written to `folder` as well, and the process's own error. Updates `run`.
+
+    `beside` runs while requests are sent.
+    """
     records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file:
+    with store.EventsFile(folder / store.EVENTS) as file:
 
         def emit(record: Record) -> None:
             records.append(record)
-            store.append(file, record)
+            file.append(record)
 
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop)
+            stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, emit)
-            outcome = await session.phase(
-                schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
-            )
+            watching = None if beside is None else asyncio.create_task(beside(session))
+            try:
+                outcome = await session.phase(
+                    schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
+                )
+            finally:
+                if watching is not None:
+                    watching.cancel()
+                    await asyncio.wait({watching})
+    run.warnings += [file.warning] if file.warning else []
     run.interrupted, run.stopped = outcome.interrupted, outcome.stopped
     run.start_unix_ns = outcome.start_unix_ns
     _add_warnings(run, outcome.waited, outcome.overrun, job)
@@ -50,11 +63,11 @@ async def run_single(
 def _add_warnings(run: Run, waited: int, overrun: bool, job: Job) -> None:
     if waited and job.pace.max_concurrency is None:
         run.warnings.append(
-            f"{waited} requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
+            f"{waited} of the requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
         )
     elif waited:
         run.warnings.append(
-            f"{waited} requests waited for --max-concurrency; their waiting time counts from when they were due"
+            f"{waited} of the requests waited for --max-concurrency; latencies from due include that"
         )
     if overrun:
         run.warnings.append("the run was ended: too many requests were waiting to be sent")

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ class Worker:
         self.ready = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.outcome: Outcome | None = None
+        self.unwritten: list[Record] = []  # records that its file lacks
 
     async def listen(self) -> None:
         """Read its messages to the end. Sets `ready` even if the worker died, so that nothing waits for it."""
@@ -49,6 +51,8 @@ class Worker:
                     self.ready.set()
                 self.snapshot = message.snapshot or self.snapshot
                 self.outcome = message.outcome or self.outcome
+                if message.record is not None:
+                    self.unwritten.append(message.record)
         finally:
             self.ready.set()
 
@@ -77,9 +81,7 @@ class Errors:
         return bool(self.stopped)
 
 
-async def run_workers(
-    job: Job, run: Run, folder: Path, view: View | None
-) -> tuple[list[Record], list[WorkerError]]:
+async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
     Raises UsageError if a worker died: without its share the run is not the one that was requested.
@@ -93,7 +95,7 @@ async def run_workers(
             for worker in workers:
                 group.create_task(worker.listen())
             watching = group.create_task(_watch(workers, view, errors))
-            stop_on_signals(lambda: _stop_all(workers))
+            stop_on_signals(lambda: _stop_all(workers), view.note)
             for worker in workers:
                 await worker.ready.wait()
             start = str(time.monotonic_ns() + START_IN_NS).encode()
@@ -133,8 +135,8 @@ def _stop_all(workers: list[Worker]) -> None:
         worker.stop()
 
 
-async def _watch(workers: list[Worker], view: View | None, errors: Errors) -> None:
-    while view is not None or errors.limit is not None:
+async def _watch(workers: list[Worker], view: View, errors: Errors) -> None:
+    while True:
         await asyncio.sleep(0.5)
         parts = [worker.snapshot for worker in workers if worker.snapshot is not None]
         if parts:
@@ -145,25 +147,36 @@ async def _watch(workers: list[Worker], view: View | None, errors: Errors) -> No
                 view(state)
 
 
+def _write(folder: Path, records: Iterable[Record]) -> str:
+    with store.EventsFile(folder / store.EVENTS) as file:
+        for record in records:
+            file.append(record)
+    return file.warning
+
+
+def _records_of(worker: Worker) -> Iterator[Record]:
+    if worker.file.exists():
+        yield from store.read_records(worker.file)
+    yield from worker.unwritten
+
+
 def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record], list[WorkerError]]:
     outcomes = [worker.outcome for worker in workers if worker.outcome is not None]
     if len(outcomes) < len(workers):
         codes = ", ".join(str(worker.process.returncode) for worker in workers)
         raise UsageError(f"a worker died (exit codes {codes}); the events of each are in {folder}")
-    records = [record for worker in workers for record in store.read_records(worker.file)]
+    records = [record for worker in workers for record in _records_of(worker)]
     records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
-    with (folder / store.EVENTS).open("wb") as file:
-        for record in records:
-            store.append(file, record)
+    warning = _write(folder, records)
     for worker in workers:
-        worker.file.unlink()
+        worker.file.unlink(missing_ok=True)
+    warning = warning and _write(folder, records)  # there is room now that the workers' files are gone
+    run.warnings += [warning] if warning else []
     run.interrupted = not run.stopped and any(outcome.interrupted for outcome in outcomes)
     run.start_unix_ns = outcomes[0].start_unix_ns
     waited = sum(outcome.waited for outcome in outcomes)
     if waited:
-        run.warnings.append(
-            f"{waited} requests waited to be sent; their waiting time counts from when they were due"
-        )
+        run.warnings.append(f"{waited} of the requests waited to be sent; latencies from due include that")
     if any(outcome.overrun for outcome in outcomes):
         run.warnings.append("the run was ended: too many requests were waiting to be sent")
     return records, [outcome.worker_error for outcome in outcomes]

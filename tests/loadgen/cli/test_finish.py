@@ -74,13 +74,13 @@ def test_each_stage_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(text.startswith("rate=2: ") for text in made.invalid)
 
 
-def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_duration_leaves_its_warm_up_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()
     records = [record(-1, warmup=True, end_ns=10**12), record(0, due_ns=5, end_ns=105)]
     finish.judge(made, records, [WorkerError()], Limits(), open_loop=False)
     assert made.duration_ns == 100
-    assert made.warnings == ["1 responses had no usage: their tokens are not counted"]
+    assert made.warnings == []
 
 
 def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:

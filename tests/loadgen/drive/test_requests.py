@@ -16,7 +16,7 @@ from loadgen.drive.requests import (
     schedule_requests,
     slice_schedule,
 )
-from loadgen.spec import Body, Endpoint
+from loadgen.spec import FORMS, Body, Endpoint
 from loadgen.workload.model import Prompt
 
 
@@ -63,7 +63,7 @@ def test_pairs_take_their_times_one_by_one() -> None:
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:
     builder = RequestBuilder({"a": "http://h"}, endpoint, body)
-    built = builder.build(ScheduledRequest(0, Prompt("p", endpoint, prompt or {"messages": []})))
+    built = builder.build(ScheduledRequest(0, Prompt("p", FORMS[endpoint], prompt or {"messages": []})))
     decoded: dict[str, Any] = msgspec.json.decode(built.body)
     return decoded
 

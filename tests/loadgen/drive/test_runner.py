@@ -15,7 +15,7 @@ from loadgen.drive.requests import ScheduledRequest
 from loadgen.drive.runner import Runner
 from loadgen.record import Record
 from loadgen.spec import Pace
-from loadgen.workload.model import Prompt
+from loadgen.workload.model import FollowUp, Prompt
 from tests.kit.leaks import settle
 
 PROMPT = Prompt("p", "chat", {})
@@ -52,22 +52,21 @@ class Alarm:
 
     def __init__(self) -> None:
         self.now = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._due = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def read(self) -> int:
         return self.now
 
     async def until(self, due_ns: int) -> None:
         if due_ns > self.now:
-            self._due = due_ns
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((due_ns, waiter))
+            await waiter
 
     async def to(self, now: int) -> None:
         self.now = now
-        while self._waiter is not None and not self._waiter.done() and self._due <= now:
-            self._waiter.set_result(None)
+        while ready := [each for each in self._waiters if each[0] <= now and not each[1].done()]:
+            ready[0][1].set_result(None)
             await settle()
 
 
@@ -77,6 +76,7 @@ class Bench:
     def __init__(self, max_in_flight: int = 100) -> None:
         self.gates, self.alarm = Gates(), Alarm()
         self.ended: list[Record] = []
+        self.bad: set[int] = set()  # requests that give no answer
         self.runner = Runner(
             self.gates,
             Clock(self.alarm.read, self.alarm.read),
@@ -84,6 +84,7 @@ class Bench:
             self._build,
             self._end,
             max_in_flight=max_in_flight,
+            answer_of=lambda exchange: None if exchange.record.index in self.bad else "answer",
         )
         self.task: asyncio.Task[None] | None = None
 
@@ -97,8 +98,9 @@ class Bench:
         exchange.record.failure = exchange.failure
         self.ended.append(exchange.record)
 
-    async def start(self, dues: Iterable[float | None], **pace: object) -> None:
-        schedule = [ScheduledRequest(number, PROMPT, due) for number, due in enumerate(dues)]
+    async def start(self, dues: Iterable[float | None], then: tuple[FollowUp, ...] = (), **pace: object) -> None:
+        step = 1 + len(then)
+        schedule = [ScheduledRequest(step * number, PROMPT, due, then=then) for number, due in enumerate(dues)]
         self.task = asyncio.create_task(self.runner.run(schedule, Pace(**pace)))  # type: ignore[arg-type]
         await settle()
 
@@ -260,3 +262,107 @@ async def test_every_shot_has_exactly_one_record(bench: Make) -> None:
     await b.task
     assert sorted(record.index for record in b.ended) == list(range(50))
     assert b.gates.most == 7
+
+
+# Conversations
+
+
+def later(*after: int, gap: float = 0.0) -> FollowUp:
+    return FollowUp(prompt=lambda: PROMPT, after=after, gap_s=gap)
+
+
+SECOND = 10**9
+
+
+async def test_a_later_request_is_due_a_gap_after_the_end_of_the_last_it_waits_for(bench: Make) -> None:
+    b = bench()
+    await b.start([0.0], (later(0, gap=1), later(0), later(1, 2, gap=0.5)), open_loop=True)
+    assert b.gates.order == [0]
+    await b.alarm.to(2 * SECOND)
+    await b.gates.end(0)
+    assert b.gates.order == [0, 2]
+    await b.alarm.to(3 * SECOND)
+    assert b.gates.order == [0, 2, 1]
+    await b.gates.end(1)
+    await b.alarm.to(5 * SECOND)
+    await b.gates.end(2)
+    assert b.gates.order == [0, 2, 1]
+    await b.alarm.to(6 * SECOND)
+    assert b.gates.order == [0, 2, 1, 3]
+    await b.gates.end(3)
+    assert b.task is not None
+    await b.task
+    assert {record.index: record.due_ns / SECOND for record in b.ended} == {0: 0.0, 1: 3.0, 2: 2.0, 3: 5.5}
+
+
+async def test_a_user_has_one_conversation_at_a_time(bench: Make) -> None:
+    b = bench()
+    await b.start([None] * 3, (later(0, gap=1),), max_concurrency=2)
+    assert b.gates.order == [0, 2]
+    await b.gates.end(0)
+    assert b.gates.order == [0, 2]  # its user thinks
+    await b.alarm.to(SECOND)
+    assert b.gates.order == [0, 2, 1]
+    await b.gates.end(1)
+    assert b.gates.order == [0, 2, 1, 4]
+    await b.gates.end(2, 4)
+    await b.alarm.to(2 * SECOND)
+    await b.gates.end(3, 5)
+    assert b.task is not None
+    await b.task
+    assert sorted(b.outcome()) == list(range(6))
+
+
+async def test_a_request_without_an_answer_ends_its_conversation(bench: Make) -> None:
+    b = bench()
+    b.bad = {1}
+    await b.start([None] * 2, (later(0), later(0, gap=1), later(1)), max_concurrency=1)
+    await b.gates.end(0)
+    await b.gates.end(1)  # its sibling is not due yet, and is not sent
+    await b.alarm.to(5 * SECOND)
+    assert b.gates.order == [0, 1, 4]
+    await b.gates.end(4)
+    await b.gates.end(5)
+    await b.alarm.to(9 * SECOND)
+    await b.gates.end(6, 7)
+    assert b.task is not None
+    await b.task
+    assert sorted(b.outcome()) == [0, 1, 4, 5, 6, 7]
+
+
+async def test_a_later_request_waits_for_a_place_as_any_other(bench: Make) -> None:
+    b = bench()
+    await b.start([0.0, 0.5], (later(0),), open_loop=True, max_concurrency=1)
+    await b.alarm.to(SECOND)
+    assert b.runner.waiting == 1
+    await b.gates.end(0)
+    assert b.gates.order == [0, 2]
+    assert b.runner.waiting == 1
+    await b.gates.end(2)
+    await b.gates.end(1)
+    await b.gates.end(3)
+    assert b.task is not None
+    await b.task
+    assert b.gates.most == 1
+
+
+async def test_stopping_sends_no_later_request(bench: Make) -> None:
+    b = bench()
+    await b.start([0.0], (later(0, gap=5),), open_loop=True)
+    await b.gates.end(0)
+    b.runner.stop()
+    assert b.task is not None
+    await b.task
+    assert b.outcome() == {0: None}
+
+
+async def test_a_prompt_that_cannot_be_composed_is_raised(bench: Make) -> None:
+    def broken() -> Prompt:
+        raise ValueError("no such block")
+
+    b = bench()
+    await b.start([0.0], (FollowUp(prompt=broken, after=(0,)),), open_loop=True)
+    await b.gates.end(0)
+    assert b.task is not None
+    with pytest.raises(ValueError, match="no such block"):
+        await b.task

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from loadgen.analysis.format import cell, digits, percent, signed
 from loadgen.analysis.stats import Bounds, Quantile
-from loadgen.analysis.summary import summarise
+from loadgen.analysis.summary import in_order, measure_records, summarise
 from loadgen.record import Record, Run
 from loadgen.report import html as report_html
 from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
 from loadgen.report.plots import plots_available
 from loadgen.report.view import view
-from loadgen.report.write import write_reports
+from loadgen.report.write import Files, report_of, write_report
 from tests.kit.missing import extra, needs
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
@@ -41,7 +41,7 @@ RAN: dict[str, Callable[[], Iterable[Record]]] = {
     "empty": lambda: iter(()),
 }
 
-ALWAYS = {"ttft", "itl", "e2e", "timeline", "goodput"}
+ALWAYS = {"ttft", "itl", "e2e", "lengths", "timeline", "goodput"}
 PLOTTED = {
     "run": ALWAYS,
     "plain": ALWAYS,
@@ -89,7 +89,10 @@ class Page(HTMLParser):
 
 def reports(folder: Path, run: Run, seen: Iterable[Record]) -> dict[str, str]:
     everything = list(seen)
-    write_reports(folder, run, everything, summarise(run, everything, {"ttft": 60.0, "tpot": 14.0}))
+    files = Files(folder)
+    requests = in_order(measure_records(everything))
+    write_report(report_of(run, requests, summarise(run, everything, {"ttft": 60.0, "tpot": 14.0})), files)
+    assert files.lost == []
     return {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".html", ".json")}
 
 
@@ -133,7 +136,7 @@ def plotted(folder: Path, page: str, names: set[str]) -> None:
     """As files and in the page, which refers to nothing that it lacks."""
     files = list((folder / "plots").glob("*.svg"))
     assert {path.stem for path in files} == names
-    assert page.count("<svg") == len(names)
+    assert page.count("<svg") == 2 * len(names), "each for a wide page and for a phone"
     for path in files:
         ET.fromstring(path.read_text())
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -180,7 +183,7 @@ def test_code_ends_where_its_fence_says(text: str) -> None:
 
 
 def test_an_invalid_run_says_so_first_and_why() -> None:
-    run = run_of(invalid=["the loop lagged 14 ms (p99); 5 ms may be"])
+    run = run_of(invalid=["the loop lagged 14 ms (p99), limit 5 ms"])
     shown = view(run, summarise(run, records(Load(requests=30))))
     first = "**Measurement: INVALID, do not use these figures: the loop lagged"
     assert report_md.render(shown).splitlines()[2].startswith(first)
