@@ -39,7 +39,9 @@ from loadgen.report import (
 )
 
 FAILED: Final = 1
-IN_WORDS: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
+IN_WORDS: Final = frozenset(
+    f"{p}_{name}_ms" for p in ("p50", "median", "p95", "p99") for name in ("ttft", "itl", "e2el")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +86,8 @@ def _judged(letter: str, a: Side, b: Side, rules: Sequence[Rule], *, certain: bo
     """Raises BadRule."""
     names = (a.name, b.name)
     if a.summary is None or b.summary is None:
-        comparison = compare_values((a.run, a.values), (b.run, b.values), names)
+        intervals = (a.intervals, b.intervals)
+        comparison = compare_values((a.run, a.values), (b.run, b.values), names, intervals)
     else:
         comparison = compare_runs(
             (a.run, a.summary), (b.run, b.summary), requests=(a.requests, b.requests), names=names

@@ -189,8 +189,12 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     lateness_counts = job.schedule.open_loop and not job.schedule.all_at_once
     code = end(args, folder, run, records, worker_errors, open_loop=lateness_counts)
-    written = save_result_file(args, folder, run)
-    if written is not None:
+    try:
+        written = save_result_file(args, folder, run)
+    except OSError as error:
+        print(f"could not write vLLM's result file: {error.filename}: {error.strerror}", file=sys.stderr)
+        return code or finish.FAILED
+    if written is not None and not args.quiet:
         print(f"vLLM's result file: {written}", file=sys.stderr)
     return code
 

@@ -27,7 +27,7 @@ from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
 from loadgen.report.runs.foreign import read_foreign
-from loadgen.report.runs.repeats import repeats_json, repeats_table, spreads_of
+from loadgen.report.runs.repeats import REPEATS, read_repeats, repeats_json, repeats_table, spreads_of
 from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
 from loadgen.report.tables import Table
 from loadgen.report.view import View
@@ -35,6 +35,7 @@ from loadgen.report.write import Files, Report, report_of, write_report
 
 __all__ = [
     "HOW_TO",
+    "REPEATS",
     "Comparison",
     "Files",
     "Judged",
@@ -51,6 +52,7 @@ __all__ = [
     "metrics_of",
     "plots_available",
     "read_foreign",
+    "read_repeats",
     "repeats_json",
     "repeats_table",
     "report_of",

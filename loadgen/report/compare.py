@@ -130,25 +130,37 @@ def compare_values(
     a: tuple[Run, Mapping[str, float | None]],
     b: tuple[Run, Mapping[str, float | None]],
     names: tuple[str, str] = ("A", "B"),
+    intervals: tuple[Mapping[str, Bounds], Mapping[str, Bounds]] = ({}, {}),
 ) -> Comparison:
-    """Compare figures of which no requests are kept, by vLLM's names: differences without intervals."""
+    """Compare figures by vLLM's names, without their requests: with intervals where both figures have one."""
     (run_a, values_a), (run_b, values_b) = a, b
     lines = []
     for metric, left in values_a.items():
         right = values_b.get(metric)
         if left is not None and right is not None and _COMPARED.fullmatch(metric):
-            lines.append(_plain(metric, left, right, "ms" if metric.endswith("_ms") else "/s"))
+            unit = "ms" if metric.endswith("_ms") else "/s"
+            ends = [side.get(metric) for side in intervals]
+            lines.append(_between(metric, left, right, ends, unit))
+    repeated = all(intervals)
     return Comparison(
         a=names[0],
         b=names[1],
         warnings=[
             *_measured_elsewhere((run_a, run_b), names),
-            "one of them has no single requests: its figures have no intervals",
+            *([] if repeated else ["one of them has no single requests: its figures have no intervals"]),
         ],
         lines=lines,
         effects=[],
         config=config_difference(run_a, run_b),
     )
+
+
+def _between(metric: str, a: float, b: float, ends: Sequence[Bounds | None], unit: str) -> Line:
+    line = _plain(metric, a, b, unit)
+    if ends[0] is None or ends[1] is None:
+        return line
+    difference = shift(a, ends[0], b, ends[1])
+    return msgspec.structs.replace(line, shift=difference, words=f"{line.name} {in_words(difference, unit)}")
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:

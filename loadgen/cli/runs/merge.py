@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis import BadGoodput
 from loadgen.cli import finish
 from loadgen.cli.report import refuse
 from loadgen.cli.runs.machines import merged_records
@@ -36,7 +35,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         folder = finish.make_folder(args.result_dir, args.label, finish.now())
         run = runs[0][1]
         everything = merged_records(records, folder)
-    except (StoreError, UsageError, BadGoodput) as error:
+    except (StoreError, UsageError) as error:
         return refuse(str(error))
     errors = [msgspec.convert(share_of(one).worker_error, WorkerError) for _, one in runs]
     run.workers, run.share = len(runs), None
@@ -47,8 +46,8 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     )
     open_loop = run.config.get("request_rate") not in (None, "inf")
     finish.judge(run, everything, errors, Limits(), open_loop=open_loop)
-    finish.report(folder, run, everything, run.config.get("goodput"))
-    return finish.exit_code(run, everything, run.config.get("max_error_rate") or 0.0)
+    written = finish.report(folder, run, everything, run.config.get("goodput"))
+    return finish.exit_code(run, everything, run.config.get("max_error_rate") or 0.0, lost=not written)
 
 
 def share_of(run: Run) -> Share:

@@ -11,10 +11,11 @@ from typing import Final
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.report import repeats_json, repeats_table, spreads_of
+from loadgen.report import Files, repeats_json, repeats_table, spreads_of
 
 INTERRUPTED: Final = 130
-WORST: Final = (1, 3)  # exit codes that a repeat's own overrides, the worse one first
+FAILED: Final = 1
+WORST: Final = (FAILED, 3)  # exit codes that a repeat's own overrides, the worse one first
 
 
 def check_repeat(args: argparse.Namespace) -> None:
@@ -26,7 +27,7 @@ def check_repeat(args: argparse.Namespace) -> None:
 async def repeat(args: argparse.Namespace, folder: Path, once: Callable[[Path], Awaitable[int]]) -> int:
     """Run `once` for each run's folder, with a new seed and a new salt for each run; the exit code of the worst.
 
-    Ctrl-C ends the run and the repeats. Raises OSError.
+    Ctrl-C ends the run and the repeats.
     """
     seed, salt = args.seed, args.unique_salt
     codes: list[int] = []
@@ -42,11 +43,14 @@ async def repeat(args: argparse.Namespace, folder: Path, once: Callable[[Path], 
     done = [place for place in folders if (place / "result.json").exists()]
     spreads = spreads_of([msgspec.json.decode((place / "result.json").read_bytes()) for place in done])
     table = [f"# {len(done)} runs of the same load", "", *repeats_table(spreads)]
-    (folder / "repeats.md").write_text("\n".join(table) + "\n")
-    (folder / "repeats.json").write_bytes(repeats_json(spreads, [place.name for place in done]))
-    print("\n".join(table), file=sys.stderr)
+    files = Files(folder)
+    files.write("repeats.md", ("\n".join(table) + "\n").encode())
+    files.write("repeats.json", repeats_json(spreads, [place.name for place in done]))
+    print("\n".join(table))
+    for text in files.lost:
+        print(f"could not write {text}", file=sys.stderr)
     print(f"written to {folder}", file=sys.stderr)
-    return worst(codes)
+    return worst([*codes, *([FAILED] if files.lost else [])])
 
 
 def worst(codes: list[int]) -> int:

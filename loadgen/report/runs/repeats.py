@@ -18,6 +18,7 @@ SHOWN: Final = (
     *("median_ttft_ms", "p95_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms"),
     *("median_itl_ms", "p99_itl_ms", "median_e2el_ms", "p95_e2el_ms", "p99_e2el_ms"),
 )
+REPEATS: Final = "repeats.json"
 T_95: Final = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
@@ -60,6 +61,15 @@ def spreads_of(results: Sequence[Mapping[str, Any]]) -> list[Spread]:
         if len(values) > 1 and all(isinstance(value, int | float) for value in values):
             spreads.append(spread_of(metric, [float(value) for value in values if value is not None]))
     return spreads
+
+
+class _Document(msgspec.Struct):
+    figures: list[Spread]
+
+
+def read_repeats(content: bytes) -> list[Spread]:
+    """Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(content, type=_Document).figures
 
 
 def repeats_json(spreads: Sequence[Spread], runs: Sequence[str]) -> bytes:

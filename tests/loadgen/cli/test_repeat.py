@@ -10,12 +10,14 @@ from statistics import fmean, stdev
 
 import pytest
 
+from loadgen.cli.compare import main_compare
 from loadgen.cli.runs.repeat import worst
-from loadgen.report.runs.repeats import T_95, repeats_table, spread_of, spreads_of
-from loadgen.store import read_run
+from loadgen.report.runs.repeats import T_95, repeats_json, repeats_table, spread_of, spreads_of
+from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.loadgen.cli.test_bad_input import LENIENT, ROOT
+from tests.loadgen.kit.sampling import run_of
 
 
 def test_the_interval_is_students_over_the_runs() -> None:
@@ -103,3 +105,49 @@ async def test_results_that_would_overwrite_each_other_are_refused() -> None:
         code, said = await started("run", "--base-url", engine.url, "--repeat", "2", "--save-result")
         assert engine.requests == []
     assert (code, "give --append-result" in said) == (2, True)
+
+
+def repeated(folder: Path, *medians: float) -> Path:
+    """As `run --repeat` leaves it."""
+    (folder / "run-1").mkdir(parents=True)
+    write_run(folder / "run-1", run_of())
+    spreads = spreads_of([{"median_ttft_ms": median, "request_throughput": 5.0} for median in medians])
+    (folder / "repeats.json").write_bytes(repeats_json(spreads, ["run-1"]))
+    return folder
+
+
+def test_repeats_are_compared_by_what_differs_from_run_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = repeated(tmp_path / "a", 100.0, 101.0, 99.0, 100.5)
+    slower = repeated(tmp_path / "b", 120.0, 121.0, 119.0, 120.5)
+    noisy = repeated(tmp_path / "c", 120.0, 180.0, 60.0, 130.0)
+    rule = ("--fail-if", "median_ttft_ms>+10%", "--certain")
+    assert main_compare([str(a), str(slower), *rule]) == 1
+    said = capsys.readouterr().out
+    assert "median ttft 20.0 ms higher (95 %: " in said
+    assert "no intervals" not in said
+    assert main_compare([str(a), str(noisy), *rule]) == 0
+    assert "no significant difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[", b'{"figures": [{"metric": 1}]}', b"\xff"])
+def test_a_broken_file_of_repeats_is_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = repeated(tmp_path / "a", 1.0, 2.0)
+    (a / "repeats.json").write_bytes(content)
+    assert main_compare([str(a), str(a)]) == 2
+    assert "repeats.json: " in capsys.readouterr().err
+
+
+async def test_a_result_file_that_cannot_be_written_is_said_and_exits_1(tmp_path: Path) -> None:
+    words = ("--save-result", "--result-filename", "nowhere/x.json/", "--result-dir", str(tmp_path))
+    (tmp_path / "nowhere").write_text("")
+    async with Engine(echo_script(tokens=2)) as engine:
+        code, said = await started(
+            *("run", "--base-url", engine.url, "--model", "m1", *LENIENT, "--num-prompts", "2", *words)
+        )
+    assert code == 1
+    assert "could not write vLLM's result file: " in said
+    assert "Traceback" not in said
