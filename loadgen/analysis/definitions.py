@@ -150,7 +150,7 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         sent_ns=record.sent_ns,
         end_ns=record.end_ns,
         prompt_tokens=record.prompt_tokens,
-        output_tokens=record.completion_tokens,
+        output_tokens=None if record.failure == "left" else record.completion_tokens,
         cached_tokens=record.cached_tokens,
         conversation=record.conversation,
         turn=record.turn,

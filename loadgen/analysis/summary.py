@@ -45,7 +45,8 @@ class Group(msgspec.Struct, kw_only=True):
     completed: int
     failed: int  # failed at the server or shed by the generator; cancelled ones are not included
     cancelled: int
-    errors: dict[str, int]  # by kind, those cancelled too
+    left: int = 0  # their clients cancelled them on purpose (--cancel)
+    errors: dict[str, int]  # by kind, those still open at the end too
     error_rate: float  # of completed and failed
     seconds: float
     input_tokens: int
@@ -172,8 +173,9 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
     """`fresh`: shared responses are counted, but are in no latency."""
     done = [request for request in requests if request.completed]
     reached = [request for request in requests if request.completed or request.left]  # some latency, if not all
-    cancelled = sum(request.cancelled for request in requests)
-    failed = len(requests) - len(done) - cancelled
+    left = len(reached) - len(done)
+    cancelled = sum(request.cancelled for request in requests) - left
+    failed = len(requests) - len(done) - cancelled - left
     inputs = sum(request.prompt_tokens or 0 for request in done)
     outputs = sum(request.output_tokens or 0 for request in done)
     cached = [request.cached_tokens for request in done if request.cached_tokens is not None]
@@ -188,7 +190,10 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         completed=len(done),
         failed=failed,
         cancelled=cancelled,
-        errors=dict(Counter(request.failure for request in requests if request.failure).most_common()),
+        left=left,
+        errors=dict(
+            Counter(request.failure for request in requests if request.failure and not request.left).most_common()
+        ),
         error_rate=failed / (len(done) + failed) if done or failed else 0.0,
         seconds=seconds,
         input_tokens=inputs,

@@ -280,7 +280,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         secrets=flags.secrets_of(args, os.environ),
         objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
-        cancel=cancel_of(args),
+        cancel=cancel_of(args, endpoint),
         models=models_of(args),
         keep_answers=keeps_answers(args, targets),
     )
@@ -303,6 +303,10 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
     if first is None:
         raise UsageError("the workload has no requests")
     conversation_rate = getattr(args, "conversation_rate", None)
+    if first.then and not hasattr(args, "conversation_rate"):
+        raise UsageError(
+            "conversations (--turns, traces of agents) are for `run`; this command sends single requests"
+        )
     if first.then and args.request_rate and not conversation_rate:
         raise UsageError(
             "--request-rate does not apply to conversations, whose later requests wait for answers: give "

@@ -70,6 +70,15 @@ class CancelWatch:
         self._clients: dict[str, Client] = {}
 
     async def __aenter__(self) -> CancelWatch:
+        try:
+            await self._begin()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _begin(self) -> None:
+        """The first readings. Raises UsageError for a URL that was given and has no such metrics."""
         for url in self._urls:
             # A key is for the server under test, not for another that only shows its metrics.
             headers = self._http.headers if urlsplit(url).netloc in self._hosts else ()
@@ -83,7 +92,6 @@ class CancelWatch:
                 raise UsageError(
                     f"{url} has no metrics of running requests (vLLM, SGLang, llama.cpp, this gateway)"
                 )
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         for client in self._clients.values():

@@ -160,7 +160,8 @@ class Runner:
     async def _closed(self, schedule: Iterator[ScheduledRequest], users: int) -> None:
         await self._timer.until(self._clock.zero)
         self._schedule = schedule
-        for self._users in range(1, users + 1):
+        while self._users < users:
+            self._users += 1
             if not self._next():
                 break
             if self.sent % 16 == 0:

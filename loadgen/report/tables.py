@@ -170,7 +170,8 @@ def totals(summary: Summary) -> Table:
 def _totals(group: Group, summary: Summary | None) -> list[tuple[str, str]]:
     rows = [
         ("requests", f"{amount(group.completed)} completed, {amount(group.failed)} failed"
-         + (f", {amount(group.cancelled)} still open at the end" if group.cancelled else "")),
+         + (f", {amount(group.cancelled)} still open at the end" if group.cancelled else "")
+         + (f", {amount(group.left)} cancelled by their clients" if group.left else "")),
         ("error rate", percent(group.error_rate)),
         ("throughput", f"{rate(group.request_throughput)} requests/s"),
     ]  # fmt: skip

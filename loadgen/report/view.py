@@ -166,6 +166,8 @@ def _result(run: Run, whole: Group) -> str:
         words = f"INTERRUPTED, until then {words}"
     if whole.cancelled:
         words += f", {amount(whole.cancelled)} cancelled"
+    if whole.left:
+        words += f", {amount(whole.left)} cancelled by their clients"
     if whole.goodput:
         words += f"; {percent(whole.goodput.attainment)} met the objectives"
     problems = [check.problem for check in run.cancel_checks if check.problem is not None]

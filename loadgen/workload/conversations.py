@@ -79,11 +79,8 @@ def parse_turns(text: str) -> tuple[int, int]:
     """(fewest, most). Raises WorkloadError."""
     if text.strip() == ALL:
         return 1, MOST_TURNS
-    low, _, high = text.partition("-")
-    try:
-        fewest, most = int(low), int(high or low)
-    except ValueError:
-        fewest, most = 0, 0
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text.strip())
+    fewest, most = (int(match[1]), int(match[2] or match[1])) if match is not None else (0, 0)
     if not 1 <= fewest <= most <= MOST_TURNS:
         raise WorkloadError(f"--turns {text!r}: give N, LOW-HIGH or {ALL}, 1 to {MOST_TURNS}")
     return fewest, most

@@ -8,7 +8,7 @@ from typing import Final
 
 from loadgen.cli.flags import values
 from loadgen.errors import UsageError
-from loadgen.spec import Cancel, ModelMix
+from loadgen.spec import GENERATING, Cancel, Endpoint, ModelMix
 
 _AFTER: Final = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?P<unit>tokens?|s|ms)")
 
@@ -63,7 +63,7 @@ def cancel_point(text: str) -> tuple[int | None, float | None]:
     )
 
 
-def cancel_of(args: argparse.Namespace) -> Cancel | None:
+def cancel_of(args: argparse.Namespace, endpoint: Endpoint) -> Cancel | None:
     """Raises UsageError for a flag without the other."""
     share, after = getattr(args, "cancel", None), getattr(args, "cancel_after", None)
     if not share:
@@ -75,6 +75,8 @@ def cancel_of(args: argparse.Namespace) -> Cancel | None:
     tokens, seconds = cancel_point(after)
     if tokens is not None and args.no_stream:
         raise UsageError("--cancel-after TOKENS needs a stream: with --no-stream give a time, such as 1.5s")
+    if tokens is not None and endpoint not in GENERATING:
+        raise UsageError(f"--endpoint {endpoint} generates no tokens: give --cancel-after a time, such as 20ms")
     return Cancel(share=share, tokens=tokens, seconds=seconds, seed=args.seed)
 
 

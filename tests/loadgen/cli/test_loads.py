@@ -137,6 +137,7 @@ async def test_a_files_conversations_carry_its_answers_where_that_is_asked(tmp_p
         (("--cancel", "11", "--cancel-after", "3tokens"), "out of range"),
         (("--cancel", "0.5", "--cancel-after", "soon"), "such as 20tokens, 1.5s or 300ms"),
         (("--cancel", "0.5", "--cancel-after", "2tokens", "--no-stream"), "needs a stream"),
+        (("--cancel", "0.5", "--cancel-after", "2tokens", "--endpoint", "rerank"), "generates no tokens"),
     ],
 )
 async def test_flags_that_make_no_sense_are_refused(
@@ -408,3 +409,13 @@ async def test_sampled_answers_are_not_compared(tmp_path: Path, echo: Engine) ->
     )
     assert result(tmp_path)["loadgen"]["summary"]["loads"]["answers"] is None
     assert {record.answer for record in seen.records} == {None}
+
+
+async def test_conversations_are_for_run(tmp_path: Path, echo: Engine) -> None:
+    seen = await loadgen(
+        *(tmp_path, "ab", "--a", echo.url, "--b", echo.url, "--model", "m", *QUIET, *SMALL, "--num-prompts", "2"),
+        *("--turns", "2"),
+    )
+    assert (seen.code, echo.requests) == (2, [])
+    assert "are for `run`" in seen.said
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from loadgen.drive.requests import (
     RequestBuilder,
     ScheduledRequest,
+    schedule_items,
     schedule_pairs,
     schedule_requests,
     slice_schedule,
 )
-from loadgen.spec import FORMS, Body, Endpoint
-from loadgen.workload.model import Prompt
+from loadgen.spec import FORMS, Body, Cancel, Endpoint, ModelMix
+from loadgen.workload.model import FollowUp, Item, Prompt
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -105,3 +107,59 @@ def test_urls_and_ids_tell_targets_apart() -> None:
     assert (a.url, b.url) == ("http://a/v1/completions", "http://b/v1/completions")
     assert a.record.id != b.record.id
     assert a.record.due_ns == 500_000_000
+
+
+def models_of(mix: ModelMix, schedule: Iterable[ScheduledRequest]) -> list[str]:
+    builder = RequestBuilder({"a": "http://h"}, "chat", Body(model="m"), models=mix)
+    built = [builder.build(request) for request in schedule]
+    assert [msgspec.json.decode(request.body)["model"] for request in built] == [r.record.model for r in built]
+    return [request.record.model for request in built]
+
+
+def test_models_are_drawn_by_their_shares_and_the_same_in_every_worker() -> None:
+    mix = ModelMix(names=("a", "b", "c"), shares=(6.0, 3.0, 1.0))
+    schedule = list(schedule_requests(prompts(2000), None))
+    models = models_of(mix, schedule)
+    assert [round(models.count(name) / 2000, 1) for name in "abc"] == [0.6, 0.3, 0.1]
+    assert models_of(mix, slice_schedule(schedule, 1, 3)) == models[1::3]
+
+
+def test_models_in_turn_and_models_by_prompt() -> None:
+    in_turn = ModelMix(names=("a", "b"), shares=(1.0, 1.0), in_turn=True)
+    assert models_of(in_turn, schedule_requests(prompts(4), None)) == ["a", "b", "a", "b"]
+    by_prompt = ModelMix(names=("a", "b"), shares=(1.0, 1.0), by_prompt=True)
+    twice = [prompt for prompt in prompts(20) for _ in range(2)]
+    models = models_of(by_prompt, schedule_requests(twice, None))
+    assert models[::2] == models[1::2]
+    assert {*models} == {"a", "b"}
+
+
+def test_a_conversation_stays_with_its_model() -> None:
+    mix = ModelMix(names=("a", "b"), shares=(1.0, 1.0))
+    then = (FollowUp(prompt=lambda: prompts(1)[0], after=(0,)),)
+    requests = [
+        ScheduledRequest(first + place, prompts(1)[0], then=then, place=place)
+        for first in range(0, 40, 2)
+        for place in (0, 1)
+    ]
+    models = models_of(mix, requests)
+    assert models[::2] == models[1::2]
+    assert {*models} == {"a", "b"}
+
+
+def test_items_are_numbered_with_room_for_their_conversations_and_speed_shortens_gaps() -> None:
+    then = (FollowUp(prompt=lambda: prompts(1)[0], after=(0,), gap_s=3.0),) * 2
+    items = [Item(prompts(1)[0], then=then), Item(prompts(1)[0]), Item(prompts(1)[0], then=then)]
+    schedule = list(schedule_items(items, [0.0, 1.0, 2.0], speed=2.0))
+    assert [request.number for request in schedule] == [0, 3, 4]
+    assert [follow_up.gap_s for follow_up in schedule[0].then] == [1.5, 1.5]
+
+
+def test_the_share_that_is_cancelled_is_the_same_in_every_worker_and_no_warm_up() -> None:
+    cancel = Cancel(share=0.25, seconds=1.0)
+    builder = RequestBuilder({"a": "http://h"}, "chat", Body(model="m"), cancel=cancel)
+    schedule = list(schedule_requests(prompts(2000), None))
+    chosen = [builder.build(request).leave_s for request in schedule]
+    assert 430 < chosen.count(1.0) < 570
+    assert [builder.build(request, worker=1).leave_s for request in schedule] == chosen
+    assert {builder.build(request, warmup=True).leave_s for request in schedule} == {None}
