@@ -150,6 +150,7 @@ class Sweep:
             ),
             records.append,
             start_ns=zero_ns,
+            total=self._arrivals(rate),
             rate=rate,
             stage=name,
         )
@@ -166,10 +167,14 @@ class Sweep:
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
         """As many arrivals as the rate has in a stage: their number is not left to chance."""
-        count = max(round(rate * self._args.stage_seconds), 1)
-        count = min(count, self._job.num_prompts or MAX_ARRIVALS)  # the prompts end before the arrivals do
         seed = self._args.seed + len(self.stages)
-        return (start_s + at for at in counted_times(rate, count, self._args.burstiness, seed=seed))
+        times = counted_times(rate, self._arrivals(rate), self._args.burstiness, seed=seed)
+        return (start_s + at for at in times)
+
+    def _arrivals(self, rate: float) -> int:
+        """How many requests a stage has, unless the prompts end before."""
+        count: int = max(round(rate * self._args.stage_seconds), 1)
+        return min(count, self._job.num_prompts or MAX_ARRIVALS)
 
     def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
         """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from loadgen.analysis import (
     PAIRED_MEASURES,
@@ -72,10 +72,29 @@ def plots_available() -> bool:
 
 def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
     """Every plot that the run has data for."""
+    drawn = []
+    with styled():
+        for name, title, caption, draw in drawings(requests, summary):
+            wide, narrow = draw(Sheet()), draw(Sheet(narrow=True))
+            if wide is not None and narrow is not None:
+                svgs = saved(wide, "svg"), saved(narrow, "svg")
+                drawn.append(Plot(name, title, caption, *svgs, saved(wide, "png")))
+    return drawn
+
+
+class Drawing(NamedTuple):
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Sheet], Figure | None]
+    """None: the run has no data for it."""
+
+
+def drawings(requests: Sequence[Measured], summary: Summary) -> list[Drawing]:
     words, lines = curves(requests, summary)
     of = f"{words[0].upper()}{words[1:]}. " if words else ""
     share = of + SHARE + (BAND if _merged(lines) else "")
-    drawings: tuple[tuple[str, str, str, Callable[[Sheet], Figure | None]], ...] = (
+    every: tuple[tuple[str, str, str, Callable[[Sheet], Figure | None]], ...] = (
         ("sweep", "Latency against rate", RATES, lambda sheet: _sweep(sheet, summary)),
         ("paired", "Pair by pair", PAIRED, lambda sheet: _paired(sheet, requests)),
         ("ttft", "Time to first token", share, lambda sheet: share_plot(sheet, lines, "ttft", "TTFT")),
@@ -89,14 +108,7 @@ def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
         ("goodput", "Goodput", "Share of attempted requests that met each objective; failures met none.",
          lambda sheet: _goodput(sheet, summary)),
     )  # fmt: skip
-    drawn = []
-    with styled():
-        for name, title, caption, draw in drawings:
-            wide, narrow = draw(Sheet()), draw(Sheet(narrow=True))
-            if wide is not None and narrow is not None:
-                svgs = saved(wide, "svg"), saved(narrow, "svg")
-                drawn.append(Plot(name, title, caption, *svgs, saved(wide, "png")))
-    return drawn
+    return [Drawing(*drawing) for drawing in every]
 
 
 def _merged(lines: Sequence[Curve]) -> bool:

@@ -222,7 +222,7 @@ def stages(run: Run, summary: Summary) -> Table:
             *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
         ])  # fmt: skip
     measure = "ttft_due" if any(stage.stats["ttft_due"].n for _, stage in named_rates) else "e2el_due"
-    columns = ("requested", "p50", "p95", "p99", "done/s", "tok/s", "pace", "errors", "n")
+    columns = ("rate", "p50", "p95", "p99", "done/s", "tok/s", "pace", "errors", "n")
     return Table(
         f"By rate: {named(measure, run)}, ms",
         (*columns, *(["goodput"] if objectives else [])),

@@ -69,8 +69,8 @@ def url(text: str) -> str:
     if endpoint is not None:
         server = base[: -len(endpoint)].removesuffix("/v1")
         raise argparse.ArgumentTypeError(
-            f"{text!r} is the address of one endpoint; give the server, {server or 'http://HOST:PORT'}, and if "
-            f"need be --endpoint {parts.path}"
+            f"{text!r} is the address of one endpoint; give the server, {server}, and if need "
+            f"be --endpoint {parts.path}"
         )
     return base.removesuffix("/v1")
 

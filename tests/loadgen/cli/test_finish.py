@@ -66,7 +66,7 @@ def test_the_exit_code_says_the_worst_that_is_true(made: Run, failures: list[Any
 def test_each_stage_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()
-    late = [record(i, stage="rate=2", sent_ns=9_000_000) for i in range(3)]
+    late = [record(i, stage="rate=2", due_ns=i, sent_ns=9_000_000) for i in range(3)]
     finish.judge(
         made, [record(9, stage="rate=1"), *late], [WorkerError(), WorkerError()], Limits(), open_loop=True
     )
