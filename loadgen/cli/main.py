@@ -29,9 +29,6 @@ COMMANDS: Final = {
     "run": Command(
         "loadgen.cli.run", "send requests to a server and measure what comes back", "--base-url URL [FLAGS]", True
     ),
-    "vllm-bench-serve": Command(
-        "loadgen.cli.vllm.bench_serve", "as `vllm bench serve`, with its flags and defaults", "[FLAGS OF VLLM]"
-    ),
     "ab": Command(
         "loadgen.cli.ab",
         "the same requests to two servers, interleaved and paired",
@@ -56,6 +53,9 @@ COMMANDS: Final = {
         "loadgen.cli.runs.merge", "join the shares of a run on several machines", "FOLDER FOLDER [...] [FLAGS]"
     ),
     "export": Command("loadgen.cli.runs.export", "runs or requests as CSV", "RUN [RUN ...] [FLAGS]"),
+    "vllm-bench-serve": Command(
+        "loadgen.cli.vllm.bench_serve", "as `vllm bench serve`, with its flags and defaults", "[FLAGS OF VLLM]"
+    ),
 }
 DESCRIPTION: Final = """\
 Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
