@@ -362,6 +362,8 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
     config = flags.config_of(args)
     if not job.schedule.open_loop:
         config["max_concurrency"] = job.pace.max_concurrency
+    if job.schedule.trace_speed is not None:
+        config["arrivals"] = "as recorded"
     if config.get("request_rate") is None:
         config["request_rate"] = "inf"  # vLLM's word for no rate
     return Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loadgen.analysis import Answers, Cancellations, Conversations, Part, Summary, amount, cell, percent
+from loadgen.analysis import Answers, Cancellations, Conversations, Part, Summary, amount, cell, count, percent
 from loadgen.record import CancelCheck, Run
 from loadgen.report.tables import Table
 
@@ -41,9 +41,10 @@ def _mean(value: float | None) -> str:
 def _conversations(told: Conversations) -> Table:
     ends = [("completed", told.completed), ("failed", told.failed), ("left by their client", told.left),
             ("cut off by the run's end", told.cut)]  # fmt: skip
-    note = f"{amount(told.begun)} conversations: " + ", ".join(f"{amount(n)} {name}" for name, n in ends if n)
+    note = f"{count(told.begun, 'conversation')}: " + ", ".join(f"{amount(n)} {name}" for name, n in ends if n)
     if told.not_sent:
-        note += f"; {amount(told.not_sent)} requests of those that ended early were not sent"
+        was = "was" if told.not_sent == 1 else "were"
+        note += f"; {count(told.not_sent, 'request')} of those that ended early {was} not sent"
     notes = [
         note + ".",
         "Input, cached and output are mean tokens; latencies are in ms, without shared responses.",
@@ -77,11 +78,11 @@ def check_words(check: CancelCheck) -> str:
     """What the engine's metrics showed."""
     if check.problem is not None:
         return f"DID NOT STOP: {check.problem}"
-    words = f"stopped: back at {check.before:g} requests"
+    words = f"stopped: back at {count(round(check.before), 'request')}"
     if check.settle_s is not None:
         words += f" {check.settle_s:.2f} s after the last one ended"
     if check.readings:
-        words += f", in {amount(check.readings)} readings never above those in flight"
+        words += f", in {count(check.readings, 'reading')} never above those in flight"
     return words if check.aborted is None else f"{words}; it counts {check.aborted:g} as aborted"
 
 

@@ -36,9 +36,13 @@ OF_DATASET: Final[Mapping[str, str]] = {
     "trace_": "trace",
 }
 """Prefix of a setting -> the dataset that it is for."""
-OF_FILES: Final = frozenset({"custom", "sharegpt", "trace"})
+OF_FILES: Final = frozenset({"burstgpt", "custom", "recording", "sharegpt", "trace"})
 NEEDED: Final[Mapping[str, str]] = {
     "burstiness": "request_rate",
+    "cancel_within": "cancel",
+    "history": "turns",
+    "image_size": "images",
+    "think_time": "turns",
     "grace_seconds": "max_seconds",
     "unique_salt": "unique",
     "zipf": "duplicates",
@@ -73,6 +77,10 @@ def _applied(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         name: value for name, value in config.items() if value not in (None, False, 0, "", [], {}) or value is True
     }
+    if not any("rerank" in str(config.get(name)) for name in ("backend", "endpoint")):
+        kept.pop("rerank_documents", None)
+    if not (kept.get("lora_modules") or kept.get("model_mix")):
+        kept.pop("lora_assignment", None)
     if dataset not in OF_FILES:
         kept.pop("disable_shuffle", None)
     if kept.get("request_rate") == "inf" and kept.get("max_concurrency"):
@@ -82,6 +90,7 @@ def _applied(config: Mapping[str, Any]) -> dict[str, Any]:
         rate = kept.pop("request_rate", None)  # a sweep's is that of each stage
     else:
         rate = kept.get("request_rate")
+    rate = kept.get("conversation_rate") or rate
     given = {**kept, "request_rate": rate if rate != "inf" else None}
     return {
         name: value

@@ -203,11 +203,18 @@ def _load(run: Run, summary: Summary) -> str:
     if stages:
         return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
     requested, cap = config.get("request_rate"), config.get("max_concurrency")
+    unit = "requests"
+    if config.get("arrivals") == "as recorded":
+        return "at their recorded times" + (f", at most {cap} in flight" if cap else "")
+    if summary.loads.conversations is not None and config.get("conversation_rate"):
+        requested, unit = config["conversation_rate"], "conversations"
+    elif summary.loads.conversations is not None and cap:
+        return f"{count(cap, 'user')}, each with one conversation at a time"
     if requested in (None, "inf", float("inf")):
         return f"at most {cap} in flight" if cap else "all at once"
     burstiness = config.get("burstiness", 1.0)
     how = {1: "Poisson", "inf": "evenly spaced"}.get(burstiness, f"burstiness {burstiness}")
-    return f"{requested:g} requests/s ({how})" + (f", at most {cap} in flight" if cap else "")
+    return f"{requested:g} {unit}/s ({how})" + (f", at most {cap} in flight" if cap else "")
 
 
 def _own_warnings(run: Run, summary: Summary) -> list[str]:

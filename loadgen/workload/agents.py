@@ -1,6 +1,6 @@
-"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes,
-and the traces of Weka's KV-Cache-Tester, which AIPerf replays too. Prompts are composed to the recorded lengths,
-unless spans have their messages."""
+"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes, the
+traces of Weka's KV-Cache-Tester, and Mooncake's lines with sessions; AIPerf replays the latter two as well. Prompts
+are composed to the recorded lengths, unless a trace has the messages."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     output: int
     blocks: tuple[int, ...] = ()
     messages: list[dict[str, Any]] | None = None
+    continues: bool = False  # the messages come after those of the call before and the model's own answer
 
 
 class AgentRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,12 @@ class AgentTrace:
 
     def then(self, number: int) -> tuple[FollowUp, ...]:
         return tuple(
-            FollowUp(prompt=partial(self._prompt, number, place), after=call.after, gap_s=call.gap)
+            FollowUp(
+                prompt=partial(self._prompt, number, place),
+                after=call.after,
+                gap_s=call.gap,
+                continues=call.continues,
+            )
             for place, call in enumerate(self._runs[number].calls[1:], 1)
         )
 
@@ -190,6 +196,61 @@ def _seconds(value: Any, name: str, where: str) -> float:
     if not good or not 0 <= value <= 1e9:
         raise WorkloadError(f"{where}: {name} must be a time in seconds, at least 0; got {value!r:.60}")
     return float(value)
+
+
+# Mooncake's lines with sessions, as AIPerf replays them
+
+MOONCAKE_BLOCK: Final = 512
+"""Tokens of a block in Mooncake's traces."""
+
+
+def sessions(path: str, data: bytes, options: Options) -> AgentTrace:
+    """Lines with a `session_id`: each after the one before it of its session and its `delay` in ms, or the time
+    between their timestamps. `messages` are sent as they are; with `message_mode` delta they continue the session,
+    after the model's own answer."""
+    calls: dict[str, list[Call]] = {}
+    times: dict[str, list[float | None]] = {}
+    for where, raw in documents(path, data):
+        name = str(raw.get("session_id", where))
+        before, session = times.setdefault(name, []), calls.setdefault(name, [])
+        stamp = raw.get("timestamp")
+        at = None if stamp is None else _seconds(stamp, "timestamp", where) / 1000
+        gap = 0.0
+        if session:
+            known = before[-1]
+            since = max(at - known, 0.0) if at is not None and known is not None else 0.0
+            gap = since if raw.get("delay") is None else _seconds(raw["delay"], "delay", where) / 1000
+        session.append(_session_call(raw, where, len(session), gap))
+        before.append(at)
+    starts = {name: at[0] for name, at in times.items()}
+    timed = None not in starts.values()
+    runs = [
+        AgentRun(name=name, at=starts[name] if timed else None, calls=session, block=MOONCAKE_BLOCK)
+        for name, session in calls.items()
+    ]
+    return AgentTrace(Path(path).name, runs, options)
+
+
+def _session_call(raw: dict[str, Any], where: str, place: int, gap: float) -> Call:
+    messages, blocks = raw.get("messages"), raw.get("hash_ids") or []
+    if messages is not None:
+        good = (
+            isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages)
+        )
+        if not good:
+            raise WorkloadError(f"{where}: messages must be a list of objects with a role, at least one")
+    if not isinstance(blocks, list) or not all(isinstance(b, int) and not isinstance(b, bool) for b in blocks):
+        raise WorkloadError(f"{where}: hash_ids must be a list of whole numbers")
+    length = tokens(raw, "input_length", where) if messages is None else 1
+    return Call(
+        after=(place - 1,) if place else (),
+        gap=gap,
+        input=length,
+        output=tokens(raw, "output_length", where),
+        blocks=_blocks(blocks, length, MOONCAKE_BLOCK, 0, place) if messages is None else (),
+        messages=messages,
+        continues=bool(place) and messages is not None and raw.get("message_mode") == "delta",
+    )
 
 
 # OpenTelemetry: OTLP's JSON, one object or one a line, as a collector's file exporter writes it

@@ -19,13 +19,12 @@ from corpus.blocks import block_prompt
 from corpus.draw import Draw
 from corpus.sources import as_fields, text_of
 from loadgen.errors import WorkloadError
-from loadgen.workload.agents import otel, weka
+from loadgen.workload.agents import MOONCAKE_BLOCK, otel, sessions, weka
 from loadgen.workload.datasets import bounded
 from loadgen.workload.files import as_object, lines, path_of, read, tokens
 from loadgen.workload.model import FollowUp, Options, Prompt, Source
 
-BLOCK: Final = 512
-"""Tokens of a block in Mooncake's traces."""
+BLOCK: Final = MOONCAKE_BLOCK
 
 _AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _BURST: Final = ("Timestamp", "Request tokens", "Response tokens")
@@ -124,6 +123,8 @@ def _agents(path: str, options: Options) -> Source | None:
     head = data[:65_536]
     if b'"resourceSpans"' in head or b'"resource_spans"' in head:
         return otel(path, data, options)
+    if b'"session_id"' in head.partition(b"\n")[0]:
+        return sessions(path, data, options)
     if b'"requests"' in head and b'"block_size"' in head:
         return weka(path, data, options)
     return None

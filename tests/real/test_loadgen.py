@@ -1,5 +1,5 @@
-"""The load generator against a real vLLM: each endpoint's answers, a conversation, and requests that are cancelled, at
-the engine and through the gateway.
+"""The load generator against a real vLLM: each endpoint's answers, a conversation, and cancelled requests, at the
+engine and through the gateway.
 
 `VLLM_URL` names a vLLM that runs already; else one is started by ops/vllm.py.
 """
@@ -46,7 +46,12 @@ async def run(tmp_path: Path, *words: str) -> tuple[list[Record], dict[str, Any]
     )
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
-    (folder,) = tmp_path.iterdir()
+    return written(tmp_path)
+
+
+def written(base: Path) -> tuple[list[Record], dict[str, Any]]:
+    """The records of the one run, and what result.json has under `loadgen`."""
+    (folder,) = base.iterdir()
     return list(read_records(folder)), json.loads((folder / "result.json").read_bytes())["loadgen"]
 
 

@@ -134,6 +134,38 @@ def test_burstgpt_gives_times_and_lengths_without_the_failures(tmp_path: Path) -
     assert [item.prompt.fields["max_tokens"] for item in found] == [18, 276]
 
 
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_the_lines_of_a_session_follow_each_other(tmp_path: Path) -> None:
+    row = {"input_length": 600, "output_length": 4}
+    text = lines(
+        {"session_id": "a", "timestamp": 1000, "hash_ids": [1, 2], **row},
+        {"session_id": "b", "timestamp": 3000, **row},
+        {"session_id": "a", "delay": 500, "hash_ids": [1, 2], **row},
+        {"session_id": "b", "timestamp": 4500, **row},
+    )
+    a, b = items(tmp_path, text)
+    assert (a.at_s, waits(a)) == (0.0, [((0,), 0.5)])
+    assert (b.at_s, waits(b)) == (2.0, [((0,), 1.5)])
+    assert a.prompt.fields == a.then[0].prompt().fields
+    assert b.prompt.fields != b.then[0].prompt().fields
+
+
+def test_deltas_of_a_session_continue_it(tmp_path: Path) -> None:
+    def row(mode: str, *texts: str) -> dict[str, Any]:
+        messages = [{"role": "user", "content": text} for text in texts]
+        return {"session_id": "a", "message_mode": mode, "messages": messages, "output_length": 4}
+
+    (delta,) = items(tmp_path, lines(row("delta", "x"), row("delta", "y")))
+    assert [follow_up.continues for follow_up in delta.then] == [True]
+    assert delta.at_s is None
+    (history,) = items(tmp_path, lines(row("history", "x"), row("history", "x", "y")))
+    assert [follow_up.continues for follow_up in history.then] == [False]
+    assert len(history.then[0].prompt().fields["messages"]) == 2
+
+
 DEEP: dict[str, Any] = call(0, 16, [1])
 for _ in range(30):
     DEEP = {"type": "subagent", "t": 0, "requests": [DEEP]}
@@ -152,6 +184,11 @@ for _ in range(30):
         (weka(call(0, 16, [1.5])), "hash_ids must be a list of whole numbers"),  # type: ignore[list-item]
         (weka(DEEP), "subagents at most 20 deep"),
         (weka(call(0, 16, [1]), block_size=0), "block_size must be 1 to 4,096"),
+        (
+            json.dumps({"session_id": "a", "messages": [], "output_length": 1}),
+            "messages must be a list of objects",
+        ),
+        (json.dumps({"session_id": "a", "output_length": 1}), "input_length must be a whole number"),
         ("Timestamp,Request tokens,Response tokens\n1,x,2\n", "must have a time and two whole numbers"),
         ("Timestamp,Request tokens,Response tokens\n1,5,0\n", "no request has response tokens"),
     ],
