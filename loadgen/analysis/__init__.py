@@ -18,6 +18,7 @@ The nouns:
 Durations are in milliseconds, points in time in nanoseconds since the run's start, rates per second.
 """
 
+from loadgen.analysis.bins import Bin, histogram
 from loadgen.analysis.definitions import Gaps, Measured, Span
 from loadgen.analysis.effect import (
     Shift,
@@ -41,14 +42,12 @@ from loadgen.analysis.format import (
     signed,
 )
 from loadgen.analysis.goodput import BadGoodput, parse_goodput
-from loadgen.analysis.histogram import Bin, histogram
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
     completion_ratio,
     find_limit,
     next_rate,
-    unsteady_warning,
 )
 from loadgen.analysis.loads import (
     Answers,
@@ -171,6 +170,5 @@ __all__ = [
     "size_of",
     "summarise",
     "summarise_measured",
-    "unsteady_warning",
     "unsteady_warning_of",
 ]

@@ -61,7 +61,7 @@ async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
     total = None if job.num_prompts is None else 2 * job.num_prompts
-    with live.view(quiet=args.quiet) as view:
+    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
         schedule = ab_schedule(job, workload)
         records, worker_errors = await run_single(
             job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -57,6 +58,11 @@ def make_folder(base: str, label: str, now: datetime) -> Path:
             raise UsageError(f"cannot write to --result-dir {base}: {error.strerror}") from None
         return folder
     raise UsageError(f"--result-dir {base} already has a hundred runs with this second's name")
+
+
+def silent(args: argparse.Namespace) -> bool:
+    """Whether stderr gets warnings and errors only: --json with --quiet."""
+    return bool(args.json and args.quiet)
 
 
 def slug(label: str) -> str:
@@ -162,17 +168,16 @@ def report(
     objectives: Sequence[str] | None,
     *,
     as_json: bool = False,
-    quiet: bool = False,
+    brief: bool = False,
 ) -> bool:
     """Print the results on stdout and what concerns the run itself on stderr; write run.json and the reports.
 
-    `as_json`: stdout gets result.json alone, and stderr the results unless `quiet`. Returns whether every file was
-    written: a full disk costs files and no figures.
+    `as_json`: stdout gets result.json alone, and stderr the results. `brief`: stderr gets warnings only. Returns
+    whether every file was written: a full disk costs files and no figures.
     """
     measured = measure_records(records)
     summary = summarise_measured(run, measured, parse_goodput(objectives or ()))
     report = report_of(run, in_order(measured), summary)
-    brief = as_json and quiet
     if as_json:
         sys.stdout.write(f"{msgspec.json.encode(report.result).decode()}\n")
     if not brief:

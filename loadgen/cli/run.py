@@ -165,7 +165,7 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     run = new_run(args, argv, job, hide)
     async with cancel_watch(args, job) as watch:
         folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
-        with live.view(quiet=args.quiet) as view:
+        with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
             if args.machines > 1:
                 records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
             elif job.workers == 1:
@@ -217,7 +217,7 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    written = finish.report(folder, run, records, args.goodput, as_json=args.json, quiet=args.quiet)
+    written = finish.report(folder, run, records, args.goodput, as_json=args.json, brief=finish.silent(args))
     lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
     return finish.exit_code(run, records, args.max_error_rate, lost=lost)
 
@@ -249,10 +249,12 @@ async def prepare(
 
 async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser) -> None:
     """Choose flags by a probe, print what was measured and chosen, and set them in `args`."""
-    print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
+    if not finish.silent(args):
+        print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
     speed = await probe(job, hide, users=args.max_concurrency)
     choice = choose(args, job, speed)
-    print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)
+    if not finish.silent(args):
+        print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)
     for name, value in choice.flags.items():
         setattr(args, name, value)
     args.probe, args.chosen_by_probe = str(speed), list(choice.flags)

@@ -19,7 +19,6 @@ from loadgen.analysis import (
     completion_ratio,
     find_limit,
     next_rate,
-    unsteady_warning,
 )
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
@@ -217,7 +216,7 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
     warm: list[Record] = []
-    with live.view(quiet=args.quiet) as view:
+    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
         async with session_of(job, hide, view) as session:
             stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, warm.append)
@@ -240,9 +239,8 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run.config["limit"] = msgspec.to_builtins(limit)
     if sweep.ran_out:
         run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
-    print(f"knee: {limit}", file=sys.stderr)
-    if (warning := unsteady_warning(sweep.stages)) is not None:
-        print(f"warning: {warning}", file=sys.stderr)
+    if not finish.silent(args):
+        print(f"knee: {limit}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
 

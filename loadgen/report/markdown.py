@@ -9,7 +9,8 @@ from typing import Final
 from loadgen.report.tables import Table
 from loadgen.report.view import View
 
-_SPECIAL: Final = re.compile(r"([\\`*\[\]<>|#~&]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z]))")
+_SPECIAL: Final = re.compile(r"([\\`*\[\]<>|#&]|~(?!\d)|(?<=\S)~|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z]))")
+"""`~` in front of a number, after a space, opens no strikethrough that another one of its kind could close."""
 _SPACE: Final = re.compile(r"\s+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MAX_CELL: Final = 160  # characters; a server's error text may be long

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKED: Final = (50.0, 95.0, 99.0)
-MAX_DOTS: Final = 1000
+MAX_DOTS: Final = 300
 """Requests drawn as dots; of more, every k-th is drawn."""
 POINTS: Final = 240
 """Points of a curve: more would be invisible and enlarge the page."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_DOTS: Final = 2000
+MAX_DOTS: Final = 600
 """Requests drawn as dots; of more, every k-th is drawn."""
 
 

@@ -24,7 +24,7 @@ from loadgen.report import tables
 from loadgen.report.headline import Tile, headline, rates
 from loadgen.report.loads import load_tables
 from loadgen.report.settings import plain, settings_rows
-from loadgen.report.tables import NAMES, Table, touches
+from loadgen.report.tables import NAMES, Table
 
 DEFINITIONS: Final = (
     ("TTFT", "from the request's last byte sent to the first non-empty content, reasoning or tool-call delta. A "
@@ -141,10 +141,10 @@ def _measurement(run: Run) -> tuple[Grade, str]:
     if not run.invalid:
         return "good", "Measurement: sound, the generator's own error is within its limits"
     reasons = "; ".join(run.invalid)
-    if not run.touched:
+    named = [NAMES[name] for name in NAMES if name in run.touched]
+    if not named:
         return "bad", f"Measurement: INVALID, do not use these figures: {reasons}"
-    *others, last = (NAMES[name] for name in NAMES if touches(run, name))
-    touched = f"{', '.join(others)} and {last}" if others else last
+    touched = f"{', '.join(named[:-1])} and {named[-1]}" if named[1:] else named[0]
     return "part", f"Measurement: sound, but do not use {touched}: {reasons}"
 
 

@@ -215,11 +215,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
     )
+    group.add_argument("--quiet", action="store_true", help="no live view; with --json no progress either")
     group.add_argument(
-        "--quiet", action="store_true", help="print the results and the warnings only: no live view, no progress"
-    )
-    group.add_argument(
-        "--json", action="store_true", help="print result.json on stdout, and everything else on stderr"
+        "--json", action="store_true", help="print result.json alone on stdout, and everything else on stderr"
     )
 
 

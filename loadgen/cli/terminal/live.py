@@ -97,14 +97,15 @@ class Lines:
 class Notes:
     """No view, but the lines that stay."""
 
-    def __init__(self, out: IO[str]) -> None:
+    def __init__(self, out: IO[str] | None) -> None:
         self._out = out
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Shows nothing."""
 
     def note(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        if self._out is not None:
+            print(text, file=self._out, flush=True)
 
 
 class Drawn:
@@ -145,10 +146,10 @@ class Drawn:
 
 
 @contextmanager
-def view(*, quiet: bool, out: IO[str] = sys.stderr) -> Iterator[View]:
-    """Only the lines that stay, a table if `out` is a terminal, else lines."""
-    if quiet:
-        yield Notes(out)
+def view(*, quiet: bool, silent: bool = False, out: IO[str] = sys.stderr) -> Iterator[View]:
+    """A table if `out` is a terminal, else lines; `quiet`: only the lines that stay; `silent`: nothing."""
+    if silent or quiet:
+        yield Notes(None if silent else out)
     elif out.isatty():
         drawn = Drawn()
         try:

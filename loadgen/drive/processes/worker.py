@@ -42,7 +42,7 @@ class ToParent:
         send(WorkerMessage(snapshot=snapshot))
 
     def note(self, text: str) -> None:
-        raise NotImplementedError("a worker has nothing to say")
+        """A worker has none."""
 
 
 def worker_main() -> int:

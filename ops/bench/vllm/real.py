@@ -86,9 +86,8 @@ def pairs(a: str, b: str, streams: int, args: argparse.Namespace, seed: int, fol
 def middle(stat: Mapping[str, Any]) -> tuple[float, float, float]:
     """The median of the differences and its confidence interval, ms."""
     for point in stat["quantiles"]:
-        if point["p"] == 50 and point["value"] is not None:
-            bounds = point["interval"] or {"low": point["value"], "high": point["value"]}
-            return point["value"], bounds["low"], bounds["high"]
+        if point["p"] == 50 and point["interval"] is not None:
+            return point["value"], point["interval"]["low"], point["interval"]["high"]
     raise RuntimeError("too few pairs for a median")
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +97,18 @@ def test_a_run_beyond_it_is_warned(rate: float, workers: int, warns: bool) -> No
         for i in range(1000)
     ]
     assert bool(beyond_calibration(Calibration(**KNOWN), records, workers=workers)) is warns
+
+
+def test_ctrl_c_ends_it_and_its_server_without_a_traceback() -> None:
+    """The terminal sends the signal to every process of its group."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", "calibrate", "--no-save"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert b"error floor" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, b"Traceback" in said) == (130, False), said

@@ -176,6 +176,20 @@ def test_any_text_stays_text_in_both_forms(text: str) -> None:
     assert not {"script", "img", "a"} & set(page.tags)
 
 
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("~76.8", "~76.8"),
+        ("p99 ~76.8 ms", "p99 ~76.8 ms"),
+        ("~~5~~", r"\~\~5\~\~"),
+        ("a~5", r"a\~5"),
+        ("~x~", r"\~x\~"),
+    ],
+)
+def test_the_mark_of_a_small_sample_stays_readable_and_strikes_nothing_through(text: str, escaped: str) -> None:
+    assert report_md.escape_markdown(text) == escaped
+
+
 @given(st.text(alphabet="`ab ", min_size=1, max_size=20))
 def test_code_ends_where_its_fence_says(text: str) -> None:
     fenced = report_md.code(text)
