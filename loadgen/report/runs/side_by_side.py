@@ -9,7 +9,7 @@ from loadgen.analysis import UNKNOWN, Finding, digits, signed
 from loadgen.report.compare import Comparison, Line
 from loadgen.report.html import page
 from loadgen.report.markdown import escape_markdown, markdown_table
-from loadgen.report.view import Table
+from loadgen.report.tables import Table
 
 NOTE = (
     "Differences are from A, with a 95 % interval where both runs have single requests. Intervals describe these "

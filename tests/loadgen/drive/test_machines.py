@@ -16,6 +16,7 @@ from loadgen.drive.machines.messages import Hello, Message, Plan, digest_of, off
 from loadgen.drive.machines.share import planned
 from loadgen.drive.processes.job import Job, Schedule, job_schedule
 from loadgen.errors import UsageError
+from loadgen.snapshot import Snapshot
 from loadgen.spec import Body, ErrorLimit, Http, Pace
 from loadgen.workload import Options, open_workload
 
@@ -84,6 +85,16 @@ def test_the_shares_together_are_the_whole_schedule() -> None:
     assert {part.max_in_flight for part in capped} == {job().max_in_flight}
 
 
+class Unseen:
+    """A view that shows nothing."""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
 async def answer_to(port: int, line: bytes) -> dict[str, object]:
     """What machine 0 says to these bytes before it closes; nothing at all is {}."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -129,7 +140,7 @@ async def test_a_number_is_taken_once_and_a_missing_machine_is_named(tmp_path: P
         said = await answer_to(leader.port, greeting(1, digest_of(job())))
         assert said == {"refused": "machine 1 is here already, from h"}
         with pytest.raises(UsageError, match=r"waited 0.3 s for 2 other machines; missing: 2"):
-            await leader.run(tmp_path, str, None)
+            await leader.run(tmp_path, str, Unseen())
         writer.close()
 
 
