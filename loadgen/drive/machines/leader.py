@@ -7,9 +7,9 @@ import contextlib
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from loadgen.drive.machines.messages import (
     HELLO_LIMIT,
@@ -31,8 +31,11 @@ from loadgen.errors import UsageError
 from loadgen.record import Machine
 from loadgen.snapshot import View
 
+T = TypeVar("T")
 START_IN_NS: Final = 500_000_000  # from when the last machine is ready
 HELLO_SECONDS: Final = 10.0
+MOST_RECORDS: Final = 10_000_000
+"""Of one machine; more would not fit into memory anyway."""
 
 
 class Member:
@@ -88,7 +91,7 @@ class Member:
         self.after = await self.compare_clocks()
         self.link.send(Message(ready=True))
         count = (await self.link.receive()).records
-        if count is None:
+        if count is None or not 0 <= count <= MOST_RECORDS:
             raise UsageError(f"machine {self.number} sent no records")
         records = [await self.link.receive_record() for _ in range(count)]
         self.part = Part("", records, outcome)
@@ -113,6 +116,15 @@ def _interface(host: str) -> str | None:
     except ValueError:
         return None
     return host
+
+
+async def _within(seconds: float, member: Member, answer: Awaitable[T]) -> T:
+    """Raises UsageError if the machine does not answer in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await answer
+    except TimeoutError:
+        raise UsageError(f"machine {member.number} ({member.host}) did not answer within {seconds:g} s") from None
 
 
 class Gathered(NamedTuple):
@@ -150,6 +162,11 @@ class Leader:
             await member.close()
         for link in self._links:
             link.close()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a machine may be later than this one: with its warm-up, or with its last response."""
+        return (self._job.http.request_timeout or 600.0) + 60.0
 
     @property
     def port(self) -> int:
@@ -204,12 +221,12 @@ class Leader:
         members = await self._gathered()
         plan = Plan(run=self._job.run, salt=self._job.workload.salt)
         for member in members:
-            member.before = await member.compare_clocks()
+            member.before = await _within(HELLO_SECONDS, member, member.compare_clocks())
             member.link.send(Message(plan=plan))
 
         async def start(session: Session) -> int:
             for member in members:
-                if not (await member.link.receive()).ready:
+                if not (await _within(self._patience, member, member.link.receive())).ready:
                     raise UsageError(f"machine {member.number} is not ready")
             at = time.monotonic_ns() + START_IN_NS
             for member in members:
@@ -229,12 +246,8 @@ class Leader:
 
     async def _gather(self, member: Member) -> str:
         """Why a machine's part is missing; empty if it is not."""
-        limit = (self._job.http.request_timeout or 600.0) + 60.0
         try:
-            async with asyncio.timeout(limit):
-                await member.gather()
-        except TimeoutError:
-            return f"machine {member.number} did not end within {limit:g} s after machine 0"
+            await _within(self._patience, member, member.gather())
         except UsageError as error:
             return f"machine {member.number} ({member.host}) was lost: {error}"
         return ""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.drive.machines import leader
 from loadgen.drive.machines.leader import Leader
 from loadgen.drive.machines.messages import Hello, Message, Plan, digest_of, offset_of
 from loadgen.drive.machines.share import planned
@@ -128,24 +129,37 @@ def greeting(machine: int, digest: str) -> bytes:
     ],
 )
 async def test_what_is_no_machine_of_this_run_is_refused(line: bytes, said: str) -> None:
-    async with Leader(job(), 3, ("127.0.0.1", 0), 1.0) as leader:
-        assert said in str((await answer_to(leader.port, line)).get("refused"))
+    async with Leader(job(), 3, ("127.0.0.1", 0), 1.0) as machine_0:
+        assert said in str((await answer_to(machine_0.port, line)).get("refused"))
 
 
 async def test_a_number_is_taken_once_and_a_missing_machine_is_named(tmp_path: Path) -> None:
-    async with Leader(job(), 3, ("127.0.0.1", 0), 0.3) as leader:
-        _, writer = await asyncio.open_connection("127.0.0.1", leader.port)
+    async with Leader(job(), 3, ("127.0.0.1", 0), 0.3) as machine_0:
+        _, writer = await asyncio.open_connection("127.0.0.1", machine_0.port)
         writer.write(greeting(1, digest_of(job())))
         await writer.drain()
-        said = await answer_to(leader.port, greeting(1, digest_of(job())))
+        said = await answer_to(machine_0.port, greeting(1, digest_of(job())))
         assert said == {"refused": "machine 1 is here already, from h"}
         with pytest.raises(UsageError, match=r"waited 0.3 s for 2 other machines; missing: 2"):
-            await leader.run(tmp_path, str, Unseen())
+            await machine_0.run(tmp_path, str, Unseen())
         writer.close()
 
 
 async def test_a_port_that_is_taken_is_said() -> None:
-    async with Leader(job(), 2, ("127.0.0.1", 0), 1.0) as leader:
-        with pytest.raises(UsageError, match=f"cannot listen for other machines at 127.0.0.1:{leader.port}"):
-            async with Leader(job(), 2, ("127.0.0.1", leader.port), 1.0):
+    async with Leader(job(), 2, ("127.0.0.1", 0), 1.0) as machine_0:
+        with pytest.raises(UsageError, match=f"cannot listen for other machines at 127.0.0.1:{machine_0.port}"):
+            async with Leader(job(), 2, ("127.0.0.1", machine_0.port), 1.0):
                 pass
+
+
+async def test_a_machine_that_does_not_answer_for_its_clock_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "HELLO_SECONDS", 0.2)
+    async with Leader(job(), 2, ("127.0.0.1", 0), 5.0) as machine_0:
+        _, writer = await asyncio.open_connection("127.0.0.1", machine_0.port)
+        writer.write(greeting(1, digest_of(job())))
+        await writer.drain()
+        with pytest.raises(UsageError, match=r"machine 1 \(h\) did not answer within 0.2 s"):
+            await machine_0.run(tmp_path, str, Unseen())
+        writer.close()
