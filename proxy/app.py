@@ -86,6 +86,7 @@ from proxy.upstream import (
     watch,
 )
 from proxy.upstream.http import tls_context
+from proxy.workers import Member
 
 
 @dataclass(slots=True)
@@ -107,6 +108,8 @@ class App:
     """Reload, as on SIGHUP, what can change at run time. The future is done when the reload is."""
     watchdog: Watchdog
     shapes: Shapes
+    leave: Callable[[], Awaitable[None]]
+    """Accept no connection, and wait until the clients have left: another process has this one's place."""
     admission: Admission | None = None  # None: no limits
     embedder: Embedder | None = None  # None: embeddings are passed on as they are
     large: LargeRequests | None = None  # requests decoded in another process
@@ -122,12 +125,15 @@ class App:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, log: Log, reread: Callable[[], Settings] | None = None
+    settings: Settings, log: Log, reread: Callable[[], Settings] | None = None, member: Member | None = None
 ) -> AsyncIterator[App]:
     """Start all parts in order, and stop them in reverse at the end. Raises SettingsError before it binds.
 
-    `reread` reads the settings again; with it, and a settings file, the file is watched.
+    `reread` reads the settings again; with it, and a settings file, the file is watched. `member`: this is one of
+    several workers.
     """
+    if member is not None:
+        settings = member.part_of(settings)
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
     contents = Contents(paths_of(settings))  # before the files are loaded: a change meanwhile is noticed
@@ -136,7 +142,11 @@ async def running(
         log.event("warning", "settings", detail=warning)
     async with AsyncExitStack() as stack:
         tracing = _tracing(settings, log, stack)
-        urls, redis_url, redis_words = await children(settings, log, stack)
+        if member is None:
+            urls, redis_url, redis_words = await children(settings, log, stack)
+        else:
+            hello = member.hello
+            urls, redis_url, redis_words = list(settings.backends) or hello.engines, hello.redis, hello.redis_words
         log.hide([prepared.backend_key, *secrets_in(redis_url or "")])
         metrics = Metrics()
         containment = _containment(log)
@@ -199,8 +209,8 @@ async def running(
             on_complete=ticket_factory.landed,
             on_unknown_shape=shapes.passed,
         )
-        # No other process uses the embedded Redis: shared limits would cost a round trip and share nothing.
-        shared_redis = None if settings.redis == "auto" else redis_url
+        # Where no other process uses the embedded Redis, shared limits would cost a round trip and share nothing.
+        shared_redis = None if settings.redis == "auto" and member is None else redis_url
         admission = await admission_for(
             settings,
             shared_redis,
@@ -209,6 +219,7 @@ async def running(
             stack,
             identify=lambda request: caller_for_address(prepared.rules.identity.address(request)),
             keyed=prepared.rules.identity.ring is not None,
+            parts=1 if member is None else member.hello.workers,
         )
         if admission is not None and admission.limiter.shared is not None:
             redis_state.watch("rate limits", admission.limiter.shared.availability)
@@ -247,8 +258,17 @@ async def running(
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
-            recording=_recording(settings, log, metrics, stack),
+            recording=_recording(settings, log, metrics, stack, member),
+            render=None if member is None else member.render,
         )
+        if member is not None:
+            stack.push_async_callback(member.close)
+            member.attach(
+                engines=lambda: backends.all,
+                queued=lambda: len(request_queue.line),
+                room=backends.capacity_changed,
+                metrics=metrics,
+            )
         await first_look(fleet.health_checks)
         reload = (
             EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
@@ -294,9 +314,11 @@ async def running(
             log.event("warning", "settings", detail=room.warning)
         listener = _listener(gateway, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
-        operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
+        stack.callback(metrics.watch_collector())
+        sockets, admin_sockets = member.sockets() if member is not None else ([], [])
+        operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack, admin_sockets)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
-        host, port = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room)
+        listening = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room, sockets)
         if settings.page:
             sources = Sources(
                 settings=settings,
@@ -314,8 +336,9 @@ async def running(
             )  # before the drain
         state_gauges(metrics, group, request_queue, listener, log, cache)
         yield App(
-            host=host,
-            port=port,
+            host=listening.host,
+            port=listening.port,
+            leave=listening.leave,
             engines=[backend.name for backend in backends.all],
             redis=redis_state.line,
             group=group,
@@ -470,12 +493,14 @@ def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]
     return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
-def _recording(settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack) -> Recording | None:
-    """Raises SettingsError for a file that cannot be written."""
+def _recording(
+    settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack, member: Member | None
+) -> Recording | None:
+    """Each worker has a file of its own. Raises SettingsError for one that cannot be written."""
     if not settings.record_file:
         return None
     recording = Recording(
-        settings.record_file,
+        settings.record_file if member is None else f"{settings.record_file}-worker{member.hello.index}",
         whole=settings.record_prompts == "whole",
         max_bytes=settings.record_max_bytes,
         files=settings.record_files,

@@ -9,21 +9,26 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import Final, Self
 
 import uvloop
 
-from proxy.app import App, running
+from proxy.app import App, children, running
 from proxy.config import Settings, exposed, load, settings_as_toml
 from proxy.errors import ListenError
 from proxy.resources import prepare
 from proxy.server import raise_limit
 from proxy.telemetry import Faults, Log
 from proxy.terminal import SAY_SECONDS, say
+from proxy.workers import CHANNEL, CannotStart, LogRelay, Member, Parts, Ready, Supervisor, bind
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
+COLLECT: Final = (10_000, 20, 20)
+"""Of the garbage collector. With Python's own, 700 and 10 and 10, 64 clients cause a collection every 50
+requests, which finds nothing."""
 
 SAMPLE: Final = """curl -iN {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0,
@@ -73,54 +78,136 @@ class Signals:
             self._reload()
 
 
-async def serve(settings: Settings, log: Log, faults: Faults) -> None:
-    """Run until SIGTERM or SIGINT; a second one does not wait for requests to finish."""
+async def serve(settings: Settings, log: Log, faults: Faults, channel: int | None = None) -> None:
+    """Run until SIGTERM or SIGINT; a second one does not wait for requests to finish. `channel`: this is a worker,
+    and its supervisor is at the other end of that descriptor."""
     asyncio.get_running_loop().set_exception_handler(faults.of_loop)
     with Signals() as signals:
         try:
-            async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
+            member = await Member.join(channel) if channel is not None else None
+            async with running(settings, log, lambda: load(sys.argv[1:], os.environ), member) as app:
                 settle_collector()
-                _greet(app, settings)
                 signals.running(app.reload)
-                await signals.stop.wait()
+                if member is None:
+                    _greet(_ready(app), settings)
+                    await signals.stop.wait()
+                else:
+                    member.ready(_ready(app))
+                    await _serve_place(app, member, signals)
                 log.event("info", "stopping", event="audit", who="signal", flights=len(app.group))
         except asyncio.CancelledError:
             log.event("warning", "stopped at once")
 
 
+async def _serve_place(app: App, member: Member, signals: Signals) -> None:
+    """Serve until this worker is told to end, another one has its place, or the supervisor is gone."""
+    stop = asyncio.ensure_future(signals.stop.wait())
+    ends = [stop, asyncio.ensure_future(member.left.wait()), asyncio.ensure_future(member.orphan.wait())]
+    leaving = None
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if member.left.is_set() and not signals.stop.is_set():
+            leaving = asyncio.ensure_future(app.leave())
+            await asyncio.wait({stop, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*ends, *([leaving] if leaving is not None else [])):
+            task.cancel()
+
+
+async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRelay, workers: int) -> None:
+    """Keep so many workers until SIGTERM or SIGINT. SIGHUP reloads in all of them, SIGUSR2 replaces them one by
+    one. Raises CannotStart."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(faults.of_loop)
+    with Signals() as signals:
+        async with AsyncExitStack() as stack:
+            prepare(settings)  # its errors come before anything is bound
+            sockets = bind(settings, workers, stack.enter_context(ExitStack()))
+            engines, redis, redis_words = await children(settings, log, stack)
+            supervisor = Supervisor(
+                Parts(
+                    sockets=sockets,
+                    engines=engines,
+                    redis=redis,
+                    redis_words=redis_words,
+                    arguments=sys.argv[1:],
+                    drain=settings.drain_delay + settings.drain_timeout,
+                    delay=settings.drain_delay,
+                    log_pipe=relay.pipe,
+                    close=os.close,
+                ),
+                log,
+            )
+            stack.push_async_callback(supervisor.close)
+            try:
+                ready = await supervisor.start()
+                _greet(ready, settings)
+                signals.running(supervisor.reload)
+                loop.add_signal_handler(signal.SIGUSR2, supervisor.replace)
+                await signals.stop.wait()
+                log.event("info", "stopping", event="audit", who="signal")
+                await supervisor.stop()
+            except asyncio.CancelledError:
+                log.event("warning", "stopped at once")
+                await supervisor.stop_now()
+
+
 def settle_collector() -> None:
-    """Exclude the objects that live as long as the process from garbage collection. Requests leave no reference
-    cycles (`tests/system/test_garbage.py`), so the collector has little to do after this."""
+    """Exclude the objects that live as long as the process from garbage collection, and collect seldom. Requests
+    leave no reference cycles (`tests/system/test_garbage.py`), so the collector has little to do after this."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT)
 
 
-def _greet(app: App, settings: Settings) -> None:
-    models = [str(model["id"]) for model in app.backends.models()]
-    unix = app.url.removeprefix("unix://") if app.url.startswith("unix:") else ""
-    where = f"--unix-socket {unix} http://gateway" if unix else app.url
+def _ready(app: App) -> Ready:
+    return Ready(
+        models=[str(model["id"]) for model in app.backends.models()],
+        engines=app.engines,
+        answers=app.backends.ready,
+        redis=app.redis,
+        url=app.url,
+        admin_url=app.admin_url,
+    )
+
+
+def _greet(ready: Ready, settings: Settings) -> None:
+    unix = ready.url.removeprefix("unix://") if ready.url.startswith("unix:") else ""
+    where = f"--unix-socket {unix} http://gateway" if unix else ready.url
     key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
-    sample = SAMPLE.format(url=where, key=key, model=models[0] if models else "MODEL")
+    sample = SAMPLE.format(url=where, key=key, model=ready.models[0] if ready.models else "MODEL")
     say(
-        f"gateway at {app.url}\n"
-        f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
-        f"  models:  {', '.join(models) or 'not known yet'}\n"
-        f"  redis:   {app.redis}\n"
-        f"{f'  operators: {app.admin_url}' + chr(10) if app.admin_url else ''}"
+        f"gateway at {ready.url}\n"
+        f"  engines: {', '.join(ready.engines)}{'' if ready.answers else '  (none answers yet)'}\n"
+        f"  models:  {', '.join(ready.models) or 'not known yet'}\n"
+        f"  redis:   {ready.redis}\n"
+        f"{f'  operators: {ready.admin_url}' + chr(10) if ready.admin_url else ''}"
         f"\n{sample}\n\n"
     )
 
 
 def start(settings: Settings) -> int:
     """Run the gateway to its end. Returns the exit code. Raises SettingsError for a file that cannot be used."""
-    log = Log(STDOUT, settings.log_format, settings.log_level)
+    channel = os.environ.pop(CHANNEL, "")
+    workers = settings.workers or len(os.sched_getaffinity(0))
+    relay = LogRelay(STDOUT) if workers > 1 and not channel else None
+    output = relay.pipe() if relay is not None else STDOUT
+    log = Log(output, settings.log_format, settings.log_level)
     faults = Faults(log)
     raise_limit()
     try:
         faults.install()
-        for warning in (*settings.warnings, *exposed(settings, sys.argv[1:])):
-            log.event("warning", "settings", detail=warning)
-        uvloop.run(serve(settings, log, faults))
+        if not channel:
+            for warning in (*settings.warnings, *exposed(settings, sys.argv[1:])):
+                log.event("warning", "settings", detail=warning)
+        if relay is not None:
+            asyncio.run(supervise(settings, log, faults, relay, workers))
+        else:
+            uvloop.run(serve(settings, log, faults, int(channel) if channel else None))
+    except CannotStart as e:
+        return e.code if e.code > 0 else 1
+    except ConnectionError:
+        return 1  # a worker whose supervisor is gone
     except ListenError as e:
         where = settings.listen_unix or f"{settings.host}:{settings.port}"
         say(f"proxy: cannot listen on {where}: {e}\n", wait=SAY_SECONDS)
@@ -132,6 +219,9 @@ def start(settings: Settings) -> int:
     finally:
         faults.close()
         log.close()
+        if relay is not None:
+            os.close(output)
+            relay.join(SAY_SECONDS)
     return 0
 
 

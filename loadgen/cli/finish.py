@@ -122,10 +122,10 @@ def judge(
         stage_errors = worker_errors if len(stages) == 1 else worker_errors[number : number + 1]
         lag = lag_of(part, stage_errors)
         steps = max((error.step_ns for error in stage_errors), default=0)
-        found, warnings = judge_self_error(lag, part, limits, steps, open_loop=open_loop)
-        faults += found
+        stage_faults, warnings = judge_self_error(lag, part, limits, steps, open_loop=open_loop)
+        faults += stage_faults
         name = f"{stage}: " if stage else ""
-        run.invalid += [name + fault.text for fault in found]
+        run.invalid += [name + fault.text for fault in stage_faults]
         run.warnings += [name + text for text in warnings]
     if all(fault.touches for fault in faults):
         run.touched = sorted(frozenset().union(*(fault.touches for fault in faults)))

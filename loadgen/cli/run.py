@@ -163,6 +163,8 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     job = await prepare(args, {"a": base}, hide)
     workload = open_workload(job.workload)
     run = new_run(args, argv, job, hide)
+    n = job.body.extra.get("n")
+    choices = n if isinstance(n, int) and n > 0 else 1  # an engine counts each of a request's choices
     async with cancel_watch(args, job) as watch:
         folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
         with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
@@ -178,7 +180,7 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
                     hide,
                     view,
                     total=None if next(workload.requests()).then else job.num_prompts,
-                    beside=lambda session: watch.during(session.in_flight_since),
+                    beside=lambda session: watch.during(lambda since: choices * session.in_flight_since(since)),
                 )
             else:
                 records, worker_errors = await run_workers(job, run, folder, view)

@@ -72,7 +72,7 @@ class CancelWatch:
     async def __aenter__(self) -> CancelWatch:
         try:
             await self._begin()
-        except BaseException:
+        except BaseException:  # `async with` does not leave what it has not entered
             await self.__aexit__()
             raise
         return self

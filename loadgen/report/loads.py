@@ -38,29 +38,35 @@ def _mean(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-def _conversations(told: Conversations) -> Table:
-    ends = [("completed", told.completed), ("failed", told.failed), ("left by their client", told.left),
-            ("cut off by the run's end", told.cut)]  # fmt: skip
-    note = f"{count(told.begun, 'conversation')}: " + ", ".join(f"{amount(n)} {name}" for name, n in ends if n)
-    if told.not_sent:
-        was = "was" if told.not_sent == 1 else "were"
-        note += f"; {count(told.not_sent, 'request')} of those that ended early {was} not sent"
+def _conversations(conversations: Conversations) -> Table:
+    ends = {
+        "completed": conversations.completed,
+        "failed": conversations.failed,
+        "left by their client": conversations.left,
+        "cut off by the run's end": conversations.cut,
+    }
+    note = f"{count(conversations.begun, 'conversation')}: " + ", ".join(
+        f"{amount(n)} {name}" for name, n in ends.items() if n
+    )
+    if conversations.not_sent:
+        was = "was" if conversations.not_sent == 1 else "were"
+        note += f"; {count(conversations.not_sent, 'request')} of those that ended early {was} not sent"
     notes = [
         note + ".",
         "Input, cached and output are mean tokens; latencies are in ms, without shared responses.",
     ]
-    return Table("By turn of a conversation", ("turn", *_COLUMNS), _rows(told.turns), notes)
+    return Table("By turn of a conversation", ("turn", *_COLUMNS), _rows(conversations.turns), notes)
 
 
-def _cancellations(told: Cancellations, checks: Sequence[CancelCheck]) -> Table:
+def _cancellations(cancellations: Cancellations, checks: Sequence[CancelCheck]) -> Table:
     rows = [
-        ["chosen to be cancelled", amount(told.chosen)],
+        ["chosen to be cancelled", amount(cancellations.chosen)],
         [
             "cancelled by the client",
-            f"{amount(told.left)}, {amount(told.reached_first_token)} after the first token",
+            f"{amount(cancellations.left)}, {amount(cancellations.reached_first_token)} after the first token",
         ],
-        ["completed before that", amount(told.completed)],
-        ["failed before that", amount(told.failed)],
+        ["completed before that", amount(cancellations.completed)],
+        ["failed before that", amount(cancellations.failed)],
         *([check.url, check_words(check)] for check in checks),
     ]
     notes = [
@@ -86,13 +92,13 @@ def check_words(check: CancelCheck) -> str:
     return words if check.aborted is None else f"{words}; it counts {check.aborted:g} as aborted"
 
 
-def _answers(told: Answers) -> Table:
+def _answers(answers: Answers) -> Table:
     rows = [
-        ["pairs compared", amount(told.compared)],
-        ["identical answers", f"{percent(told.share)} ({amount(told.identical)})"],
+        ["pairs compared", amount(answers.compared)],
+        ["identical answers", f"{percent(answers.share)} ({amount(answers.identical)})"],
     ]
     notes = ["Temperature 0. Numerics that depend on the batch can part two greedy answers where two tokens tie."]
-    if told.at is not None:
-        rows.append(["first difference", f"pair {told.first_pair}, character {told.at:,}"])
-        rows += [["a", repr(told.a)], ["b", repr(told.b)]]
+    if answers.at is not None:
+        rows.append(["first difference", f"pair {answers.first_pair}, character {answers.at:,}"])
+        rows += [["a", repr(answers.a)], ["b", repr(answers.b)]]
     return Table("The same answer at both", ("", ""), rows, notes, words=(0, 1))

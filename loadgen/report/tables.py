@@ -236,11 +236,11 @@ def _findings(summary: Summary) -> list[str]:
     """The knee, and how many requests met the objectives there."""
     rates = by_rate(summary.by_stage)
     limit = limit_of(summary)
-    found = [f"Knee: {limit}."] if rates else []
+    notes = [f"Knee: {limit}."] if rates else []
     kept = limit.kept
     at_knee = next((stage for requested, stage in rates if kept and abs(requested / kept - 1) < 1e-4), None)
     if at_knee is None or at_knee.goodput is None:
-        return found
+        return notes
     good: float | None = None
     for requested, stage in rates:
         if stage.goodput is None or stage.goodput.attainment < GOOD_SHARE:
@@ -249,7 +249,7 @@ def _findings(summary: Summary) -> list[str]:
     best = (
         f"{percent(GOOD_SHARE)} did at up to {good:.4g} req/s" if good else f"{percent(GOOD_SHARE)} did at no rate"
     )
-    return [*found, f"At {kept:.4g} req/s {percent(at_knee.goodput.attainment)} met the objectives; {best}."]
+    return [*notes, f"At {kept:.4g} req/s {percent(at_knee.goodput.attainment)} met the objectives; {best}."]
 
 
 def brief_stages(run: Run, summary: Summary) -> Table:

@@ -1,6 +1,6 @@
-"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes, the
-traces of Weka's KV-Cache-Tester, and Mooncake's lines with sessions; AIPerf replays the latter two as well. Prompts
-are composed to the recorded lengths, unless a trace has the messages."""
+"""Traces of agents: calls of a model, of which some wait for others. OpenTelemetry's spans with GenAI attributes,
+the traces of Weka's KV-Cache-Tester, and Mooncake's lines with sessions (AIPerf replays the latter two as well).
+Prompts are composed to the recorded lengths, unless a trace has the messages."""
 
 from __future__ import annotations
 
@@ -359,12 +359,12 @@ def _nanoseconds(value: Any, name: str, where: str) -> float:
 
 
 def _attributes(raw: Any) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for attribute in raw if isinstance(raw, list) else ():
         value = attribute.get("value") if isinstance(attribute, dict) else None
         if isinstance(value, dict) and isinstance(attribute.get("key"), str):
-            found[attribute["key"]] = _plain(value)
-    return found
+            attributes[attribute["key"]] = _plain(value)
+    return attributes
 
 
 def _plain(value: dict[str, Any]) -> Any:

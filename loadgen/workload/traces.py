@@ -214,8 +214,11 @@ def recording(path: str, options: Options) -> Iterator[_Line]:
         blocks = raw.get("blocks", [])
         if not isinstance(blocks, list) or not all(isinstance(block, str) for block in blocks):
             raise WorkloadError(f"{where}: blocks must be a list of hashes")
-        told = raw.get("prompt_tokens")
-        length = tokens(raw, "prompt_tokens", where) if told else max(1, round(size / BYTES_PER_TOKEN))
+        length = (
+            tokens(raw, "prompt_tokens", where)
+            if raw.get("prompt_tokens")
+            else max(1, round(size / BYTES_PER_TOKEN))
+        )
         block = max(1, math.ceil(length / len(blocks))) if blocks else BLOCK
         yield _Line(
             at,

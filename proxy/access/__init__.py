@@ -13,13 +13,15 @@ has ended. `Hosts` and `Origins` protect a gateway on loopback or without keys f
 `denylist` searches prompts and answers for denied texts. `intake` applies all of these to a large request in a
 child process, as pure functions of bytes and terms.
 
-The room reads a request through the protocol `AccessContext`; the server room implements it.
+The room reads a request through the protocols `ClientRequest` and `AccessContext`; the server room implements
+them.
 """
 
 from proxy.access.api_keys import read_keys
 from proxy.access.caller import Caller
 from proxy.access.caller_address import caller_for_address
 from proxy.access.client_ip import UNIX, TrustedProxies
+from proxy.access.context import ClientRequest
 from proxy.access.hosts import Hosts
 from proxy.access.identity import Authenticator
 from proxy.access.intake import (
@@ -53,6 +55,7 @@ __all__ = [
     "ApiRequestJob",
     "Authenticator",
     "Caller",
+    "ClientRequest",
     "FoldJob",
     "Found",
     "Hosts",

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-from aiohttp import web
-
 from proxy.access.caller import Caller
+from proxy.access.context import ClientRequest
 
-Identify = Callable[[web.BaseRequest], Caller]
+Identify = Callable[[ClientRequest], Caller]
 
 
 @lru_cache(maxsize=4096)

@@ -3,10 +3,11 @@ has it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from proxy.access.caller import Caller
 from proxy.errors import GatewayError
@@ -16,11 +17,33 @@ if TYPE_CHECKING:  # the limiter reads a context too
     from proxy.access.ratelimit.limiter import Reservation
 
 
+class ClientRequest(Protocol):
+    """What access control reads of a client's request. The server's Request has it."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str:
+        """The target's normal form, without the query."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]: ...
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """None: the client has left."""
+
+    @property
+    def protocol(self) -> Any:
+        """The connection."""
+
+
 class AccessContext(Protocol):
     """One request, from its head until it is closed."""
 
     @property
-    def request(self) -> web.BaseRequest: ...
+    def request(self) -> ClientRequest: ...
 
     @property
     def id(self) -> str: ...

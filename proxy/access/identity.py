@@ -6,11 +6,10 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-
 from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import UNIX, TrustedProxies, client_address
+from proxy.access.context import ClientRequest
 from proxy.errors import Code, GatewayError
 
 MAX_KEY = 512  # characters; no key is longer
@@ -23,7 +22,7 @@ class Authenticator:
         self,
         ring: KeyRing | None,
         trusted: TrustedProxies,
-        source: Callable[[web.BaseRequest], str] = lambda request: "",
+        source: Callable[[ClientRequest], str] = lambda request: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`source`: the client's address in a PROXY protocol header; empty without one."""
@@ -43,7 +42,7 @@ class Authenticator:
         """A key's name, by its tenant, for people."""
         return self.ring.name_of(tenant) if self.ring is not None else "a key that was removed"
 
-    def identify(self, request: web.BaseRequest) -> Caller:
+    def identify(self, request: ClientRequest) -> Caller:
         """The request's caller. Raises GatewayError 401 for a missing or wrong key."""
         if self.ring is None:
             return Caller(id=self.address(request), tenant=tenant(request))
@@ -68,7 +67,7 @@ class Authenticator:
             return GatewayError(Code.KEY_REVOKED, "This API key has been revoked.")
         return expired() if now.expires <= self._clock() else None
 
-    def address(self, request: web.BaseRequest) -> str:
+    def address(self, request: ClientRequest) -> str:
         """The client's address; `unix` for one through a Unix socket. That of the socket, unless a balancer told
         another by the PROXY protocol; from there on X-Forwarded-For is walked alike."""
         name = self._source(request)
@@ -82,7 +81,7 @@ def expired() -> GatewayError:
     return GatewayError(Code.KEY_EXPIRED, "This API key has expired.")
 
 
-def tenant(request: web.BaseRequest) -> bytes:
+def tenant(request: ClientRequest) -> bytes:
     """The tenant, whose answers are shared with no other: without API keys, the hashed credential."""
     credential = request.headers.get("authorization")
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""

@@ -187,7 +187,12 @@ def sizes_of(settings: Settings) -> RequestLimits:
 
 def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
     """The function that gives a request's sharing scope: nothing is shared or merged across scopes."""
-    return access_policy.share_scope if access_policy is not None else lambda context: tenant(context.request)
+    return access_policy.share_scope if access_policy is not None else _scope_of_credential
+
+
+def _scope_of_credential(context: AccessContext) -> bytes:
+    request = context.request
+    return tenant(request) if "authorization" in request.headers else b""
 
 
 def access_policy_for(

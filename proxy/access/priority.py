@@ -8,9 +8,8 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Final
 
-from aiohttp import web
-
 from proxy.access.caller import Caller
+from proxy.access.context import ClientRequest
 from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
 
@@ -21,42 +20,47 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 class PriorityPolicy:
     """Reads what requests say of it. `top`: the highest class for callers without a key of ours."""
 
-    def __init__(self, top: int, address: Callable[[web.BaseRequest], str]) -> None:
+    def __init__(self, top: int, address: Callable[[ClientRequest], str]) -> None:
         self._stranger = Caller(id="", top_priority=top, priority=max(top, NORMAL))
         self._address = address
 
-    def priority(self, caller: Caller | None, request: web.BaseRequest) -> int:
-        """The class of a request (`line.PRIORITIES`). Raises GatewayError 400."""
-        caller = caller or self._stranger
+    def turn(self, caller: Caller | None, request: ClientRequest) -> tuple[int, Hashable | Callable[[], Hashable]]:
+        """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner as
+        `fairness_key` has it. Raises GatewayError 400."""
         given = request.headers.get("x-gateway-priority")
-        if given is None:
-            return caller.priority
-        name = given.strip().lower()
-        if name not in PRIORITIES:
-            raise GatewayError(
-                Code.INVALID_HEADER,
-                f"x-gateway-priority must be one of {', '.join(PRIORITIES)}, not {given[:64]!r}.",
-            )
-        asked = PRIORITIES.index(name)
-        if asked < caller.top_priority:
-            raise GatewayError(
-                Code.INVALID_HEADER,
-                f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
-            )
-        return asked
+        known = caller or self._stranger
+        priority = known.priority if given is None else _priority(given, known)
+        return priority, caller.tenant if caller is not None else partial(self._address, request)
 
-    def address(self, caller: Caller | None, request: web.BaseRequest) -> str | None:
+    def address(self, caller: Caller | None, request: ClientRequest) -> str | None:
         """The client's address, where no key identifies the caller."""
         return None if caller is not None else self._address(request)
 
-    def fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
+    def fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable | Callable[[], Hashable]:
         """The owner under which the queue schedules a request: a key's tenant or, without keys, a function that
         returns the address."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
-    def current_fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
+    def current_fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable:
         """The same, resolved."""
         return caller.tenant if caller is not None else self._address(request)
+
+
+def _priority(given: str, caller: Caller) -> int:
+    """The class that a request asks for. Raises GatewayError 400."""
+    name = given.strip().lower()
+    if name not in PRIORITIES:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-gateway-priority must be one of {', '.join(PRIORITIES)}, not {given[:64]!r}.",
+        )
+    asked = PRIORITIES.index(name)
+    if asked < caller.top_priority:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
+        )
+    return asked
 
 
 def parse_request_timeout(given: str | None) -> float:

@@ -10,7 +10,6 @@ _LIMITS: Final = ("rate_limit_rps", "rate_limit_tokens_per_minute", "rate_limit_
 _BREAKER: Final = ("breaker_failures", "breaker_rate", "breaker_seconds")
 _TIMEOUTS: Final = ("total_timeout", "first_token_timeout", "queue_timeout", "connect_timeout")
 _VLLM: Final = "it is a setting of the engine: give it to `vllm serve`"
-_PROCESSES: Final = "a gateway is one process: run several behind a balancer, with one Redis"
 _CORS: Final = "the gateway sends no CORS headers: add them in the reverse proxy in front of it"
 _MODELS: Final = "models are the engines' own: the gateway asks every --backend which it serves"
 
@@ -33,7 +32,7 @@ _MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
         "backend_api_key_file",
     ),
     ("openai-api-key", "vllm-api-key", "engine-api-key", "upstream-api-key"): ("backend_api_key_file",),
-    ("workers", "num-workers", "worker", "processes", "threads", "replicas", "api-server-count"): _PROCESSES,
+    ("num-workers", "worker", "processes", "threads", "replicas", "api-server-count"): ("workers",),
     ("timeout", "request-timeout", "read-timeout", "timeouts"): _TIMEOUTS,
     ("graceful-timeout", "shutdown-timeout", "timeout-graceful-shutdown", "grace-period"): ("drain_timeout",),
     ("concurrency", "max-concurrency", "max-concurrent-requests", "max-parallel-requests"): ("max_inflight",),

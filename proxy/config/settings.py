@@ -161,6 +161,12 @@ class Settings:
     )
     tls_cert: str = _file("Server certificate, PEM; it may hold the key too; none: plain HTTP.")
     tls_key: str = _file("Private key of `tls_cert`, PEM, unencrypted.")
+    workers: int = _setting(
+        1,
+        values.whole_or("auto", 1, 256, example="4"),
+        "N|auto",
+        "Processes that serve, on one address; `auto`: one for each CPU that this process may use.",
+    )
     max_connections: int = _count(4096, "Most concurrent client connections.")
     trusted_proxies: tuple[str, ...] = _setting(
         (),

@@ -26,6 +26,7 @@ from proxy.server.listener.descriptors import in_use, limit, places, raise_limit
 from proxy.server.listener.listener import Listener, source_of
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls, server_context
+from proxy.server.listener.unix_socket import unix_socket
 from proxy.server.offload.large import LargeRequests
 from proxy.server.page.handlers import Page
 from proxy.server.page.state import Sources
@@ -51,4 +52,5 @@ __all__ = [
     "server_context",
     "source_of",
     "state_gauges",
+    "unix_socket",
 ]

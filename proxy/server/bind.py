@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -38,6 +39,16 @@ async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
     return Hosts(listens, allowed, [str(address[0]) for *_, address in addresses])
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The public listener."""
+
+    host: str  # or the socket's path
+    port: int
+    leave: Callable[[], Awaitable[None]]
+    """See `Drain.leave`."""
+
+
 async def listen(
     listener: Listener,
     gateway: Gateway,
@@ -47,36 +58,56 @@ async def listen(
     log: Log,
     stack: AsyncExitStack,
     room: Places,
-) -> tuple[str, int]:
-    """Bind, and register the Drain for the end. Returns the socket's path and 0, or the address and the port."""
-    sock = None
-    if settings.listen_unix:
-        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
+    inherited: Sequence[socket.socket] = (),
+) -> Listening:
+    """Bind, and register the Drain for the end. `inherited`: sockets that are bound already, to accept from in
+    place of the settings' address."""
+    sockets = list(inherited)
+    if settings.listen_unix and not inherited:
+        sockets.append(stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8))))
     runner = web.ServerRunner(listener, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
-    stack.push_async_exit(
-        Drain(
-            listener,
-            runner,
-            gateway,
-            close,
-            delay=settings.drain_delay,
-            timeout=settings.drain_timeout,
-            log=log,
-        )
+    drain = Drain(
+        listener,
+        runner,
+        gateway,
+        close,
+        delay=settings.drain_delay,
+        timeout=settings.drain_timeout,
+        log=log,
     )
-    where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
+    stack.push_async_exit(drain)
+    await _accept(runner, settings.host, settings.port, sockets, tls, settings.head_timeout, room.backlog)
+    if settings.listen_unix:
+        return Listening(settings.listen_unix, 0, drain.leave)
+    return Listening(settings.host, runner.addresses[0][1], drain.leave)
+
+
+async def _accept(
+    runner: web.ServerRunner,
+    host: str,
+    port: int,
+    sockets: Sequence[socket.socket],
+    tls: ServerTls | None,
+    handshake: float,
+    backlog: int,
+) -> None:
     context = tls.context if tls is not None else None
-    site = Site(runner, where, backlog=room.backlog, tls=context, handshake=settings.head_timeout)
+    where: list[dict[str, object]] = [{"sock": sock} for sock in sockets] or [{"host": host, "port": port}]
     try:
-        await site.start()
+        for each in where:
+            await Site(runner, each, backlog=backlog, tls=context, handshake=handshake).start()
     except OSError as e:
         raise ListenError(e.strerror or str(e)) from e
-    return (settings.listen_unix, 0) if sock is not None else (settings.host, runner.addresses[0][1])
 
 
 async def listen_for_operators(
-    gateway: Gateway, settings: Settings, tls: ServerTls | None, log: Log, stack: AsyncExitStack
+    gateway: Gateway,
+    settings: Settings,
+    tls: ServerTls | None,
+    log: Log,
+    stack: AsyncExitStack,
+    inherited: Sequence[socket.socket] = (),
 ) -> str:
     """Bind the operators' port, where one is set, and return its URL. It closes last, after the drain."""
     if not settings.admin_port:
@@ -93,11 +124,11 @@ async def listen_for_operators(
     runner = web.ServerRunner(listener, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    where = {"host": settings.admin_host, "port": settings.admin_port}
-    context = tls.context if tls is not None else None
     try:
-        await Site(runner, where, backlog=MAX_OPERATORS, tls=context, handshake=settings.head_timeout).start()
-    except OSError as e:
-        raise ListenError(f"{e.strerror or e} (admin_port = {settings.admin_port})") from e
+        await _accept(
+            runner, settings.admin_host, settings.admin_port, inherited, tls, settings.head_timeout, MAX_OPERATORS
+        )
+    except ListenError as e:
+        raise ListenError(f"{e} (admin_port = {settings.admin_port})") from e
     host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
     return f"{'http' if tls is None else 'https'}://{host}:{settings.admin_port}"

@@ -17,7 +17,7 @@ from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Held, Memory
 from proxy.server.context import RequestContext
-from proxy.server.listener.request import AT_HAND, buffered_body
+from proxy.server.listener.request import AT_HAND, Request, buffered_body
 from proxy.wire.http import require_json, require_plain
 
 BODY_COST: Final = 2
@@ -64,7 +64,7 @@ def free_body(budget: int, max_connections: int) -> int:
 
 
 def body_if_buffered(
-    request: web.BaseRequest, settings: Settings, *, json: bool, most: int = AT_HAND, limit: int = 0
+    request: Request, settings: Settings, *, json: bool, most: int = AT_HAND, limit: int = 0
 ) -> bytes | None:
     """The body, where it came with its head, as small ones do. None: it has to be awaited, see `read_body`.
     `limit` replaces `max_body_bytes`. Raises GatewayError 413 or 415."""
@@ -74,23 +74,16 @@ def body_if_buffered(
             require_json(headers)
         if "content-encoding" in headers:
             require_plain(headers)
-    length = request.content_length or 0
-    largest = limit or settings.max_body_bytes
-    if length > largest:
-        raise _too_large(largest)
-    if length > most:
-        return None
-    body = buffered_body(request.content, most)
-    if body is None:
-        return None
-    if len(body) > largest:
-        raise _too_large(largest)
+    body = request.body
+    if body is None or len(body) > most:
+        body = buffered_body(request.content, most)
+    size = len(body) if body is not None else request.content_length or 0
+    if size > (limit or settings.max_body_bytes):
+        raise _too_large(limit or settings.max_body_bytes)
     return body
 
 
-async def read_body(
-    request: web.BaseRequest, settings: Settings, held: Held | None = None, limit: int = 0
-) -> bytes:
+async def read_body(request: Request, settings: Settings, held: Held | None = None, limit: int = 0) -> bytes:
     """The complete body, within the limits of bytes and seconds, charged to `held` before it is read. Raises
     GatewayError 400, 408, 413 or 503."""
     largest = limit or settings.max_body_bytes

@@ -51,5 +51,5 @@ def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
     context.begin_response(200)
-    context.end_response(pipe.sent)
+    context.wrote(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

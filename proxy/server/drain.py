@@ -46,6 +46,15 @@ class Drain:
         self._delay = delay
         self._timeout = timeout
         self._log = log
+        self._left = False
+
+    async def leave(self) -> None:
+        """Another process has this one's place: accept no connection, and end once the clients have left, each
+        with the answer to its next request. At most for the time of the drain."""
+        self._left = True
+        for site in self._runner.sites:
+            await site.stop()
+        await self._listener.leave(self._timeout)
 
     async def __call__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
@@ -60,9 +69,10 @@ class Drain:
             self._log.event("warning" if cut else "info", "drained", cut=cut)
 
     async def _leave(self) -> None:
-        self._gateway.enter(Stage.NOT_READY)
-        if self._delay:
-            await asyncio.sleep(self._delay)
+        if not self._left:
+            self._gateway.enter(Stage.NOT_READY)
+            if self._delay:
+                await asyncio.sleep(self._delay)
         await self._stop_listening()
         if self._timeout:
             await self._listener.finish(self._timeout)

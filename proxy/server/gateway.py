@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from enum import Enum
-
-from aiohttp import web
 
 from proxy.access import OPEN, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
 from proxy.access.ratelimit import Admission
@@ -20,11 +19,13 @@ from proxy.server.deadline import run_with_deadline
 from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
-from proxy.server.handlers.status import StatusHandlers
+from proxy.server.handlers.status import Render, StatusHandlers
+from proxy.server.listener.request import Request
 from proxy.server.offload.large import LargeRequests
 from proxy.server.outcome import Outcomes, RecordedOutcomes
+from proxy.server.respond import Sent
 from proxy.server.responder import Responder
-from proxy.server.routes import Route, Routes
+from proxy.server.routes import Handler, Route, Routes
 from proxy.server.tracing import Tracing
 from proxy.telemetry import Fault, Log, Metrics, Recording, raised
 from proxy.upstream import Backends
@@ -67,8 +68,10 @@ class Gateway:
         admin_hosts: Hosts | None = None,
         unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
         recording: Recording | None = None,
+        render: Render | None = None,
     ) -> None:
-        """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
+        """`unfolded` is called with a stream that did not fold although readers had waited for its fold; `render`
+        makes the /metrics page where other processes count too."""
         anywhere = Hosts("", ("*",))
         priority_policy = priority_policy or PriorityPolicy(NORMAL, lambda request: "")
         self._stage = Stage.ACCEPTING
@@ -114,7 +117,7 @@ class Gateway:
             large=large,
             unfolded=unfolded,
         )
-        status = StatusHandlers(backends, metrics, access_policy, admission, responder)
+        status = StatusHandlers(backends, metrics, access_policy, admission, responder, render)
         handlers = {endpoint: generation.handler(endpoint) for endpoint in PATHS}
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, handlers[endpoint]) for endpoint, path in PATHS.items()},
@@ -132,25 +135,28 @@ class Gateway:
         """Answer fewer requests from now on."""
         self._stage = stage
 
-    async def handle(self, request: web.BaseRequest, admin: bool = False) -> bool:
+    async def handle(self, request: Request, admin: bool = False) -> bool:
         """Answer one request, count it and log it. True: the connection may be kept. `admin`: it came through the
         operators' listener."""
-        given = request.headers.get("x-request-id")
-        name = request_id(given)
-        context = RequestContext(request=request, id=name, named=name is given, admin=admin)
+        headers = request.headers
+        given = headers.get("x-request-id")
+        name = os.urandom(16).hex() if given is None else request_id(given)
+        route: tuple[str, Handler | None] = ("unknown", None)
+        if not admin and request.method == "POST" and request.host in self._hosts.known:  # nearly every request
+            route = self.routes.posted.get(request.path, route)
+        endpoint, handler = route
+        context = RequestContext(request, name, endpoint, named=name is given, admin=admin)
+        sent: Sent | None = None
         try:
             try:
-                hosts = self._admin_hosts if admin else self._hosts
-                if request.host not in hosts.known:
-                    hosts.check(request.host, brought=getattr(request.protocol, "source", ""))
-                handler = self.routes.find(context)
+                if handler is None:
+                    handler = self._find(context)
                 if self._stage is not Stage.ACCEPTING:
                     self._check_stage(context.endpoint)
                 if self.tracing is not None:
                     self.tracing.begin(context)
                 if self._access_policy is not None:
                     self._access_policy.authenticate(context)
-                headers = request.headers
                 if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
                     self._origins.check(headers, request.method, opens=context.endpoint != "passthrough")
                 timeout = headers.get("x-request-timeout")
@@ -170,8 +176,16 @@ class Gateway:
             self.outcomes.disconnected(context)
             raise
         finally:
-            self.outcomes.finish(context)
+            self.outcomes.finish(context, sent.bytes if sent is not None else 0)
         return sent.keep_alive
+
+    def _find(self, context: RequestContext) -> Handler:
+        """The handler of a request. Raises GatewayError 404, 405, 421 or 501."""
+        request = context.request
+        hosts = self._admin_hosts if context.admin else self._hosts
+        if request.host not in hosts.known:
+            hosts.check(request.host, brought=getattr(request.protocol, "source", ""))
+        return self.routes.find(context)
 
     def _check_stage(self, endpoint: str) -> None:
         """Raises GatewayError 503 for an endpoint that is not answered any more."""

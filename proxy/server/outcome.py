@@ -47,8 +47,9 @@ class Outcomes:
         protocol = context.request.protocol
         context.disconnected(stalled=isinstance(protocol, ClientConnection) and protocol.stalled)
 
-    def finish(self, context: RequestContext) -> None:
-        """Give everything back, then count and log the request. Never raises."""
+    def finish(self, context: RequestContext, sent: int = 0) -> None:
+        """Give everything back, then count and log the request. `sent`: bytes of its whole response; 0 where it
+        did not end. Never raises."""
         try:
             context.close()
         except Exception as e:  # noqa: BLE001 - the answer has gone out: it is still counted and logged
@@ -59,6 +60,7 @@ class Outcomes:
             context.record_outcome(
                 self._metrics,
                 self._log if logged else None,
+                sent,
                 show_prompt=self._show_prompt,
                 owner=partial(self._priority_policy.current_fairness_key, context.caller, context.request),
             )
@@ -82,8 +84,8 @@ class RecordedOutcomes(Outcomes):
         super().__init__(metrics, log, priority_policy, fault, show_prompt=show_prompt)
         self._recording = recording
 
-    def finish(self, context: RequestContext) -> None:
-        super().finish(context)
+    def finish(self, context: RequestContext, sent: int = 0) -> None:
+        super().finish(context, sent)
         request = context.api_request
         if request is None:
             return

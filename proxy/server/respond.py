@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
-from aiohttp import HttpVersion11, web
+import msgspec
+from aiohttp import HttpVersion11
 
 from proxy.errors import GatewayError
 from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
 from proxy.server.listener.listener import ClientConnection
+from proxy.server.listener.request import Request
 from proxy.server.listener.unreadable import GUARDS
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
@@ -38,7 +40,7 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 _END: Final = GUARDS + "\r\n"
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True):
     """A response whose bytes are on the socket."""
 
     status: int
@@ -51,7 +53,7 @@ class SocketPipe:
 
     __slots__ = ("_bare", "_mute", "_plain", "_protocol", "_transport", "head", "sent")
 
-    def __init__(self, request: web.BaseRequest, head: bytes, *, bare: bool = False, mute: bool = False) -> None:
+    def __init__(self, request: Request, head: bytes, *, bare: bool = False, mute: bool = False) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client has left")
@@ -82,7 +84,7 @@ class SocketPipe:
 
 
 async def stream(
-    request: web.BaseRequest,
+    request: Request,
     reader: Subscriber,
     headers: Headers,
     wait_writable: WaitWritable,
@@ -164,11 +166,11 @@ def json_response(flight: Flight, *, limited: bool = False) -> tuple[int, Header
 
 
 def write(
-    request: web.BaseRequest, status: int, headers: Headers, body: Body, *, keep: bool = True
+    request: Request, status: int, headers: Headers, body: Body, *, keep: bool = True
 ) -> tuple[Sent, Remainder | None]:
     """Write a response: a small one at once, of a large one its first slice. Returns the rest, for `write_rest`;
     None: there is none, and the client takes what is written. Raises ConnectionResetError where it has left."""
-    protocol: ClientConnection | None = request.protocol  # type: ignore[assignment]  # a cast is a Python call
+    protocol: ClientConnection | None = request.protocol
     if protocol is None or protocol.transport is None:
         raise ConnectionResetError("the client has left")
     keep = keep and request.keep_alive
@@ -214,7 +216,7 @@ def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
         yield b"".join(small)
 
 
-async def write_rest(request: web.BaseRequest, left: Remainder, wait_writable: WaitWritable) -> None:
+async def write_rest(request: Request, left: Remainder, wait_writable: WaitWritable) -> None:
     """Write the rest, each slice once the client has taken the one before. Raises ConnectionResetError."""
     protocol = cast(ClientConnection, request.protocol)
     await wait_writable()
@@ -227,14 +229,14 @@ async def write_rest(request: web.BaseRequest, left: Remainder, wait_writable: W
         await wait_writable()
 
 
-async def wait_writable(request: web.BaseRequest, stall: float, held: Held | None = None) -> None:
+async def wait_writable(request: Request, stall: float, held: Held | None = None) -> None:
     """Wait until the client has taken what was written. TimeoutError where it takes nothing for `stall` seconds;
     0 is no limit. What waits is charged to `held`: ConnectionResetError where there is no room, the client is cut.
     """
     protocol = cast(ClientConnection, request.protocol)
     transport = request.transport
     if not protocol.write_paused or transport is None:
-        await request.writer.drain()  # raises where the client has left
+        await protocol.drain()  # raises where the client has left
         return
     unread = transport.get_write_buffer_size()
     if held is not None and not held.resize(unread):
@@ -245,7 +247,7 @@ async def wait_writable(request: web.BaseRequest, stall: float, held: Held | Non
         while True:
             try:
                 async with asyncio.timeout(stall or None):
-                    await request.writer.drain()
+                    await protocol.drain()
                 return
             except TimeoutError:
                 now = protocol.written - transport.get_write_buffer_size()

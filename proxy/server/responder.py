@@ -4,7 +4,6 @@ Whatever a slow client has not taken yet is charged to the memory budget."""
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 
 import msgspec
@@ -76,8 +75,8 @@ class Responder:
         request does not pay for its memory."""
         context.begin_response(status)
         sent, left = respond.write(context.request, status, headers, body, keep=keep)
-        context.end_response(sent.bytes)
         if left is not None:
+            context.wrote(sent.bytes)
             await self._rest(context, left, 0 if shared else len(body))
         return sent
 
@@ -103,11 +102,10 @@ class Responder:
             await reader.ready()
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that does not stream
             return await self.body(context, reader)
-        headers, limited = self._headers(context, reader), context.hold is not None
+        headers, limited = context.headers(reader), context.hold is not None
         writable = partial(self.wait_writable, context)
         sent = await respond.stream(context.request, reader, headers, writable, limited=limited)
         context.begin_response(sent.status)
-        context.end_response(sent.bytes)
         return sent
 
     async def body(self, context: RequestContext, reader: Subscriber) -> Sent:
@@ -118,15 +116,13 @@ class Responder:
         if self._large is not None and flight.mode is Mode.STREAM and self._large.folds(flight):
             await self._large.fold(flight)
         status, headers, body = respond.json_response(flight, limited=context.hold is not None)
-        return await self.send(context, status, [*headers, *self._headers(context, reader)], body, shared=True)
-
-    def _headers(self, context: RequestContext, reader: Subscriber) -> list[tuple[str, str]]:
-        headers = [*context.headers(), ("x-gateway-cache", reader.verdict)]
-        if reader.flight.items is not None:
-            headers.append(("x-gateway-cached-items", str(reader.flight.items)))
-        if reader.flight.stored_at is not None:
-            headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
-        return headers
+        ours = context.headers(reader)
+        context.begin_response(status)
+        sent, left = respond.write(context.request, status, [*headers, *ours], body)
+        if left is not None:
+            context.wrote(sent.bytes)
+            await self._rest(context, left, 0)
+        return sent
 
     # -- backpressure -----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ A reader meets, in this order:
   (`repeats`).
 - `Metrics` has one method for each fact. Numbers are kept as `Counts` and `Histograms` (`series`), whose label
   values are bounded by a `Label`; gauges are read at each scrape.
+- A `Family` is one metric as plain data, by which several processes are `summed` and `rendered` as one.
 - `Audit` writes who did what: reloads, refused keys, acts of operators.
 - A `Recording` keeps each request as it was `Recorded`, for the load generator to replay.
 - `Certificates` exports when certificates expire, and warns.
@@ -21,6 +22,7 @@ Nothing here knows requests, flights or engines: it gets records, names and numb
 from proxy.telemetry.audit import Audit, Refusal
 from proxy.telemetry.certificates import Certificates, expiry_of
 from proxy.telemetry.containment import Containment, Fault, contained, internal, raised, unawaited
+from proxy.telemetry.families import Family, lasting, rendered, summed
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import BAD_STATUS, BATCH_BUCKETS, PREFIX, QUEUE_BUCKETS, VERDICTS, Metrics
@@ -40,6 +42,7 @@ __all__ = [
     "Certificates",
     "Containment",
     "Counts",
+    "Family",
     "Fault",
     "Faults",
     "FlightTrace",
@@ -56,7 +59,10 @@ __all__ = [
     "contained",
     "expiry_of",
     "internal",
+    "lasting",
     "packages",
     "raised",
+    "rendered",
+    "summed",
     "unawaited",
 ]

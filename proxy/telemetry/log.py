@@ -73,12 +73,6 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     limit: str | None = None  # the limit that refused it: requests, tokens, streams; prefix `global.`: everyone's
     upstream_id: str | None = None  # its id at the engine, where that is another
 
-    @property
-    def level(self) -> str:
-        """`warning` where the gateway or an engine failed, `info` for a client's error or disconnect."""
-        broke = self.error is not None and self.status < 400
-        return "warning" if self.status >= 500 or broke else "info"
-
 
 class Log:
     """Writes lines to one file descriptor from a thread: a stalled pipe blocks the thread, not the event loop.
@@ -133,7 +127,9 @@ class Log:
 
     def request(self, record: RequestRecord, who: Callable[[], Hashable] | None = None) -> None:
         """Log one request. `who` gives its owner; called only where the reader is slow and room is shared."""
-        level = record.level
+        status = record.status
+        broke = status >= 500 or (record.error is not None and status < 400)  # the gateway or an engine did
+        level = "warning" if broke else "info"
         if level not in self._levels:
             return
         if record.prompt is not None and len(record.prompt) > MAX_PROMPT:
@@ -145,7 +141,10 @@ class Log:
             fields = _ENCODE(record)
         except ValueError:  # text that is not UTF-8
             fields = _json(msgspec.structs.asdict(record))
-        self._put(self._json_line(_REQUEST[level], fields), who)
+        line = b"".join((b'{"ts":"', self._stamp(), _REQUEST[level], fields[1:], b"\n"))
+        if not line.isascii() or b"\x7f" in line:
+            line = _readable(line)
+        self._put(line, who)
 
     def event(self, level: str, msg: str, who: Callable[[], Hashable] | None = None, /, **fields: object) -> None:
         """Log an event of the process. A field that is None or "" is omitted; URLs are masked, known secrets
@@ -200,10 +199,7 @@ class Log:
     def _json_line(self, head: bytes, fields: bytes) -> bytes:
         """One JSON object: the time, the members in `head`, then those of the object `fields`."""
         line = b"".join((b'{"ts":"', self._stamp(), head, fields[1:], b"\n"))
-        if not line.isascii() or b"\x7f" in line:
-            text = _SLY.sub(lambda found: json.dumps(found[0])[1:-1], line.decode())
-            line = text.replace("\x7f", "\\u007f").encode()
-        return line
+        return line if line.isascii() and b"\x7f" not in line else _readable(line)
 
     def _clean(self, text: str) -> str:
         text = self._known.out_of(text)
@@ -303,6 +299,12 @@ class Log:
             return False
         self._torn = False
         return True
+
+
+def _readable(line: bytes) -> bytes:
+    """A line with its _SLY characters, and DEL, escaped."""
+    text = _SLY.sub(lambda found: json.dumps(found[0])[1:-1], line.decode())
+    return text.replace("\x7f", "\\u007f").encode()
 
 
 def _head(level: str, msg: str, fields: Mapping[str, object]) -> bytes:

@@ -4,7 +4,9 @@ values. Recorded once per request or flight, never per token."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -14,8 +16,9 @@ from aioprometheus.renderer import render
 from proxy import __version__
 from proxy.config import RETRY_CAUSES, STALE
 from proxy.errors import Code
+from proxy.telemetry.families import Family, families_of
 from proxy.telemetry.process import process_gauges
-from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
+from proxy.telemetry.series import Count, Counts, Histograms, Label, ReadCounter, ReadGauge, RequestSeries, Sample
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -39,6 +42,7 @@ VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
 STATUSES: Final = range(100, 600)
+MAX_BACKENDS: Final = 256  # distinct values of `backend`
 SOURCES: Final = ("usage", "estimated", "events")
 KEY_REFUSALS: Final = ("missing", "unknown", "expired", "not_operator", "ended")
 LIMITS: Final = ("requests", "tokens", "streams", "global")
@@ -62,19 +66,8 @@ QUEUE_BUCKETS: Final = (
     30.0, 60.0, 120.0,
 )  # fmt: skip
 LAG_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+PAUSE_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
-
-
-class _Kind:
-    """The series of requests of one endpoint, status and verdict."""
-
-    __slots__ = ("count", "latency", "queue", "ttft")
-
-    def __init__(self, count: Count, latency: Histogram, queue: Histogram, ttft: Histogram) -> None:
-        self.count = count
-        self.latency = latency
-        self.queue = queue
-        self.ttft = ttft
 
 
 class Metrics:
@@ -87,7 +80,7 @@ class Metrics:
         self._models = Label("model", room=MAX_MODELS)
         endpoint = Label("endpoint", ENDPOINTS)
         verdict = Label("verdict", VERDICTS)
-        self._backend = backend = Label("backend", room=256)
+        self._backend = backend = Label("backend", room=MAX_BACKENDS)
 
         def counts(name: str, doc: str, *labels: Label) -> Counts:
             return Counts(PREFIX + name, doc, labels, registry)
@@ -192,16 +185,16 @@ class Metrics:
             INTER_TOKEN_BUCKETS,
             self._models,
         )
-        self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
+        self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS).of(())
         # The series of each request, found by one look-up. Bounded, as the labels are: a name that is shown as
         # `other` is never a key here.
-        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+        self._kinds: dict[tuple[str, int, str], RequestSeries] = {}
         self._spent: dict[tuple[str | None, str], tuple[Count, Count]] = {}
         self._made: dict[str | None, Count] = {}
-        for value in OUTCOMES:  # a rate needs a zero before the first event
-            self._ended.count((value,), 0)
-        for value in OPS:
-            self._cache.count((value,), 0)
+        self._sent: dict[str, Count] = {}
+        # A rate needs a zero before the first event.
+        self._outcomes = {value: self._ended.begin((value,)) for value in OUTCOMES}
+        self._ops = {value: self._cache.begin((value,)) for value in OPS}
         for value in ("open", "closed"):
             self._breaker.count((value,), 0)
         for value in (*RETRY_CAUSES, STALE):
@@ -234,13 +227,7 @@ class Metrics:
     ) -> None:
         """A request was answered. Durations in seconds."""
         kind = self._kinds.get((endpoint, status, verdict)) or self._kind(endpoint, status, verdict)
-        kind.count.value += 1
-        kind.latency.observe(total_s)
-        if ttft_s is not None:
-            kind.ttft.observe(ttft_s)
-            kind.queue.observe(queue_s)
-        elif queue_s > 0:
-            kind.queue.observe(queue_s)
+        kind.observe(total_s, queue_s, ttft_s)
         if token_source is not None:
             spent = self._spent.get((model, token_source)) or self._tally(model, token_source, known=status < 400)
             if prompt_tokens is not None and prompt_tokens > 0:
@@ -248,8 +235,8 @@ class Metrics:
             if completion_tokens is not None and completion_tokens > 0:
                 spent[1].value += completion_tokens
 
-    def _kind(self, endpoint: str, status: int, verdict: str) -> _Kind:
-        kind = _Kind(
+    def _kind(self, endpoint: str, status: int, verdict: str) -> RequestSeries:
+        kind = RequestSeries(
             self._requests.of((endpoint, str(status), verdict)),
             self._latency.of((endpoint,)),
             self._queue.of((endpoint,)),
@@ -269,7 +256,7 @@ class Metrics:
 
     def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None, tokens: int = 0) -> None:
         """A flight finished, see OUTCOMES. `inter_token_s`: mean time between its tokens at the engine."""
-        self._ended.count((outcome,))
+        (self._outcomes.get(outcome) or self._ended.of((outcome,))).value += 1
         if tokens > 0:
             made = self._made.get(model) or self._tally_made(model)
             made.value += tokens
@@ -289,7 +276,7 @@ class Metrics:
 
     def cache(self, op: str, count: int = 1) -> None:
         """So many look-ups or stores finished, see OPS."""
-        self._cache.count((op,), count)
+        (self._ops.get(op) or self._cache.of((op,))).value += count
 
     def cache_breaker(self, opened: bool) -> None:
         """The circuit breaker of Redis opened or closed."""
@@ -297,7 +284,12 @@ class Metrics:
 
     def upstream_request(self, backend: str) -> None:
         """A request was sent to an engine."""
-        self._upstream.count((backend,))
+        sent = self._sent.get(backend)
+        if sent is None:
+            sent = self._upstream.of((backend,))
+            if len(self._sent) < MAX_BACKENDS:
+                self._sent[backend] = sent
+        sent.value += 1
 
     def upstream_error(self, backend: str, code: str) -> None:
         """An engine failed a request: a code of `errors.Code`, or BAD_STATUS."""
@@ -325,7 +317,7 @@ class Metrics:
 
     def batch(self, size: int) -> None:
         """A Redis round trip looked up this many keys."""
-        self._batch.seen((), size)
+        self._batch.observe(size)
 
     def connection_refused(self) -> None:
         """A client connection was refused at the connection limit."""
@@ -359,6 +351,7 @@ class Metrics:
         """Remove the series of a removed engine, and its gauges of these names."""
         for counts in (self._upstream_errors, self._upstream, self._breakers, self._probes, self._unfolded):
             counts.forget("backend", backend)
+        self._sent.pop(backend, None)
         for name in gauges:
             self._gauge(PREFIX + name, "").forget({"backend": backend})
         self._backend.forget(backend)
@@ -404,11 +397,38 @@ class Metrics:
         handle = loop.call_at(first, tick, first)
         return lambda: handle.cancel()
 
+    def watch_collector(self) -> Callable[[], None]:
+        """Measure the pauses of Python's garbage collector. Returns the function that stops it."""
+        pauses = Histograms(
+            PREFIX + "gc_pause_seconds",
+            "Time for which a garbage collection stopped the process, by generation.",
+            (Label("generation", ("0", "1", "2")),),
+            PAUSE_BUCKETS,
+            self.registry,
+        )
+        of = [pauses.of((str(generation),)) for generation in range(3)]
+        began = 0.0
+
+        def seen(phase: str, facts: Mapping[str, int]) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            if phase == "start":
+                began = now
+            else:
+                of[facts["generation"]].observe(now - began)
+
+        gc.callbacks.append(seen)
+        return lambda: gc.callbacks.remove(seen)
+
     # -- the page ---------------------------------------------------------------------------------
 
     def samples(self, name: str) -> list[Sample]:
         """The samples of a metric; `name` is without the prefix."""
         return list(self.registry.get(PREFIX + name).get_all())
+
+    def families(self) -> list[Family]:
+        """All metrics as plain data."""
+        return families_of(self.registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The /metrics page and its content type, for an Accept header."""

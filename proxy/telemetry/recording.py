@@ -19,7 +19,7 @@ from proxy.errors import SettingsError
 
 MAX_PENDING: Final = 16 * 1024 * 1024  # bytes of requests that wait for the writer
 MAX_BODY: Final = 4 * 1024 * 1024  # bytes of a body; of a longer one only the length is recorded
-BLOCK: Final = 2048  # bytes of a prompt's blocks, about 512 tokens
+BLOCK: Final = 512  # bytes of a prompt's blocks, about 128 tokens
 _ENCODE: Final = msgspec.json.Encoder().encode
 _NOT_KEPT: Final = ("user", "safety_identifier", "metadata", "prompt_cache_key")
 """Members of a body that name people; a whole body is recorded without them."""

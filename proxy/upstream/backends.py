@@ -35,7 +35,7 @@ class Backend:
 
     name: str  # its URL, from settings only: safe as a metric label
     pool: Pool
-    max_inflight: int
+    max_inflight: int  # that this process may have now
     inflight: int = 0
     up: bool | None = None  # None: not checked yet
     models: list[dict[str, Any]] = field(default_factory=list)
@@ -53,10 +53,13 @@ class Backend:
     silent: int = 0  # consecutive health checks that timed out
     checked_at: float = -math.inf  # end of the last check-up for its breaker
     check_soon: asyncio.Event = field(default_factory=asyncio.Event, repr=False)  # its next health check is due
+    most: int = field(init=False)  # its concurrency limit, for all processes together
+    allotted: int = 10**9  # places of the limit that this process may use
     abilities: Abilities = field(default_factory=Abilities)
     build: Build = field(default_factory=Build)
 
     def __post_init__(self) -> None:
+        self.most = self.max_inflight
         self.seed = key_of(self.name.encode())
 
     def report_load(self, report: LoadReport | None, besides: float = 0.0) -> None:
@@ -70,7 +73,17 @@ class Backend:
 
     def limit(self, most: int) -> None:
         """Set its concurrency limit."""
-        self.max_inflight = most
+        self.most = most
+        self.max_inflight = min(most, self.allotted)
+
+    def allot(self, places: int) -> None:
+        """Of its limit, this process may use so many places: others use the rest."""
+        self.allotted = places
+        self.max_inflight = min(self.most, places)
+
+    def mark_reached(self) -> None:
+        """Its limit was reached, by the requests of all processes together."""
+        self.reached = True
 
     def learn_echo(self, *, echoes: bool) -> None:
         """Whether the `id` of its answers holds the request's id."""

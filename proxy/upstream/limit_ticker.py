@@ -48,7 +48,7 @@ class LimitTicker:
             if engine.adaptive_limit is None or engine.up is False:
                 continue
             limit = engine.adaptive_limit.tick(self._clock(), reached=engine.take_reached(), report=engine.report)
-            room = room or limit > engine.max_inflight
+            room = room or limit > engine.most
             engine.limit(limit)
             logged = self._logged.setdefault(engine, limit)
             if limit >= logged * LOGGED or limit * LOGGED <= logged:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDict
 
@@ -21,6 +20,7 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.key import Keyer
 from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
+from proxy.server.listener.request import Request
 from proxy.server.respond import Sent
 from proxy.telemetry.log import RequestRecord
 from proxy.telemetry.metrics import Metrics
@@ -43,6 +43,7 @@ class Asked(Client):
         self.host = "localhost"
         self.remote = "10.0.0.1"
         self.content_length = len(body)
+        self.body: bytes | None = body
         self.body_exists = bool(body)
         self.content = SimpleNamespace(
             is_eof=lambda: True,
@@ -84,17 +85,17 @@ class Stage:
             "keyer": Keyer(),
             "metrics": self.metrics,
             "log": log,
-            "priority_policy": PriorityPolicy(NORMAL, lambda request: request.remote or ""),
+            "priority_policy": PriorityPolicy(NORMAL, lambda request: cast(Request, request).remote or ""),
             "fault": lambda where, error: self.told.append((where, error)),
         }
         self.gateway = Gateway(**(given | parts))
 
     def handle(self, asked: Asked, *, admin: bool = False) -> asyncio.Task[bool]:
-        return asyncio.ensure_future(self.gateway.handle(cast(web.BaseRequest, asked), admin))
+        return asyncio.ensure_future(self.gateway.handle(cast(Request, asked), admin))
 
     async def answered(self, asked: Asked, *, admin: bool = False) -> bool:
         """A request that no Flight answers."""
-        return await self.gateway.handle(cast(web.BaseRequest, asked), admin)
+        return await self.gateway.handle(cast(Request, asked), admin)
 
     def answers(self, answer: Callable[[RequestContext], Any]) -> None:
         """Every request is answered so."""
@@ -107,6 +108,7 @@ class Stage:
                 await found
             return Sent(200, True, 1)
 
+        self.gateway.routes.posted.clear()
         self.gateway.routes.find = lambda context: handler  # type: ignore[method-assign]
 
     def end(self) -> None:

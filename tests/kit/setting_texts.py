@@ -12,6 +12,7 @@ TYPED: dict[str, str] = {
     "listen_unix_mode": "0660",
     "tls_cert": "cert.pem",
     "tls_key": "key.pem",
+    "workers": "3",
     "max_connections": "10",
     "trusted_proxies": "10.0.0.0/8 ::1 unix",
     "proxy_protocol": "on",

@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from aiohttp import web
-
 from proxy.server import respond
 from proxy.server.listener.listener import ClientConnection, Listener
+from proxy.server.listener.request import Request
 
 
 class WireEnd(asyncio.Transport):
@@ -63,10 +62,10 @@ class WireEnd(asyncio.Transport):
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
 
-Reply = Callable[[web.BaseRequest], Awaitable[bool]]
+Reply = Callable[[Request], Awaitable[bool]]
 
 
-async def hello(request: web.BaseRequest) -> bool:
+async def hello(request: Request) -> bool:
     """Answers with its path, and leaves the body where it is."""
     sent, _ = respond.write(request, 200, (), request.path.encode())
     return sent.keep_alive

@@ -227,6 +227,11 @@ async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
 
 def test_what_lives_long_is_kept_from_the_collector() -> None:
     gc.unfreeze()
-    program.settle_collector()
-    assert gc.get_freeze_count() > 0
-    gc.unfreeze()
+    before = gc.get_threshold()
+    try:
+        program.settle_collector()
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold() == program.COLLECT
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.config.settings import Settings
 from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
+from proxy.server.listener.request import Request
 from tests.kit.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.forms import FORM_TYPE, form_of
@@ -261,7 +261,7 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
 
     settings = Settings()
     step = passthrough(settings, read)
-    found = RequestContext(request=cast(web.BaseRequest, request), id="r")
+    found = RequestContext(request=cast(Request, request), id="r")
     assert await step.read(found) == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]
@@ -362,7 +362,7 @@ async def test_a_body_is_read_elsewhere_where_it_is_large_and_can_be_read(
     async def admit(call: RequestContext, *passed: object) -> None:
         admitted.append(len(passed))
 
-    found = RequestContext(request=cast(web.BaseRequest, request), id="r")
+    found = RequestContext(request=cast(Request, request), id="r")
     step = passthrough(Settings(), read, admission=admit if limited else None, large=large)
     assert await step.read(found) == (body + b"!" if away else body)
     assert len(large.told) == away

@@ -30,8 +30,8 @@ class TokenCount:
                     continue
                 reading = self._read(content)
                 events = sum(part.kind in GENERATED for part in reading.parts)
-                told = reading.usage.completion_tokens if reading.usage is not None and events else None
-                self.tokens = max(self.tokens + events, told or 0)
+                usage = reading.usage.completion_tokens if reading.usage is not None and events else None
+                self.tokens = max(self.tokens + events, usage or 0)
         except MessageError:
             return False  # the decoding after the run says what is wrong with it
         return self.tokens >= self._limit

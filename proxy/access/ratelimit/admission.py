@@ -62,9 +62,11 @@ async def admission_for(
     *,
     identify: Identify,
     keyed: bool = False,
+    parts: int = 1,
 ) -> Admission | None:
     """The settings' admission control; None without limits, so that requests pay nothing. `redis_url`: one that
-    other processes have too. `keyed`: callers may bring limits of their own."""
+    other processes have too. `keyed`: callers may bring limits of their own; `parts`: processes that divide the
+    limits while they have no Redis in common."""
     default = Rates(
         rps=settings.rate_limit_rps,
         burst=settings.rate_limit_burst,
@@ -100,7 +102,7 @@ async def admission_for(
         stack.push_async_callback(shared.stop)
         await shared.start()
     limiter = Limiter(
-        LocalLimits(time.monotonic()),
+        LocalLimits(time.monotonic(), parts=parts),
         shared,
         default=default,
         everyone=everyone,

@@ -71,6 +71,20 @@ def limits_of(rates: Rates, default: Rates) -> Limits:
     )
 
 
+@lru_cache(maxsize=2048)
+def part_of(bounds: Limits, parts: int) -> Limits:
+    """The limits of one of so many processes. A burst has room for one request at least, so of limits smaller than
+    `parts` the sum of the parts is more."""
+    if parts == 1:
+        return bounds
+    requests, tokens, streams = bounds
+    return Limits(
+        Limit(requests.rate / parts, max(1.0, requests.size / parts)) if requests is not None else None,
+        Limit(tokens.rate / parts, tokens.size / parts) if tokens is not None else None,
+        max(1, streams // parts) if streams is not None else None,
+    )
+
+
 def over(bounds: Limits, levels: Levels, tokens: float, requests: int = 1) -> Kind | None:
     """The first limit that a request of so many tokens would exceed. `requests`: 0 to check its tokens alone."""
     if requests and bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
@@ -165,8 +179,10 @@ class LocalLimits:
     share one bucket.
     """
 
-    def __init__(self, now: float, *, room: int = ROOM) -> None:
+    def __init__(self, now: float, *, room: int = ROOM, parts: int = 1) -> None:
+        """`parts`: processes that divide the limits among them while they have no Redis in common."""
         self._room = room
+        self._parts = parts
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._spill = Bucket(now)
         self._everyone = Bucket(now)
@@ -186,12 +202,13 @@ class LocalLimits:
         """Decide, and charge where no limit is exceeded. `force`: charge, as Redis has decided."""
         own = self._bucket(claim.caller, now)
         claim.spilled = own is self._spill
-        caller_levels, global_levels = own.levels(claim.own, now), self._everyone.levels(claim.everyone, now)
+        caller_bounds, global_bounds = part_of(claim.own, self._parts), part_of(claim.everyone, self._parts)
+        caller_levels, global_levels = own.levels(caller_bounds, now), self._everyone.levels(global_bounds, now)
         if not force:
-            kind = over(claim.own, caller_levels, claim.tokens, claim.requests)
+            kind = over(caller_bounds, caller_levels, claim.tokens, claim.requests)
             if kind is not None:
                 return Decision(("caller", kind), caller_levels, global_levels)
-            kind = over(claim.everyone, global_levels, claim.tokens, claim.requests)
+            kind = over(global_bounds, global_levels, claim.tokens, claim.requests)
             if kind is not None:
                 return Decision(("global", kind), caller_levels, global_levels)
         for bucket in (own, self._everyone):
@@ -208,7 +225,7 @@ class LocalLimits:
         away first. `stream`: end its permit."""
         own = self._spill if claim.spilled else self._bucket(claim.caller, now)
         for bucket, bounds in ((own, claim.own), (self._everyone, claim.everyone)):
-            bucket.levels(bounds, now)
+            bucket.levels(part_of(bounds, self._parts), now)
             bucket.add(requests, tokens)
         if stream:
             if not claim.permitted:

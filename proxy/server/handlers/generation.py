@@ -153,7 +153,7 @@ class Generation:
         may read a stream. Raises GatewayError."""
         streamed = api_request.stream and api_request.endpoint != "embeddings"
         request = context.request
-        priority = self._priority_policy.priority(context.caller, request)
+        priority, owner = self._priority_policy.turn(context.caller, request)
         headers = request.headers
         sent = engine_headers(headers, self._passed_on)
         key, storable = None, share.storable
@@ -176,9 +176,7 @@ class Generation:
                     usage=api_request.include_usage,
                     whole=not streamed,
                     attached=True,
-                    owner=self._priority_policy.fairness_key(context.caller, request)
-                    if flight.phase is Phase.QUEUED
-                    else None,
+                    owner=owner if flight.phase is Phase.QUEUED else None,
                     storable=storable,
                 )
                 context.attach_reader(reader)
@@ -209,7 +207,6 @@ class Generation:
             tenant=self._scope(context) if share.merge else b"",
             affinity=affinity,
         )
-        owner = self._priority_policy.fairness_key(context.caller, request)
         queue_state = QueueState(
             owner=owner,
             priority=priority,

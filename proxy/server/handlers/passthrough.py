@@ -63,10 +63,10 @@ class PassThrough:
             model=context.model,
             cost=context.cost,
         )
-        owner = self._priority_policy.fairness_key(context.caller, request)
+        priority, owner = self._priority_policy.turn(context.caller, request)
         queue_state = QueueState(
             owner=owner,
-            priority=self._priority_policy.priority(context.caller, request),
+            priority=priority,
             deadline=context.deadline,
             latest=context.deadline,
         )

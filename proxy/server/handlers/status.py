@@ -17,6 +17,8 @@ from proxy.upstream import Backends
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """All methods of all paths, for `OPTIONS *` and for unsupported methods."""
 
+Render = Callable[[Metrics, str], Awaitable[tuple[bytes, str]]]
+
 _NAME_CHARS: Final = 200  # of an unknown model's name, in its error
 _METHOD_CHARS: Final = 16  # the same of a method
 
@@ -31,7 +33,10 @@ class StatusHandlers:
         access_policy: AccessPolicy | None,
         admission: Admission | None,
         responder: Responder,
+        render: Render | None = None,
     ) -> None:
+        """`render` makes the /metrics page where other processes count too."""
+        self._render = render
         self._backends = backends
         self._metrics = metrics
         self._access_policy = access_policy
@@ -86,7 +91,11 @@ class StatusHandlers:
         return await self._responder.send(context, 204, context.headers(), b"")
 
     async def metrics(self, context: RequestContext) -> Sent:
-        body, kind = self._metrics.render(context.request.headers.get("accept", ""))
+        accept = context.request.headers.get("accept", "")
+        if self._render is not None:
+            body, kind = await self._render(self._metrics, accept)
+        else:
+            body, kind = self._metrics.render(accept)
         return await self._responder.send(
             context, 200, [("content-type", kind), ("x-request-id", context.id)], body
         )

@@ -1,20 +1,22 @@
 """The listener: aiohttp's server with OpenAI's error bodies, and bounds on heads, connections and times. A client
 that leaves (disconnects) cancels the handler of its request, here and nowhere else.
 
-This is the only module that uses private names of aiohttp. `ClientConnection.start` replaces
+This module and `request.py` are the only ones that use private names of aiohttp. `ClientConnection.start` replaces
 `RequestHandler.start`, which makes a task, a response object and two event loop iterations more for each
-request (9 µs of 40); the connection's reading, closing and timeouts reach into the same state. What it relies
-on: `_messages`, `_waiter`, `_parser`, `_task_handler`, `_handler_waiter`, `_current_request`,
-`_request_in_progress`, `_request_count`, `_manager`, `_loop`; `_close`, `_force_close`, `_upgraded`; the
-`_keepalive` and `_lingering` names; `_reading_paused`, `_buffer_paused` and their methods; `_ErrInfo`, and
-`BaseRequest._task`. `tests/proxy/server/listener/test_listener.py` checks that each name exists, pins the
-source of the replaced method by its hash, and says what to compare when aiohttp changes.
+request (9 µs of 40); `ClientConnection._feed` gives bytes to the parser in place of
+`RequestHandler.data_received`; the connection's reading, closing and timeouts reach into the same state. What
+it relies on: `_messages`, `_max_msg_queue_size`, `_waiter`, `_parser`, `_task_handler`, `_handler_waiter`,
+`_current_request` and its `_cancel`, `_request_in_progress`, `_request_count`, `_manager`, `_loop`; `_close`,
+`_force_close`, `_upgraded`, `_message_tail`; the `_keepalive` and `_lingering` names; `_reading_paused`,
+`_buffer_paused` and their methods; `_drain_helper`; `_ErrInfo`; and of a StreamReader `_eof`, `_exception`,
+`_size`, `_buffer` and `_buffer_offset`. `tests/proxy/server/listener/test_listener.py` checks that each name
+exists, pins the sources of the replaced methods by their hashes, and says what to compare when aiohttp changes.
 
 To leave them, write the server's half of what `proxy/upstream/http/` is on the client's side: an
 asyncio.Protocol with httptools' request parser that queues heads, feeds one body at a time with flow control,
 and calls the same `Handler` with a `Request` of its own. uvicorn's `httptools_impl.py` does this in 577 lines.
 The handlers use of a request: method, path, raw_path, headers, raw_headers, version, host, remote, content,
-content_length, body_exists, keep_alive, transport, protocol, task and writer.drain(). `Listener`, timeouts, the
+content_length, body, body_exists, keep_alive, transport, protocol and task. `Listener`, timeouts, the
 connection limit, the PROXY protocol and head reading stay as they are. Reason enough: a release of aiohttp that
 changes `start`.
 """
@@ -27,11 +29,11 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http_writer import StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.access import UNIX, TrustedProxies
+from proxy.access import UNIX, ClientRequest, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
 from proxy.server.listener.head import read_head
@@ -85,7 +87,7 @@ class ClientConnection(RequestHandler):
     _opened_with_proxy = False  # an untrusted peer sent a PROXY protocol header
     _head = 0  # bytes of an incomplete head
     _late = b""  # bytes read but not handled yet: reading is paused until they are
-    _fed = b""  # the last bytes given to the parser
+    _fed = b""  # the last bytes of an incomplete head that were given to the parser
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was parsed
     _left = 0  # bytes to come of a body with Content-Length
     _chunks: ChunkEnds | None = None  # of a chunked body
@@ -97,6 +99,11 @@ class ClientConnection(RequestHandler):
         assert self._task_handler is not None
         abort = cast(asyncio.Transport, transport).abort
         self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
+
+    async def drain(self) -> None:
+        """Wait until the transport takes more. Raises ConnectionError where the client leaves meanwhile."""
+        if self.write_paused and self.transport is not None:
+            await self._drain_helper()
 
     def send(self, data: bytes | memoryview) -> None:
         """Write to the transport, which is there."""
@@ -121,7 +128,7 @@ class ClientConnection(RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        if self._close:
+        if self._close or self._force_close:
             self._dropped += len(data)
             return
         if data and (self._late or data[AT_ONCE : AT_ONCE + 1]) and not self._sliced:
@@ -139,49 +146,67 @@ class ClientConnection(RequestHandler):
         size = len(data)
         self._feed(data)
         if (
-            (payload is None or payload.is_eof())
-            and not known
+            not known
             and (self._head or not messages or size > self.max_head)
+            and (payload is None or payload.is_eof())
         ):
             self._bound(size)
 
     def _feed(self, data: bytes) -> None:
         """Give the parser each request by itself. It drops the bytes after a request with an Upgrade header, or
         takes them for the other protocol (no upgrade is accepted here, RFC 9110 7.8); and it loses the requests
-        before a malformed one in the same bytes."""
+        before a malformed one in the same bytes. In place of `RequestHandler.data_received`, a call less for each
+        head and each body."""
+        parser, messages = self._parser, self._messages
+        assert parser is not None
         while True:
             if data and (self._reading_paused or self._buffer_paused):
                 self._late = data + self._late
                 self._pause_transport_reading()
                 return
             chunks = self._chunks
-            if chunks is not None:
-                size = chunks.take(data)
-                self._chunks = None if chunks.over else chunks
-            elif self._left:
+            if self._left:
                 size = min(self._left, len(data))
                 self._left -= size
+            elif chunks is not None:
+                size = chunks.take(data)
+                self._chunks = None if chunks.over else chunks
             else:
                 fed = self._fed
                 end = (fed + data).find(BLANK)
                 size = len(data) if end < 0 else end + len(BLANK) - len(fed)
-            piece, data = data[:size], data[size:]
-            self._fed = (self._fed + piece)[-3:]
-            count = self._request_count
-            super().data_received(piece)
-            message = self._messages[-1][0] if self._request_count > count else None
-            if message is not None:
+                self._fed = (fed + data)[-3:] if end < 0 else b""
+            piece, data = (data, b"") if size == len(data) else (data[:size], data[size:])
+            if self._upgraded:
+                super().data_received(piece)  # after a CONNECT: aiohttp keeps a bounded part of it
+                if not data:
+                    return
+                continue
+            try:
+                parsed, upgraded, tail = parser.feed_data(piece)
+            except HttpProcessingError as e:
+                parsed, upgraded, tail = [(_ErrInfo(400, e, e.message), EMPTY_PAYLOAD)], False, b""
+            message = None
+            for message, body in parsed:  # one at most
+                self._request_count += 1
+                messages.append((message, body))
+                if len(messages) >= self._max_msg_queue_size and not self._buffer_paused:
+                    self._pause_reading_for_buffer()
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(None)
                 if isinstance(message, _ErrInfo):
                     if not self._body.is_eof():
                         # aiohttp reports it to the next request only: this body's reader would wait for ever.
                         self._body.set_exception(RequestPayloadError("The body's chunks cannot be read."))
                     return  # no request begins after it
-                self._body = self._messages[-1][1]
+                self._body = body
                 self._left = int(message.headers.get("content-length") or 0)
                 self._chunks = ChunkEnds() if message.chunked else None
-            if self._upgraded and (message is None or message.method != "CONNECT") and self._parser is not None:
-                self._parser.set_upgraded(False)
-                self._upgraded = False
+            if upgraded:
+                if message is not None and message.method == "CONNECT":
+                    self._upgraded, self._message_tail = True, tail
+                else:
+                    parser.set_upgraded(False)
             if not data:
                 return
 
@@ -279,11 +304,11 @@ class ClientConnection(RequestHandler):
                 self._tell(e)
                 await self._linger()
                 break
+            if manager.leaving:
+                message = message._replace(should_close=True)
             # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
-            request = Request(
-                message, payload, self, StreamWriter(self, loop), self._task_handler, loop, target, host
-            )
-            self._current_request = request
+            request = Request(message, payload, self, self._task_handler, target, host)
+            self._current_request = request  # type: ignore[assignment]  # aiohttp calls its `_cancel` only
             self._request_in_progress = True
             try:
                 keep = await handler(request)
@@ -298,10 +323,10 @@ class ClientConnection(RequestHandler):
             finally:
                 self._current_request = None
                 self._request_in_progress = False
-                request._task = nobody  # one reference cycle less
+                request.task = nobody  # one reference cycle less
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
-            if not payload.is_eof():
+            if payload is not EMPTY_PAYLOAD and not payload._eof:
                 # A client that waited for a 100 may or may not send its body now.
                 keep = keep and "expect" not in message.headers and await self._rest(payload)
                 if not keep:
@@ -477,6 +502,8 @@ class Listener(web.Server):
         self._sweeper: asyncio.TimerHandle | None = None
         connections = cast("Collection[Evictable]", self._connections)
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
+        self.leaving = False  # each connection's next answer is its last
+        self._emptied = asyncio.Event()
         self._proxies = proxies  # their connections begin with a PROXY protocol header
         self.on_refused = on_refused
         self.on_unreadable = on_unreadable  # called with the peer and the reason for a malformed request
@@ -500,6 +527,19 @@ class Listener(web.Server):
                 waiters.append(cast(ClientConnection, handler).finish())
         if waiters and seconds > 0:
             await asyncio.wait(waiters, timeout=seconds)
+
+    async def leave(self, seconds: float) -> None:
+        """Answer each connection's next request as its last (`Connection: close`), and wait until all have left,
+        at most so many seconds. An idle connection stays open: its client may be sending. The listening sockets
+        must be closed before."""
+        self.leaving = True
+        try:
+            async with asyncio.timeout(seconds):
+                while self.connections:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            pass  # the drain ends them
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         try:
@@ -526,6 +566,8 @@ class Listener(web.Server):
         self.reading.drop(ours)
         ours.forget()
         super().connection_lost(handler, exc)
+        if self.leaving:
+            self._emptied.set()
 
     async def shutdown(self, timeout: float | None = None) -> None:
         await super().shutdown(timeout)
@@ -547,7 +589,7 @@ class Listener(web.Server):
         self._sweeper = self._loop.call_later(self._times.every, self._sweep) if left else None
 
 
-def source_of(request: web.BaseRequest) -> str:
+def source_of(request: ClientRequest) -> str:
     """The client's address in the PROXY protocol header; empty without one."""
     protocol = request.protocol
     return protocol.source if isinstance(protocol, ClientConnection) else ""

@@ -6,9 +6,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final, cast
 
-from aiohttp import web
-
 from proxy.server.listener.listener import ClientConnection
+from proxy.server.listener.request import Request
 from proxy.server.respond import Headers, Sent, wait_writable, write_head
 from proxy.wire import LAST_CHUNK, chunk
 
@@ -25,7 +24,7 @@ _HEAD: Final = (
 class EventStream:
     """Events to one client. All events of one event loop iteration go out in one write."""
 
-    def __init__(self, request: web.BaseRequest, headers: Headers, stall: float) -> None:
+    def __init__(self, request: Request, headers: Headers, stall: float) -> None:
         """`stall`: seconds that bytes may stay unread. Raises ConnectionResetError where the client has left."""
         if request.transport is None:
             raise ConnectionResetError("the client has left")

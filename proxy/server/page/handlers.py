@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11
 
-from proxy.access import AccessPolicy
+from proxy.access import AccessPolicy, ClientRequest
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import RequestContext
@@ -37,7 +37,7 @@ class Page:
         sources: Sources,
         access_policy: AccessPolicy | None,
         audit: Audit,
-        address: Callable[[web.BaseRequest], str],
+        address: Callable[[ClientRequest], str],
         *,
         every: float = 1.0,
     ) -> None:
@@ -98,7 +98,7 @@ class Page:
         except asyncio.CancelledError:
             return self._cut(context, stream)
         finally:
-            context.end_response(stream.sent)
+            context.wrote(stream.sent)
 
     def _cut(self, context: RequestContext, stream: EventStream) -> respond.Sent:
         """Its key has ended: the last event is the error. Raises CancelledError where the client has left."""
@@ -106,7 +106,8 @@ class Page:
             raise asyncio.CancelledError
         context.failed(context.ending.code.code)
         stream.put(context.ending.json())
-        return stream.end()._replace(keep_alive=False)
+        stream.end()
+        return respond.Sent(200, False, stream.sent)
 
     async def readers(self, context: RequestContext) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
@@ -139,7 +140,7 @@ class Page:
                 stream.put(b'{"done":true}')
                 return stream.end()
             finally:
-                context.end_response(stream.sent)
+                context.wrote(stream.sent)
         except asyncio.CancelledError:
             if stream is None:
                 raise

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -71,7 +71,7 @@ def call(
 ) -> RequestContext:
     headers = CIMultiDict({} if key is None else {"authorization": f"Bearer {key}"})
     request = make_mocked_request(method, path, headers=headers)
-    return RequestContext(request, "id", endpoint=endpoint, caller=caller, model=model)
+    return RequestContext(cast(Any, request), "id", endpoint=endpoint, caller=caller, model=model)
 
 
 def code_of(act: Any) -> Code | None:
@@ -289,7 +289,7 @@ class Cuttable(RequestContext):
 
 
 def under_way(caller: Caller | None, endpoint: str = "chat") -> Cuttable:
-    return Cuttable(make_mocked_request("POST", "/"), "id", endpoint=endpoint, caller=caller)
+    return Cuttable(cast(Any, make_mocked_request("POST", "/")), "id", endpoint=endpoint, caller=caller)
 
 
 class Keyed:

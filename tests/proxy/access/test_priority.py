@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
-from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.caller import Caller
+from proxy.access.context import ClientRequest
 from proxy.access.priority import MAX_TIMEOUT, PriorityPolicy, parse_request_timeout
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
 
 
-def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, web.BaseRequest]:
+def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, ClientRequest]:
     headers = CIMultiDict({} if priority is None else {"x-gateway-priority": priority})
     return caller, make_mocked_request("POST", "/", headers=headers)
 
@@ -36,31 +36,32 @@ def priority_policy(top: int = NORMAL) -> PriorityPolicy:
     ],
 )
 def test_a_caller_without_a_key_may_ask_up_to_the_setting(given: str | None, top: int, found: int) -> None:
-    assert priority_policy(top).priority(*call(given)) == found
+    assert priority_policy(top).turn(*call(given))[0] == found
 
 
 def test_a_key_has_its_own_class_and_its_own_top() -> None:
-    caller = Caller(id="k", priority=LOW, top_priority=NORMAL)
-    assert priority_policy(HIGH).priority(*call(caller=caller)) == LOW
-    assert priority_policy(LOW).priority(*call("normal", caller)) == NORMAL
+    caller = Caller(id="k", tenant=b"t", priority=LOW, top_priority=NORMAL)
+    assert priority_policy(HIGH).turn(*call(caller=caller)) == (LOW, b"t")
+    assert priority_policy(LOW).turn(*call("normal", caller)) == (NORMAL, b"t")
     with pytest.raises(GatewayError) as caught:
-        priority_policy(HIGH).priority(*call("high", caller))
+        priority_policy(HIGH).turn(*call("high", caller))
     assert caught.value.code is Code.INVALID_HEADER
 
 
 def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_when_it_is_asked() -> None:
-    asked: list[web.BaseRequest] = []
+    asked: list[ClientRequest] = []
 
-    def address(request: web.BaseRequest) -> str:
+    def address(request: ClientRequest) -> str:
         asked.append(request)
         return "192.0.2.1"
 
     known = PriorityPolicy(NORMAL, address)
     assert known.fairness_key(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
-    owner = known.fairness_key(*call())
-    assert asked == []
-    assert callable(owner)
-    assert owner() == "192.0.2.1"
+    for owner in (known.fairness_key(*call()), known.turn(*call())[1]):
+        assert asked == []
+        assert callable(owner)
+        assert owner() == "192.0.2.1"
+        asked.clear()
 
 
 @pytest.mark.parametrize(
@@ -72,10 +73,10 @@ def test_a_timeout_is_a_plain_number_of_seconds(given: str | None, seconds: floa
 
 def test_a_class_that_is_none_or_above_what_is_allowed_is_named() -> None:
     with pytest.raises(GatewayError) as unknown:
-        priority_policy().priority(*call("x" * 70))
+        priority_policy().turn(*call("x" * 70))
     assert unknown.value.message == f"x-gateway-priority must be one of high, normal, low, not {'x' * 64!r}."
     with pytest.raises(GatewayError) as above:
-        priority_policy(LOW).priority(*call("normal"))
+        priority_policy(LOW).turn(*call("normal"))
     assert above.value.message == "x-gateway-priority: normal exceeds your highest priority, low."
 
 

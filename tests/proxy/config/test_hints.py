@@ -36,7 +36,7 @@ def test_each_hint_names_settings_that_exist_and_is_for_words_that_do_not() -> N
             "--timeout",
             "; did you mean --total-timeout, --first-token-timeout, --queue-timeout or --connect-timeout?",
         ),
-        ("--workers", "; a gateway is one process: run several behind a balancer, with one Redis"),
+        ("--num-workers", "; did you mean --workers?"),
         ("--CORS", "; the gateway sends no CORS headers: add them in the reverse proxy in front of it"),
         ("--model", "; models are the engines' own: the gateway asks every --backend which it serves"),
         ("--tensor_parallel_size", "; it is a setting of the engine: give it to `vllm serve`"),
@@ -56,10 +56,9 @@ def test_the_environment_and_the_file_are_answered_in_their_own_names() -> None:
         "GATEWAY_RATE_LIMIT_TOKENS_PER_MINUTE or GATEWAY_RATE_LIMIT_STREAMS?",
         "environment GATEWAY_UPSTREAMS: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
     )
-    assert wrong(file="upstreams = 1\nworkers = 8") == [
+    assert wrong(file="upstreams = 1\nprocesses = 8") == [
         "file x.toml: unknown key 'upstreams'; did you mean backends?",
-        "file x.toml: unknown key 'workers'; "
-        "a gateway is one process: run several behind a balancer, with one Redis",
+        "file x.toml: unknown key 'processes'; did you mean workers?",
     ]
 
 

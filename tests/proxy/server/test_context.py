@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientPayloadError
 from aiohttp.http_writer import HttpVersion11
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.body import body_if_buffered, read_body
 from proxy.server.context import MAX_MODEL, RequestContext, request_id
+from proxy.server.listener.request import Request
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.frames import Usage
@@ -70,6 +71,7 @@ class Body:
         return [piece for piece in self._pieces if isinstance(piece, bytes)]
 
     _buffer_offset = 0
+    body = None
 
     @property
     def _size(self) -> int:
@@ -88,7 +90,7 @@ class Body:
 
 
 async def read(body: Body, *, json: bool = True) -> bytes:
-    request, limits = cast(web.BaseRequest, body), cast(Settings, Limits())
+    request, limits = cast(Request, body), cast(Settings, Limits())
     at_hand = body_if_buffered(request, limits, json=json)
     return at_hand if at_hand is not None else await read_body(request, limits)
 
@@ -194,7 +196,7 @@ class Told:
 
 
 def call(**facts: Any) -> RequestContext:
-    return RequestContext(cast(web.BaseRequest, Body()), "id", endpoint="chat", status=200, **facts)
+    return RequestContext(cast(Request, Body()), "id", endpoint="chat", status=200, **facts)
 
 
 def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:

@@ -21,7 +21,7 @@ from proxy.flights.memory import Held, Memory
 from proxy.flights.spec import Items, Mode
 from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_if_buffered, free_body, read_body
 from proxy.server.context import RequestContext
-from proxy.server.listener.request import AT_HAND
+from proxy.server.listener.request import AT_HAND, Request
 from tests.kit.clock import virtual
 from tests.kit.planned import planned
 from tests.proxy.server.test_context import Body, Limits, Told, call, read
@@ -39,7 +39,7 @@ def reader_of(**changes: Any) -> Subscriber:
 
 def test_a_request_begins_with_nothing_known_of_it() -> None:
     before = time.monotonic()
-    fresh = RequestContext(cast(web.BaseRequest, Body()), "id")
+    fresh = RequestContext(cast(Request, Body()), "id")
     flags = (fresh.stream, fresh.client_left, fresh.admin, fresh.named)
     assert flags == (False, False, False, True)
     assert (fresh.endpoint, fresh.status, fresh.bytes_out, fresh.verdict) == ("unknown", 0, 0, "bypass")
@@ -53,12 +53,12 @@ async def test_a_request_is_cut_once_and_not_after_its_end() -> None:
 
     task = asyncio.ensure_future(waits())
     await asyncio.sleep(0)
-    one = RequestContext(cast(web.BaseRequest, SimpleNamespace(task=task)), "id")
+    one = RequestContext(cast(Request, SimpleNamespace(task=task)), "id")
     assert (one.cut(ERROR), one.cut(GatewayError(Code.NOT_FOUND, "x"))) == (True, False)
     assert one.ending is ERROR
     with pytest.raises(asyncio.CancelledError):
         await task
-    other = RequestContext(cast(web.BaseRequest, SimpleNamespace(task=task)), "id")
+    other = RequestContext(cast(Request, SimpleNamespace(task=task)), "id")
     assert (other.cut(ERROR), other.ending) == (False, None)
 
 
@@ -141,10 +141,10 @@ def test_what_cannot_be_given_back_keeps_nothing_else_from_going_back(fails: str
 
 
 def test_whose_it_is() -> None:
-    peer = cast(web.BaseRequest, SimpleNamespace(remote="10.0.0.1"))
+    peer = cast(Request, SimpleNamespace(remote="10.0.0.1"))
     assert RequestContext(peer, "id").whose() == "10.0.0.1"
     assert RequestContext(peer, "id", caller=Caller(id="k")).whose() == "k"
-    assert RequestContext(cast(web.BaseRequest, SimpleNamespace(remote=None)), "id").whose() == ""
+    assert RequestContext(cast(Request, SimpleNamespace(remote=None)), "id").whose() == ""
 
 
 def test_times_are_from_its_own_begin() -> None:
@@ -246,7 +246,7 @@ def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found:
     for length in (size, None):
         body = Body(b"x" * size, complete=True, length=length)
         at_hand = body_if_buffered(
-            cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, most=most, limit=limit
+            cast(Request, body), cast(Settings, Limits()), json=True, most=most, limit=limit
         )
         assert at_hand == (b"x" * size if found else None)
 
@@ -255,7 +255,7 @@ def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found:
 def test_a_bound_of_its_own_is_told_where_a_body_is_over_it(length: int | None) -> None:
     body = Body(b"x" * 13, complete=True, length=length)
     with pytest.raises(GatewayError, match="12 bytes"):
-        body_if_buffered(cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, limit=12)
+        body_if_buffered(cast(Request, body), cast(Settings, Limits()), json=True, limit=12)
 
 
 @virtual
@@ -271,27 +271,27 @@ async def test_a_body_is_charged_before_it_is_read_and_as_it_grows() -> None:
             return await super().readany()
 
     known = Watched(b"x" * 100, length=100)
-    assert await read_body(cast(web.BaseRequest, known), settings, held) == b"x" * 100
+    assert await read_body(cast(Request, known), settings, held) == b"x" * 100
     assert sizes == [BODY_COST * 100] * 2
     sizes.clear()
     held.release()
     grows = Watched(b"x" * GRANULE, b"y", b"z" * 5)
-    assert len(await read_body(cast(web.BaseRequest, grows), settings, held)) == GRANULE + 6
+    assert len(await read_body(cast(Request, grows), settings, held)) == GRANULE + 6
     first, more = BODY_COST * GRANULE, BODY_COST * (2 * GRANULE + 1)
     assert sizes == [first, first, more, more]
     full = Held(Memory(10), "a", "uploads")
     with pytest.raises(GatewayError) as refused:
-        await read_body(cast(web.BaseRequest, Body(b"x", length=100)), settings, full)
+        await read_body(cast(Request, Body(b"x", length=100)), settings, full)
     assert refused.value.code is Code.MEMORY_FULL
 
 
 @virtual
 async def test_a_body_may_be_as_large_as_is_allowed_and_has_its_time() -> None:
     settings = cast(Settings, Limits())
-    assert await read_body(cast(web.BaseRequest, Body(b"01234", b"56789")), settings) == b"0123456789"
-    assert await read_body(cast(web.BaseRequest, Body(b"x" * 12)), settings, None, 12) == b"x" * 12
+    assert await read_body(cast(Request, Body(b"01234", b"56789")), settings) == b"0123456789"
+    assert await read_body(cast(Request, Body(b"x" * 12)), settings, None, 12) == b"x" * 12
     with pytest.raises(GatewayError, match=r"within 2 s\."):
-        await read_body(cast(web.BaseRequest, Body(None)), settings)
+        await read_body(cast(Request, Body(None)), settings)
     assert asyncio.get_running_loop().time() == pytest.approx(2.0)
 
 
@@ -309,8 +309,8 @@ async def test_a_client_of_http_1_0_and_one_that_expects_nothing_are_told_no_100
     for version, expect in ((HttpVersion10, "100-continue"), (None, "x")):
         body = Body(b"a", expect=expect)
         body.version = version or body.version
-        assert await read_body(cast(web.BaseRequest, body), settings) == b"a"
+        assert await read_body(cast(Request, body), settings) == b"a"
         assert body.written == b""
     body = Body(b"a", expect="100-continue")
     body.transport = None  # type: ignore[assignment]
-    assert await read_body(cast(web.BaseRequest, body), settings) == b"a"
+    assert await read_body(cast(Request, body), settings) == b"a"

@@ -170,6 +170,7 @@ async def test_limits_are_asked_once_and_before_a_body_that_has_not_come() -> No
                 held.append(memory.kinds.get("uploads", 0))
                 return pieces.pop(0)
 
+            asked.body = None
             asked.content = cast(
                 Any, SimpleNamespace(is_eof=lambda: False, exception=lambda: None, readany=readany)
             )

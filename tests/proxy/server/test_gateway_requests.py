@@ -281,7 +281,7 @@ async def test_a_twin_is_attached_and_raises_the_class_of_what_it_joins() -> Non
 
 @virtual
 async def test_the_age_and_the_items_of_an_answer_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.server.responder.time.time", lambda: 1000.9)
+    monkeypatch.setattr("proxy.server.context.time.time", lambda: 1000.9)
     for stored, told in ((990.0, b"age: 10\r\n"), (2000.0, b"age: 0\r\n"), (None, None)):
         stage, asked = Stage(), Asked()
         task = stage.handle(asked)

@@ -9,11 +9,12 @@ from typing import cast
 
 import pytest
 import uvloop
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
+from proxy.server.listener.request import Request
 from proxy.server.respond import SocketPipe, dechunk, error_headers, wait_writable, write, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.kit.clock import virtual
@@ -86,7 +87,7 @@ def test_a_client_that_has_left_is_not_written_to_and_nobody_else_hears_of_it(
         server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", 0)
         _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         request = SimpleNamespace(transport=await made, protocol=SimpleNamespace(count=lambda stream: None))
-        pipe = SocketPipe(cast(web.BaseRequest, request), b"head")
+        pipe = SocketPipe(cast(Request, request), b"head")
         writer.close()
         await gone.wait()
         await asyncio.sleep(0)
@@ -108,7 +109,7 @@ class Slow:
     def __init__(self, size: int, every: float) -> None:
         self.size, self.every = size, every
         self.emptied = asyncio.Event()
-        self.request = cast(web.BaseRequest, SimpleNamespace(protocol=self, transport=self, writer=self))
+        self.request = cast(Request, SimpleNamespace(protocol=self, transport=self, writer=self))
 
     def get_write_buffer_size(self) -> int:
         return self.size
@@ -149,14 +150,14 @@ def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> No
     written: list[bytes] = []
     protocol = SimpleNamespace(transport=True, send=written.append, write_paused=False)
     request = SimpleNamespace(protocol=protocol, keep_alive=True, method="GET", version=HttpVersion11)
-    sent, left = write(cast(web.BaseRequest, request), status, [("etag", "x")], b"body")
+    sent, left = write(cast(Request, request), status, [("etag", "x")], b"body")
     none = status in (204, 304)
     assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
     assert (sent.status, left, sent.bytes) == (status, None, len(written[0]))
 
 
 def test_to_a_client_that_has_left_nothing_is_begun() -> None:
-    gone = cast(web.BaseRequest, SimpleNamespace(transport=None, keep_alive=True, protocol=None, method="GET"))
+    gone = cast(Request, SimpleNamespace(transport=None, keep_alive=True, protocol=None, method="GET"))
     with pytest.raises(ConnectionResetError, match="the client has left"):
         SocketPipe(gone, b"head")
     with pytest.raises(ConnectionResetError, match="the client has left"):

@@ -7,7 +7,7 @@ import sys
 from typing import cast
 
 import pytest
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11
 from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
@@ -16,6 +16,7 @@ from proxy.flights.memory import Held, Memory
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server import respond
 from proxy.server.listener.listener import Counted
+from proxy.server.listener.request import Request
 from proxy.server.respond import FOLD_COST, Sent, SocketPipe
 from proxy.wire.fold.folding import Unfoldable
 from proxy.wire.openai import decode
@@ -44,8 +45,8 @@ class Client:
         self._written, self._streams = 0, list[Counted]()
 
     @property
-    def request(self) -> web.BaseRequest:
-        return cast(web.BaseRequest, self)
+    def request(self) -> Request:
+        return cast(Request, self)
 
     @property
     def sent(self) -> bytes:

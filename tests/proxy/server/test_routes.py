@@ -56,6 +56,17 @@ def test_a_path_takes_its_method_and_head_where_that_is_get() -> None:
     assert found(made, "PUT", "/v1/anything") == "passed"
 
 
+@pytest.mark.parametrize("admin", [False, True])
+def test_a_path_that_takes_post_is_found_at_once_as_it_is_in_steps(admin: bool) -> None:
+    made, _ = routes(admin=admin)
+    assert cast(Any, made.posted) == {"/chat": ("chat", "chat")}
+    request = cast(Any, FakeRequest("POST", "/chat"))
+    context = RequestContext(request=request, id="r")
+    assert (cast(Any, made.find(context)), context.endpoint) == ("chat", "chat")
+    made.add_route("/-/readers", "POST", "readers", cast(Any, "readers"))
+    assert "/-/readers" not in made.posted  # operators' paths have checks before them
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers", "code"),
     [

@@ -36,7 +36,7 @@ def record(**changes: Any) -> RequestRecord:
     ],
 )
 def test_the_level_of_a_request_at_the_bounds_of_its_status(status: int, error: str | None, level: str) -> None:
-    assert record(status=status, error=error).level == level
+    assert told(lambda log: log.request(record(status=status, error=error)))["level"] == level
 
 
 def test_a_prompt_at_the_bound_is_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import re
@@ -284,6 +285,19 @@ async def test_the_loop_is_watched_until_that_is_stopped() -> None:
     stop()
     await asyncio.sleep(10)
     assert samples(made)["gateway_event_loop_lag_seconds_count"] == 3
+
+
+def test_pauses_of_the_collector_are_measured_until_that_is_stopped() -> None:
+    made = Metrics()
+    stop = made.watch_collector()
+    before = len(gc.callbacks)
+    gc.collect()
+    stop()
+    gc.collect()
+    assert len(gc.callbacks) == before - 1
+    pauses = of(made, "gc_pause_seconds")
+    assert pauses["2"]["count"] == 1
+    assert 0 < pauses["2"]["sum"] < 60
 
 
 ZEROS = {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -30,7 +30,7 @@ BOB = Caller(id="bob", rates=Rates(tokens_per_minute=1000))
 
 
 def call(path: str = "/v1/x", **more: Any) -> RequestContext:
-    return RequestContext(make_mocked_request("POST", path), "id", **more)
+    return RequestContext(cast(Any, make_mocked_request("POST", path)), "id", **more)
 
 
 def admission(caller: Caller = ALICE) -> Admission:

@@ -18,8 +18,9 @@ from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.server import respond
+from proxy.server.listener import request
 from proxy.server.listener.listener import ClientConnection, Listener
-from proxy.server.listener.request import buffered_body
+from proxy.server.listener.request import Request, buffered_body
 from tests.kit.client import Answer, Connection, get, request_bytes
 from tests.kit.engine_turn import PATIENCE
 from tests.kit.patience import patience
@@ -30,15 +31,17 @@ from tests.kit.running import until
 READ = "aiohttp 3.14.5"
 START = "2e565fd40c8e04fb3afb481d5ba52691a61d28396573b4b8a4cf3b168782288e"
 """Of `RequestHandler.start` as it was when `ClientConnection.start` was written to take its place."""
+DATA_RECEIVED = "1ee57ebe052e6c80ced26c96e4ccb1223172e1d55afba460353c5e414914d3f6"
+"""The same of `RequestHandler.data_received`, and `ClientConnection._feed`."""
 
 ADVICE = f"""
 aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}).
 What to look at:
  1. `git diff` of aiohttp/web_protocol.py between the two: `RequestHandler.start`, `shutdown`, `connection_lost`,
     `data_received`, `_process_keepalive`. DoorHandler.start must do what the new `start` does, but for the task,
-    the response object and the access log.
+    the response object and the access log; `_feed` what the new `data_received` does, but for websockets.
  2. Run this file and tests/system/test_bad_input.py, tests/system/test_cancel.py, tests/system/test_process.py.
- 3. Then write the new version and hash into READ and START here."""
+ 3. Then write the new version and hashes into READ, START and DATA_RECEIVED here."""
 
 
 def names_used(source: str, owner: str) -> set[str]:
@@ -48,7 +51,7 @@ def names_used(source: str, owner: str) -> set[str]:
     return {node.attr for node in found if ast.unparse(node.value) == owner}
 
 
-async def refuse_all(request: web.BaseRequest) -> bool:
+async def refuse_all(request: Request) -> bool:
     return False
 
 
@@ -70,12 +73,19 @@ async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
     ours = {name for name in names_used(source, "self") if name not in vars(ClientConnection)}
     assert [name for name in sorted(ours) if not hasattr(RequestHandler, name)] == [], ADVICE
     assert {"_messages", "_waiter", "_task_handler"} <= ours
-    assert "_task" in names_used(inspect.getsource(web.BaseRequest.__init__), "self"), ADVICE
+    used = names_used(inspect.getsource(request), "payload") | names_used(inspect.getsource(request), "content")
+    assert {name for name in used if name.startswith("_")} == {
+        "_eof", "_exception", "_size", "_buffer", "_buffer_offset",
+    }  # fmt: skip
+    assert all(hasattr(owners["payload"], name) for name in used), ADVICE
 
 
-def test_aiohttp_s_own_loop_is_the_one_that_was_read() -> None:
-    source = inspect.getsource(RequestHandler.start)
-    assert hashlib.sha256(source.encode()).hexdigest() == START, ADVICE
+@pytest.mark.parametrize(
+    ("replaced", "read"), [(RequestHandler.start, START), (RequestHandler.data_received, DATA_RECEIVED)]
+)
+def test_aiohttp_s_own_methods_are_those_that_were_read(replaced: Callable[..., object], read: str) -> None:
+    source = inspect.getsource(replaced)
+    assert hashlib.sha256(source.encode()).hexdigest() == read, ADVICE
 
 
 @pytest.mark.parametrize("what", ["self._one", "del self._one", "x(self._one.y)", "self._one = self._one()"])
@@ -85,10 +95,10 @@ def test_a_name_is_found_however_it_is_used(what: str) -> None:
 
 # -- over loopback
 
-Reply = Callable[[web.BaseRequest], Awaitable[bool]]
+Reply = Callable[[Request], Awaitable[bool]]
 
 
-async def hello(request: web.BaseRequest) -> bool:
+async def hello(request: Request) -> bool:
     """Answers with its path, and leaves the body where it is."""
     sent, _ = respond.write(request, 200, (), request.path.encode())
     return sent.keep_alive
@@ -223,7 +233,7 @@ async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
     most = 0
     handlers: list[Listener] = []
 
-    async def slow(request: web.BaseRequest) -> bool:
+    async def slow(request: Request) -> bool:
         nonlocal most
         for handler in handlers[0].connections:
             most = max(most, len(handler._messages))
@@ -242,7 +252,7 @@ async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
 async def test_a_fault_of_the_handler_ends_its_connection_is_logged_and_the_server_lives(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def fails(request: web.BaseRequest) -> bool:
+    async def fails(request: Request) -> bool:
         if request.path == "/fault":
             raise ZeroDivisionError("a fault of ours")
         return await hello(request)
@@ -286,7 +296,7 @@ async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
 ) -> None:
     cancelled = asyncio.Event()
 
-    async def endless(request: web.BaseRequest) -> bool:
+    async def endless(request: Request) -> bool:
         respond.write(request, 200, (), b"")
         try:
             await asyncio.get_running_loop().create_future()
@@ -308,7 +318,7 @@ async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
 
 
 async def test_a_handler_that_finds_its_client_gone_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    async def gone(request: web.BaseRequest) -> bool:
+    async def gone(request: Request) -> bool:
         raise ConnectionResetError("the client took nothing for too long")
 
     async with serving(gone) as (url, _), await Connection.open(url) as client:
@@ -320,7 +330,7 @@ async def test_a_handler_that_finds_its_client_gone_is_no_fault(caplog: pytest.L
 async def test_closing_waits_for_the_answer_under_way() -> None:
     asked, go = asyncio.Event(), asyncio.Event()
 
-    async def slow(request: web.BaseRequest) -> bool:
+    async def slow(request: Request) -> bool:
         asked.set()
         await go.wait()
         return await hello(request)
@@ -347,7 +357,7 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
 async def test_closing_does_not_wait_for_ever() -> None:
     asked = asyncio.Event()
 
-    async def endless(request: web.BaseRequest) -> bool:
+    async def endless(request: Request) -> bool:
         asked.set()
         await asyncio.get_running_loop().create_future()
         return True
@@ -407,7 +417,7 @@ def test_what_a_body_at_hand_is_taken_out_of_is_there() -> None:
 async def test_a_body_at_hand_is_all_of_it_or_nothing() -> None:
     bodies: list[bytes | None] = []
 
-    async def looks(request: web.BaseRequest) -> bool:
+    async def looks(request: Request) -> bool:
         bodies.append(buffered_body(request.content))
         return await hello(request)
 

@@ -12,6 +12,7 @@ from proxy.access.client_ip import UNIX, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener import listener as doors
 from proxy.server.listener.listener import AT_ONCE, HEARD_SECONDS, KEEPALIVE_SECONDS, SLICE_BYTES, ClientConnection
+from proxy.server.listener.request import Request
 from tests.kit.clock import virtual
 from tests.kit.wire_end import client, connected, door_of, hello, turns
 
@@ -209,7 +210,7 @@ async def test_without_other_bounds_a_head_has_128_fields_and_64_kib() -> None:
 async def test_a_body_that_cannot_be_read_is_told_to_who_waits_for_it() -> None:
     told: list[str] = []
 
-    async def reads(request: web.BaseRequest) -> bool:
+    async def reads(request: Request) -> bool:
         try:
             await request.content.read()
         except web.RequestPayloadError:
@@ -255,7 +256,7 @@ async def test_where_each_request_ends_is_known_however_its_bytes_come(body: str
 async def test_a_body_that_is_whole_is_read_though_no_request_follows_it() -> None:
     bodies: list[bytes] = []
 
-    async def reads(request: web.BaseRequest) -> bool:
+    async def reads(request: Request) -> bool:
         bodies.append(await request.content.read())
         return await hello(request)
 
@@ -317,9 +318,9 @@ async def test_an_opening_in_pieces_is_put_together_and_a_bad_one_is_told_once()
 async def test_while_a_request_is_answered_it_is_known_and_after_it_forgotten() -> None:
     seen: list[tuple[object, ...]] = []
 
-    async def looks(request: web.BaseRequest) -> bool:
+    async def looks(request: Request) -> bool:
         mine = cast(ClientConnection, request.protocol)
-        seen.append((mine._waiter, mine.asks, listener.busy, mine._current_request is request))
+        seen.append((mine._waiter, mine.asks, listener.busy, cast(object, mine._current_request) is request))
         return await hello(request)
 
     listener = door_of(looks)
@@ -382,7 +383,7 @@ async def test_an_idle_connection_is_kept_for_its_time_after_its_last_request() 
 
 @virtual
 async def test_a_handler_that_runs_out_of_time_has_its_connection_cut() -> None:
-    async def late(request: web.BaseRequest) -> bool:
+    async def late(request: Request) -> bool:
         raise TimeoutError
 
     async with client(late) as (handler, wire):

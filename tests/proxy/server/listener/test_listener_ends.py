@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import web
 
 from proxy.server.listener.listener import AT_ONCE, ClientConnection
+from proxy.server.listener.request import Request
 from proxy.server.listener.timeouts import Times
 from tests.kit.clock import virtual
 from tests.kit.wire_end import client, connected, door_of, hello, turns
@@ -36,7 +36,7 @@ async def test_a_head_that_does_not_come_is_told_where_a_part_of_it_came() -> No
 async def test_a_head_that_began_while_another_was_answered_has_its_time_from_then_on() -> None:
     go = asyncio.Event()
 
-    async def slow(request: web.BaseRequest) -> bool:
+    async def slow(request: Request) -> bool:
         await go.wait()
         return await hello(request)
 
@@ -130,7 +130,7 @@ async def test_one_connection_too_many_is_told_the_limit_and_when_to_come_again(
 async def test_the_end_waits_for_requests_under_way_and_no_longer_than_it_may() -> None:
     loop = asyncio.get_running_loop()
 
-    async def slow(request: web.BaseRequest) -> bool:
+    async def slow(request: Request) -> bool:
         await asyncio.sleep(10.0)
         return await hello(request)
 
@@ -213,7 +213,7 @@ async def test_a_body_is_taken_as_it_is_sent() -> None:
     body = gzip.compress(b"hello")
     bodies: list[bytes] = []
 
-    async def reads(request: web.BaseRequest) -> bool:
+    async def reads(request: Request) -> bool:
         bodies.append(await request.content.read())
         return await hello(request)
 

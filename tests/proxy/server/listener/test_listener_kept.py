@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from aiohttp import web
 
+from proxy.server.listener.request import Request
 from tests.kit.clock import virtual
 from tests.kit.wire_end import client, hello, turns
 from tests.proxy.server.listener.test_listener_connection import GET, POST
@@ -14,7 +14,7 @@ from tests.proxy.server.listener.test_listener_connection import GET, POST
 
 @virtual
 async def test_a_client_that_waited_for_a_100_and_whose_body_was_read_is_kept() -> None:
-    async def reads(request: web.BaseRequest) -> bool:
+    async def reads(request: Request) -> bool:
         await request.content.read()
         return await hello(request)
 
@@ -29,7 +29,7 @@ async def test_a_client_that_waited_for_a_100_and_whose_body_was_read_is_kept() 
 
 @virtual
 async def test_a_handler_that_raises_is_logged_and_its_connection_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fails(request: web.BaseRequest) -> bool:
+    async def fails(request: Request) -> bool:
         raise ZeroDivisionError
 
     told: list[Any] = []

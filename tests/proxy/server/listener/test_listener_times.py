@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from proxy.access.client_ip import TrustedProxies
 from proxy.flights.flight import SLICE_BYTES
 from proxy.server import respond
 from proxy.server.listener.listener import SLICE_BYTES as READ_SLICE
 from proxy.server.listener.listener import TURN_BYTES, ClientConnection, Listener
+from proxy.server.listener.request import Request
 from proxy.server.listener.timeouts import Times
 from tests.kit.client import Connection, get, request_bytes
 from tests.kit.patience import patience
@@ -70,7 +70,7 @@ async def test_a_proxy_opening_that_never_comes_is_closed_as_a_head_is() -> None
         await until(lambda: not listener.connections)
 
 
-async def whole(request: web.BaseRequest) -> bool:
+async def whole(request: Request) -> bool:
     """Answers with a large body, all of it in the buffer at once, as the worst handler would."""
     transport = request.transport
     assert transport is not None
@@ -78,13 +78,13 @@ async def whole(request: web.BaseRequest) -> bool:
     return request.path != "/close"
 
 
-async def waits(request: web.BaseRequest) -> bool:
+async def waits(request: Request) -> bool:
     await whole(request)
     await asyncio.get_running_loop().create_future()
     return True
 
 
-async def stalls(request: web.BaseRequest) -> bool:
+async def stalls(request: Request) -> bool:
     await whole(request)
     raise TimeoutError
 
@@ -102,7 +102,7 @@ async def stalls(request: web.BaseRequest) -> bool:
     ids=["idle", "closing", "rest", "refused", "answering", "timeout"],
 )
 async def test_a_client_that_takes_nothing_is_closed_with_its_bytes_whatever_it_is_doing(
-    handler: Callable[[web.BaseRequest], Awaitable[bool]], sent: bytes
+    handler: Callable[[Request], Awaitable[bool]], sent: bytes
 ) -> None:
     times = Times(head=0.1, stall=0.1)
     async with serving(handler, times=times) as (url, listener):
@@ -152,7 +152,7 @@ def handlers(listener: Listener) -> list[ClientConnection]:
 async def test_a_request_under_way_is_never_closed_for_another() -> None:
     go = asyncio.Event()
 
-    async def slow(request: web.BaseRequest) -> bool:
+    async def slow(request: Request) -> bool:
         await go.wait()
         return await hello(request)
 
@@ -183,7 +183,7 @@ async def test_the_fault_of_one_connection_s_clock_is_not_the_others(monkeypatch
     assert all(isinstance(fault, AttributeError) for fault in faults)
 
 
-async def digest(request: web.BaseRequest) -> bool:
+async def digest(request: Request) -> bool:
     """Answers with the body that came."""
     body = hashlib.sha256()
     while piece := await request.content.readany():

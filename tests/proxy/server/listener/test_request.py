@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from aiohttp import web
-
 from proxy.server import respond
-from proxy.server.listener.request import Request
+from proxy.server.listener.request import AT_HAND, Request
 from tests.kit.client import Connection
+from tests.kit.running import until
 from tests.proxy.server.listener.test_listener import serving
 
 PROXY = Path(__file__).parents[4] / "proxy"
@@ -18,7 +17,7 @@ PROXY = Path(__file__).parents[4] / "proxy"
 async def test_what_handlers_read_is_the_normal_form() -> None:
     seen: list[tuple[str, str, str, str, bool, bool]] = []
 
-    async def looks(request: web.BaseRequest) -> bool:
+    async def looks(request: Request) -> bool:
         assert isinstance(request, Request)
         seen.append(
             (
@@ -40,6 +39,39 @@ async def test_what_handlers_read_is_the_normal_form() -> None:
     assert seen == [
         ("GET", "/v1/a b", "/v1/a%20b?c=%5Bd%5D", "h.example", True, True),
         ("POST", "/x", "/x", "other", False, False),
+    ]
+
+
+async def test_a_body_that_came_with_its_head_is_there_and_another_is_not() -> None:
+    seen: list[tuple[bytes | None, int | None, bool, str | None]] = []
+
+    async def looks(request: Request) -> bool:
+        seen.append((request.body, request.content_length, request.body_exists, request.remote))
+        whole = b"".join([piece async for piece in request.content.iter_any()])
+        return respond.write(request, 200, (), whole)[0].keep_alive
+
+    head = b"POST /x HTTP/1.1\r\nHost: h\r\n"
+    async with serving(looks) as (url, _), await Connection.open(url) as client:
+        await client.send(head + b"Content-Length: 2\r\n\r\nab")
+        assert (await client.read()).body == b"ab"
+        await client.send(head + b"Content-Length: 2\r\n\r\na")
+        await until(lambda: len(seen) == 2)
+        await client.send(b"b")
+        assert (await client.read()).body == b"ab"
+        await client.send(head + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n0\r\n\r\n")
+        assert (await client.read()).body == b"ab"
+        large = b"x" * AT_HAND
+        await client.send(head + b"Content-Length: %d\r\n\r\n%b" % (AT_HAND, large))
+        assert (await client.read()).body == large
+        await client.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await client.read()).body == b""
+    here = "127.0.0.1"
+    assert seen == [
+        (b"ab", 2, True, here),
+        (None, 2, True, here),
+        (None, None, True, here),  # two pieces
+        (None, AT_HAND, True, here),
+        (b"", None, False, here),
     ]
 
 

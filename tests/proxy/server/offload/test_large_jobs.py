@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
@@ -23,6 +23,7 @@ from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.context import RequestContext
+from proxy.server.listener.request import Request
 from proxy.server.offload.large import INLINE, LEAST, LargeRequests
 from proxy.telemetry.log import Log
 from proxy.wire.fold.folding import MANY_BYTES, Unfoldable
@@ -85,7 +86,8 @@ class Desk:
 
 def call(**headers: str) -> RequestContext:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return RequestContext(make_mocked_request("POST", "/v1/responses", headers=CIMultiDict(names)), "id")
+    mocked = make_mocked_request("POST", "/v1/responses", headers=CIMultiDict(names))
+    return RequestContext(cast(Request, mocked), "id")
 
 
 REFUSED = Found(model="m", refusal=Refusal(Code.INVALID_VALUE.name, "no"))

@@ -1,0 +1,26 @@
+"""Several processes behind one address: one supervisor, N workers.
+
+The **supervisor** (`supervisor.py`) binds the listening sockets (`sockets.py`), starts the embedded engine and
+Redis once, and keeps N **worker** processes (`process.py`): it restarts one that dies or no longer answers,
+replaces them one by one on SIGUSR2, and drains them together. It serves no request.
+
+A worker is a whole gateway that accepts from an inherited socket. Its **member** (`member.py`) talks with the
+supervisor over a **channel** (`channel.py`: messages of msgspec).
+
+**Permits** (`permits.py`) divide each engine's concurrency limit: every worker has an allotment, and all
+allotments together never exceed the limit. A worker whose requests queue gets what others do not use.
+
+The worker that is asked for /metrics collects the metrics of all workers through the supervisor, which also keeps
+the counters of workers that have ended.
+
+The **log relay** (`log_relay.py`) writes whole lines of all workers to the supervisor's standard output.
+"""
+
+from proxy.workers.channel import Ready
+from proxy.workers.log_relay import LogRelay
+from proxy.workers.member import Member
+from proxy.workers.process import CHANNEL
+from proxy.workers.sockets import Sockets, bind
+from proxy.workers.supervisor import CannotStart, Parts, Supervisor
+
+__all__ = ["CHANNEL", "CannotStart", "LogRelay", "Member", "Parts", "Ready", "Sockets", "Supervisor", "bind"]

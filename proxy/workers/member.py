@@ -1,0 +1,193 @@
+"""A worker's side: what it takes from the supervisor, and what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final, Protocol
+
+from proxy.config import Settings
+from proxy.telemetry import PREFIX, Family, Metrics, rendered, summed
+from proxy.workers import channel
+from proxy.workers.channel import Allot, Channel, Collect, Collected, Hello, Leave, Ready, Report, ToWorker
+
+TICK: Final = 0.02
+"""Seconds between two looks at what this worker wants. A request that queues here for want of a permit waits that
+long at most until the supervisor knows."""
+BEAT: Final = 0.25  # seconds between two reports of the same
+ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker alone where they do not come
+
+
+class Engine(Protocol):
+    """An engine, as permits are about it (`upstream.Backend`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inflight(self) -> int: ...
+    @property
+    def most(self) -> int: ...
+    def allot(self, places: int) -> None: ...
+    def mark_reached(self) -> None: ...
+
+
+class Member:
+    """One worker of a gateway."""
+
+    def __init__(self, link: Channel[ToWorker], hello: Hello) -> None:
+        self.hello = hello
+        self.left = asyncio.Event()
+        """It has lost its place to another worker."""
+        self.orphan = asyncio.Event()
+        """The supervisor is gone."""
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._engines: Callable[[], Iterable[Engine]] = tuple
+        self._queued: Callable[[], int] = lambda: 0
+        self._room: Callable[[], None] = lambda: None
+        self._metrics: Metrics | None = None
+        self._applied = 0
+        self._places: dict[str, int] = {}
+        self._told: Report | None = None
+        self._told_at = 0.0
+        self._asked: dict[int, asyncio.Future[list[list[Family]]]] = {}
+        self._asks = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<Member {self.hello.index} of {self.hello.workers} places={self._places}>"
+
+    @classmethod
+    async def join(cls, fd: int) -> Member:
+        """Connect to the supervisor by the inherited descriptor. Raises ConnectionError where it is gone."""
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        link = await channel.to_supervisor(sock)
+        hello = await link.receive()
+        if not isinstance(hello, Hello):
+            raise ConnectionError("the supervisor is gone")
+        return cls(link, hello)
+
+    def part_of(self, settings: Settings) -> Settings:
+        """The settings of this worker: limits of the whole gateway are divided."""
+        index, workers = self.hello.index, self.hello.workers
+        return replace(
+            settings,
+            max_connections=part(settings.max_connections, index, workers),
+            queue_limit=part(settings.queue_limit, index, workers),
+        )
+
+    def sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The inherited sockets: clients' and operators'."""
+        return (
+            [socket.socket(fileno=fd) for fd in self.hello.listen],
+            [socket.socket(fileno=fd) for fd in self.hello.admin],
+        )
+
+    def attach(
+        self,
+        *,
+        engines: Callable[[], Iterable[Engine]],
+        queued: Callable[[], int],
+        room: Callable[[], None],
+        metrics: Metrics,
+    ) -> None:
+        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queued`: requests that
+        wait for an engine; `room` is called when there may be one."""
+        self._engines, self._queued, self._room, self._metrics = engines, queued, room, metrics
+        for engine in engines():
+            engine.allot(0)
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._report())]
+
+    def ready(self, message: Ready) -> None:
+        """It accepts."""
+        self._link.send(message)
+
+    async def render(self, metrics: Metrics, accept: str) -> tuple[bytes, str]:
+        """The /metrics page of the whole gateway."""
+        self._asks += 1
+        number, own = self._asks, metrics.families()
+        answer = self._asked[number] = self._loop.create_future()
+        self._link.send(channel.Ask(number, own))
+        others: Sequence[Sequence[Family]] = []
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                others = await answer
+        except TimeoutError:
+            pass
+        finally:
+            del self._asked[number]
+        return rendered(summed([own, *others], PREFIX), accept)
+
+    async def close(self) -> None:
+        """Report the last counts, and stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._metrics is not None:
+            self._link.send(channel.Metrics(0, self._metrics.families()))
+            await self._link.drain()
+        self._link.close()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            if isinstance(message, Allot):
+                self._apply(message)
+            elif isinstance(message, Collect) and self._metrics is not None:
+                self._link.send(channel.Metrics(message.number, self._metrics.families()))
+            elif isinstance(message, Collected):
+                answer = self._asked.get(message.number)
+                if answer is not None and not answer.done():
+                    answer.set_result(message.families)
+            elif isinstance(message, Leave):
+                self.left.set()
+        self.orphan.set()
+
+    def _apply(self, message: Allot) -> None:
+        self._applied, self._places = message.number, message.places
+        for engine in self._engines():
+            engine.allot(message.places.get(engine.name, 0))
+            if engine.name in message.short:
+                engine.mark_reached()
+        self._look()
+        self._room()
+
+    async def _report(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(TICK)
+
+    def _look(self) -> None:
+        """Report what has changed, or the same once more after BEAT seconds."""
+        queued = self._queued()
+        engines = {engine.name: (engine.inflight, queued, engine.most) for engine in self._engines()}
+        report = Report(self._applied, engines)
+        now = self._loop.time()
+        if now - self._told_at < BEAT and not self._matters(report):
+            return
+        self._told, self._told_at = report, now
+        self._link.send(report)
+
+    def _matters(self, report: Report) -> bool:
+        """Whether the supervisor would act on it: a new engine or limit, an allotment applied, requests that wait
+        for a permit, or permits given back."""
+        told = self._told
+        if told is None or told.number != report.number or told.engines.keys() != report.engines.keys():
+            return True
+        for name, (inflight, queued, most) in report.engines.items():
+            place = self._places.get(name, 0)
+            was = told.engines[name]
+            if most != was[2] or (queued and inflight >= place and (inflight, queued) != was[:2]):
+                return True
+            if was[0] > place and inflight < was[0]:
+                return True  # less than before of what it must give back
+        return False
+
+
+def part(total: int, index: int, workers: int) -> int:
+    """A worker's part of a total; at least 1."""
+    return max(1, total // workers + (index < total % workers))

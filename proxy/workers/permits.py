@@ -1,0 +1,156 @@
+"""How many requests each worker may have at each engine. Pure: told what workers report, it says what to allot.
+
+The law: what all workers together may have at an engine never exceeds its limit. A worker's part is therefore
+counted as the larger of what it was told and what it has confirmed, until it confirms less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+MOST: Final = 10**6
+
+
+@dataclass(slots=True)
+class Place:
+    """One worker at one engine."""
+
+    allotted: int = 0  # as it was told last
+    held: int = 0  # what it may have: until it confirms a smaller allotment, still the old one
+    inflight: int = 0
+    queued: int = 0
+    most: int = MOST  # the limit that its own controller of this engine would have
+
+    @property
+    def wants(self) -> int:
+        return self.inflight + self.queued
+
+    @property
+    def short(self) -> bool:
+        return self.queued > 0 and self.inflight >= self.allotted
+
+
+@dataclass(slots=True)
+class _Worker:
+    sent: int = 0  # number of the last allotment
+    places: dict[str, Place] = field(default_factory=dict)
+
+
+class Permits:
+    """Divides the limits of all engines among the workers that have joined."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, _Worker] = {}
+        self._joined: set[str] = set()  # engines whose workers have changed since the last look
+
+    def __repr__(self) -> str:
+        return f"<Permits of {len(self._workers)} workers>"
+
+    def join(self, worker: int) -> None:
+        self._workers[worker] = _Worker()
+
+    def leave(self, worker: int) -> None:
+        """It has ended, and its connections to engines with it."""
+        gone = self._workers.pop(worker, None)
+        if gone is not None:
+            self._joined |= gone.places.keys()
+
+    def report(self, worker: int, number: int, engines: Mapping[str, tuple[int, int, int]]) -> None:
+        """What it has and wants. `number`: the last allotment that it has applied."""
+        known = self._workers.get(worker)
+        if known is None:
+            return
+        for name in known.places.keys() - engines.keys():
+            del known.places[name]  # it does not use this engine any more
+            self._joined.add(name)
+        for name, (inflight, queued, most) in engines.items():
+            place = known.places.get(name)
+            if place is None:
+                place = known.places[name] = Place()
+                self._joined.add(name)
+            if most != place.most:
+                self._joined.add(name)
+            place.inflight, place.queued, place.most = inflight, queued, most
+            if number == known.sent:
+                place.held = max(place.allotted, inflight)
+
+    def limit(self, engine: str) -> int:
+        """The limit of an engine: the least that any worker's controller would have."""
+        return min(worker.places[engine].most for worker in self._workers.values() if engine in worker.places)
+
+    def short(self, engine: str) -> bool:
+        """Whether all its permits are used while requests wait."""
+        places = self._places(engine)
+        used = sum(place.inflight for place in places.values())
+        return used >= self.limit(engine) and any(place.queued for place in places.values())
+
+    def changes(self) -> dict[int, tuple[int, dict[str, int], list[str]]]:
+        """What to tell now: by worker, the number of the allotment, its places at every engine, and the engines
+        that are short."""
+        engines = {name for worker in self._workers.values() for name in worker.places}
+        moved: set[int] = set()
+        for engine in engines:
+            places = self._places(engine)
+            if engine in self._joined or any(place.short for place in places.values()):
+                moved |= self._divide(places, self.limit(engine))
+            pending = any(place.held > place.allotted for place in places.values())
+            if not pending:
+                self._joined.discard(engine)
+        self._joined &= engines
+        short = [engine for engine in engines if self.short(engine)]
+        told = {}
+        for number in moved:
+            worker = self._workers[number]
+            worker.sent += 1
+            told[number] = (worker.sent, {name: place.allotted for name, place in worker.places.items()}, short)
+        return told
+
+    def _places(self, engine: str) -> dict[int, Place]:
+        return {at: worker.places[engine] for at, worker in self._workers.items() if engine in worker.places}
+
+    def _divide(self, places: dict[int, Place], most: int) -> set[int]:
+        """Lower allotments above their target at once; raise the others by what is free. Who has changed."""
+        targets = divided(most, {at: place.wants for at, place in places.items()})
+        moved = set()
+        for at, place in places.items():
+            if targets[at] < place.allotted:
+                place.allotted = targets[at]
+                moved.add(at)
+        free = most - sum(max(place.held, place.allotted) for place in places.values())
+        for at, place in sorted(places.items(), key=lambda each: each[1].allotted):
+            # What it still holds of a former allotment is its own already.
+            more = min(targets[at] - place.allotted, free + max(0, place.held - place.allotted))
+            if more > 0:
+                before = max(place.held, place.allotted)
+                place.allotted += more
+                place.held = max(place.held, place.allotted)
+                free -= place.held - before
+                moved.add(at)
+        return moved
+
+
+def divided(most: int, wants: Mapping[int, int]) -> dict[int, int]:
+    """Max-min fair parts of `most`: nobody gets more than it wants while another one lacks; what nobody wants is
+    shared evenly, so that each has room for what comes next."""
+    parts = dict.fromkeys(wants, 0)
+    if not wants:
+        return parts
+    left = most
+    if most >= len(wants):  # one each: the first request of an idle worker does not wait
+        parts = dict.fromkeys(wants, 1)
+        left -= len(wants)
+    order = sorted(wants, key=lambda at: (wants[at], at))
+    for done, at in enumerate(order):
+        more = min(max(0, wants[at] - parts[at]), left // (len(order) - done))
+        parts[at] += more
+        left -= more
+    for at in _round(order, left):
+        parts[at] += 1
+    return parts
+
+
+def _round(order: list[int], count: int) -> Iterable[int]:
+    each, rest = divmod(count, len(order))
+    for done, at in enumerate(order):
+        yield from (at for _ in range(each + (done < rest)))
