@@ -31,6 +31,8 @@ class Kind(StrEnum):
 
 GENERATED = frozenset({Kind.CONTENT, Kind.REASONING, Kind.TOOL, Kind.WHOLE})
 
+MAX_ANSWER = 65_536
+
 FRESH = frozenset({None, "miss", "merged", "bypass"})
 """Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
 
@@ -157,6 +159,24 @@ class CancelCheck(msgspec.Struct, kw_only=True):
         return None
 
 
+class Machine(msgspec.Struct, kw_only=True):
+    """One machine of a run on several. Its clock was compared with that of machine 0 before and after the run."""
+
+    number: int
+    host: str
+    clock_error_ms: float = 0.0  # its times since the start differ by at most so much from machine 0's
+    clock_drift_ms: float = 0.0  # of its clock against machine 0's, over the run
+
+
+class Share(msgspec.Struct, kw_only=True):
+    """Which part of a run these records are: of machine `machine` of `machines`."""
+
+    run: str
+    machine: int
+    machines: int
+    worker_error: dict[str, Any] = {}  # of the process, for the merge
+
+
 class Run(msgspec.Struct, kw_only=True):
     """A run: everything that a report needs besides the records."""
 
@@ -173,7 +193,10 @@ class Run(msgspec.Struct, kw_only=True):
     duration_ns: int = 0  # first due to last end, without the warm-up
     start_unix_ns: int = 0  # CLOCK_REALTIME at the run's start
     workers: int = 1
+    machines: list[Machine] = []  # of a run on several
+    share: Share | None = None  # None: all of the run
     interrupted: bool = False
+    stopped: str = ""  # why failures ended it early (--max-errors); empty: they did not
     lag: Lag = msgspec.field(default_factory=Lag)
     invalid: list[str] = []  # reasons why figures must not be used; empty: valid
     touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure

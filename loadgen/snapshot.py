@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
+
+OWN_ENDS: Final = frozenset({"cancelled", "left", "shed"})
+"""Failures that are not the server's."""
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
@@ -30,6 +33,11 @@ class Snapshot(msgspec.Struct, kw_only=True):
     tokens: int = 0  # by usage, of requests that have ended; of those in flight, and without usage, reads
     ttft_ms: dict[str, list[float]] = {}  # by target
     lag_ms: float | None = None  # of the loop, p99 so far
+
+    @property
+    def errors(self) -> int:
+        """Failed requests, without those that the generator itself ended or did not send."""
+        return sum(number for kind, number in self.failed.items() if kind not in OWN_ENDS)
 
 
 class View(Protocol):

@@ -105,6 +105,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.late_ms, self.error_share * (median_ms or 0.0))
 
 
+LEAST_ENDED: Final = 20
+"""Requests that must have ended before a share of them is judged."""
+
+
+class ErrorLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many failed requests end a run: `count` of them, or more than `share` of at least LEAST_ENDED."""
+
+    count: int | None = None
+    share: float | None = None
+
+    def reached(self, failed: int, ended: int) -> str:
+        """Why the run ends, in words; empty while it goes on."""
+        if self.count is not None and failed >= self.count:
+            return f"{failed:,} requests failed, --max-errors {self.count:,}"
+        if self.share is not None and ended >= LEAST_ENDED and failed > self.share * ended:
+            return f"{failed:,} of {ended:,} requests failed, --max-errors {100 * self.share:g}%"
+        return ""
+
+
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """When requests are sent. `max_concurrency` alone is a closed loop; with a rate it caps an open one."""
 
@@ -113,3 +132,4 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     shed: bool = False  # drop requests above the cap and count them, instead of queueing
     max_seconds: float | None = None  # after it nothing more is sent
     grace_seconds: float = 0.0  # after `max_seconds`, for requests in flight to end by themselves
+    max_errors: ErrorLimit | None = None

@@ -30,7 +30,7 @@ COMMANDS = {
     "proxy": [],
     "proxy.keys": ["new", "hash"],
     "proxy.probe": [],
-    "loadgen": ["run", "ab", "sweep", "calibrate", "report", "compare"],
+    "loadgen": ["run", "vllm-bench-serve", "ab", "sweep", "calibrate", "report", "compare", "merge", "export"],
     "corpus": ["list", "stats", "verify", "documents", "calibrate", "compose"],
 }
 SHORT_HELP = {("proxy",), ("proxy.probe",)} | {("loadgen", name) for name in ("run", "ab", "sweep")}

@@ -19,7 +19,7 @@ Durations are in milliseconds, points in time in nanoseconds since the run's sta
 """
 
 from loadgen.analysis.bins import Bin, histogram
-from loadgen.analysis.definitions import Measured
+from loadgen.analysis.definitions import Gaps, Measured, Span
 from loadgen.analysis.effect import (
     Shift,
     cliffs_delta,
@@ -93,6 +93,7 @@ from loadgen.analysis.summary import (
 from loadgen.analysis.thresholds import (
     BadRule,
     Finding,
+    Rule,
     check_metric,
     judge_rule,
     parse_rule,
@@ -113,6 +114,7 @@ __all__ = [
     "Cancellations",
     "Conversations",
     "Finding",
+    "Gaps",
     "Group",
     "Limit",
     "Loads",
@@ -120,8 +122,10 @@ __all__ = [
     "Pairs",
     "Part",
     "Quantile",
+    "Rule",
     "Sample",
     "Shift",
+    "Span",
     "Stat",
     "Summary",
     "SweepStage",

@@ -1,11 +1,12 @@
-"""`python -m loadgen compare A B`: two runs' folders in, a verdict in words, an exit code for CI."""
+"""`python -m loadgen compare A B ...`: runs in, also of other load generators, a verdict in words, an exit code
+for CI."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -14,43 +15,44 @@ from loadgen.analysis import (
     BadGoodput,
     BadRule,
     Finding,
-    Measured,
-    Summary,
+    Rule,
     check_metric,
     digits,
     judge_rule,
     parse_rule,
     signed,
 )
-from loadgen.cli.report import load, refuse, slos_of
+from loadgen.cli.report import refuse
+from loadgen.cli.runs.read import Side, read_side
 from loadgen.errors import StoreError
-from loadgen.record import Run
 from loadgen.report import (
     Comparison,
+    Judged,
     Line,
     compare_runs,
+    compare_values,
+    comparison_page,
     escape_markdown,
-    flat_metrics,
     markdown_table,
     metrics_of,
-    result_json,
+    side_by_side,
 )
-from loadgen.store import read_run
 
 FAILED: Final = 1
-IN_WORDS: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
-
-
-class Side(NamedTuple):
-    run: Run
-    summary: Summary
-    requests: list[Measured]
-    values: dict[str, float | None]
+IN_WORDS: Final = frozenset(
+    f"{p}_{name}_ms" for p in ("p50", "median", "p95", "p99") for name in ("ttft", "itl", "e2el")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, metavar="A", help="folder of the baseline run (before)")
-    parser.add_argument("b", type=Path, metavar="B", help="folder of the run to judge (after)")
+    parser.add_argument(
+        "a",
+        type=Path,
+        metavar="A",
+        help="folder of the baseline run (before), or a result of vLLM, GuideLLM or AIPerf",
+    )
+    parser.add_argument("b", type=Path, metavar="B", help="folder of the run to judge (after), or such a result")
+    parser.add_argument("more", type=Path, nargs="*", metavar="C", help="further runs, each compared with A")
     parser.add_argument(
         "--fail-if",
         action="append",
@@ -62,29 +64,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certain", action="store_true", help="a rule is broken only if the whole 95 %% interval breaks it"
     )
-    parser.add_argument("--format", choices=("md", "json"), default="md")
+    parser.add_argument("--format", choices=("md", "json", "html"), default="md")
 
 
 def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     """0; 1 if a rule is broken or cannot be judged; 2 for folders or rules that cannot be used."""
     try:
         rules = [parse_rule(text) for text in args.fail_if]
-        a, b = _read(args.a), _read(args.b)
-        comparison = compare_runs(
-            (a.run, a.summary),
-            (b.run, b.summary),
-            requests=(a.requests, b.requests),
-            names=(str(args.a), str(args.b)),
-        )
-        before, after = metrics_of(comparison, a.values, "a"), metrics_of(comparison, b.values, "b")
-        for rule in rules:
-            check_metric(rule, before, after)
+        a = read_side(args.a)
+        judged = [
+            _judged(letter_of(number), a, read_side(path), rules, certain=args.certain)
+            for number, path in enumerate((args.b, *args.more), 1)
+        ]
     except (StoreError, BadRule, BadGoodput) as error:
         return refuse(str(error))
-    findings = [judge_rule(rule, before, after, comparison.intervals, certain=args.certain) for rule in rules]
-    render = as_json if args.format == "json" else as_markdown
-    print(render(comparison, findings))
-    return FAILED if any(finding.failed for finding in findings) else 0
+    print(_rendered(judged, args.format))
+    return FAILED if any(finding.failed for one in judged for finding in one.findings) else 0
+
+
+def _judged(letter: str, a: Side, b: Side, rules: Sequence[Rule], *, certain: bool) -> Judged:
+    """Raises BadRule."""
+    names = (a.name, b.name)
+    if a.summary is None or b.summary is None:
+        intervals = (a.intervals, b.intervals)
+        comparison = compare_values((a.run, a.values), (b.run, b.values), names, intervals)
+    else:
+        comparison = compare_runs(
+            (a.run, a.summary), (b.run, b.summary), requests=(a.requests, b.requests), names=names
+        )
+    before, after = metrics_of(comparison, a.values, "a"), metrics_of(comparison, b.values, "b")
+    for rule in rules:
+        check_metric(rule, before, after)
+    findings = [judge_rule(rule, before, after, comparison.intervals, certain=certain) for rule in rules]
+    return Judged(letter, comparison, findings)
+
+
+def letter_of(number: int) -> str:
+    """B, C, ... and beyond Z the number: 26 is R26."""
+    return chr(ord("A") + number) if number < 26 else f"R{number}"
+
+
+def _rendered(judged: Sequence[Judged], form: str) -> str:
+    if form == "html":
+        return comparison_page(judged)
+    if form == "json" and len(judged) > 1:
+        return _encoded([as_document(one.comparison, one.findings) for one in judged])
+    if len(judged) > 1:
+        return side_by_side(judged)
+    (one,) = judged
+    render = as_json if form == "json" else as_markdown
+    return render(one.comparison, one.findings)
 
 
 def main_compare(argv: Sequence[str]) -> int:
@@ -94,15 +123,15 @@ def main_compare(argv: Sequence[str]) -> int:
     return main(parser.parse_args(list(argv)), argv)
 
 
-def _read(folder: Path) -> Side:
-    """Read a run from its raw events, so that the same definitions apply whatever version ran it."""
-    run = read_run(folder)
-    requests, summary = load(folder, run, slos_of(run.config))
-    return Side(run, summary, requests, flat_metrics(result_json(run, summary)))
-
-
 def as_json(comparison: Comparison, findings: Sequence[Finding]) -> str:
-    document: dict[str, Any] = {**msgspec.to_builtins(comparison), "findings": msgspec.to_builtins(findings)}
+    return _encoded(as_document(comparison, findings))
+
+
+def as_document(comparison: Comparison, findings: Sequence[Finding]) -> dict[str, Any]:
+    return {**msgspec.to_builtins(comparison), "findings": msgspec.to_builtins(findings)}
+
+
+def _encoded(document: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 

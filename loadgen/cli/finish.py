@@ -146,13 +146,15 @@ def judge(
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float, *, lost: bool = False) -> int:
-    """130 after Ctrl-C; 1 if too many requests failed, none ended, a file was `lost`, or an engine went on after
-    clients had left; 3 if the measurement is invalid; else 0."""
+    """130 after Ctrl-C; 1 if `--max-errors` ended it, too many requests failed, none ended, a file was `lost`, or
+    an engine went on after clients had left; 3 if the measurement is invalid; else 0."""
     ended = [record for record in records if not record.warmup and record.failure != "cancelled"]
     measured = [record for record in ended if record.failure not in CUT_OFF]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:
         return INTERRUPTED
+    if run.stopped:
+        return FAILED
     went_on = any(check.problem is not None for check in run.cancel_checks)
     if lost or went_on or not ended or failed > max_error_rate * len(measured):
         return FAILED

@@ -45,15 +45,24 @@ COMMANDS: Final = {
     ),
     "report": Command("loadgen.cli.report", "write a run's reports again from its raw events", "FOLDER [FLAGS]"),
     "compare": Command(
-        "loadgen.cli.compare", "compare two runs: effect, interval, verdict, exit code", "A B [FLAGS]"
+        "loadgen.cli.compare",
+        "compare runs, also those of other tools: effect, interval, verdict, exit code",
+        "A B [C ...] [FLAGS]",
+    ),
+    "merge": Command(
+        "loadgen.cli.runs.merge", "join the shares of a run on several machines", "FOLDER FOLDER [...] [FLAGS]"
+    ),
+    "export": Command("loadgen.cli.runs.export", "runs or requests as CSV", "RUN [RUN ...] [FLAGS]"),
+    "vllm-bench-serve": Command(
+        "loadgen.cli.vllm.bench_serve", "as `vllm bench serve`, with its flags and defaults", "[FLAGS OF VLLM]"
     ),
 }
 DESCRIPTION: Final = """\
 Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
 
-exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate allows; 2 wrong usage, or no
-response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130 ended by Ctrl-C,
-with the report written."""
+exit codes: 0 a sound measurement; 1 more requests failed than --max-error-rate or --max-errors allows; 2 wrong
+usage, or no response to the first requests; 3 the measurement is invalid (its own error exceeded a limit); 130
+ended by Ctrl-C, with the report written."""
 
 
 class _Version(argparse.Action):
@@ -101,7 +110,7 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS), prog: str = "python -m
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     if words[:1] == ["worker"]:  # not for people: `workers.py` starts it
         from loadgen.drive import worker_main
 
@@ -118,6 +127,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped without a report", file=sys.stderr)
         return 130
     return code
+
+
+def _dashed(word: str) -> str:
+    """A flag that is spelt with underscores, as vLLM accepts it: `--request_rate=2` is `--request-rate=2`."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
 
 
 def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
+
+from loadgen.cli.vllm.flags import answer
 
 LONGEST: Final = 400  # characters of an error
 SHORT: Final = frozenset(
@@ -97,6 +100,13 @@ class Parser(argparse.ArgumentParser):
             message = f"{value!r} is not one of {', '.join(choices)}"
             raise argparse.ArgumentError(action, message + did_you_mean(closest(str(value), choices)))
 
+    def take(self, other: Parser, flag: str, default: Any = None, text: str | None = None) -> None:
+        """Add another parser's flag, with another default and help if they are given."""
+        action = copy.copy(next(action for action in other._actions if flag in action.option_strings))
+        action.default = action.default if default is None else default
+        action.help = text or action.help
+        self._add_action(action)
+
     def refuse_unknown(self, words: Sequence[str], elsewhere: Mapping[str, Iterable[str]]) -> NoReturn:
         """An error about the first word that no flag takes. `elsewhere`: the flags of the other commands."""
         flag = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
@@ -105,6 +115,9 @@ class Parser(argparse.ArgumentParser):
         known = self.flags()
         meant = next((name for name in MEANT.get(flag, ()) if name in known), None)
         others = [f"`{command}`" for command, flags in elsewhere.items() if flag in flags]
+        theirs = answer(flag)
+        if theirs is not None and meant is None:
+            self.error(theirs)
         if others and meant is None:
             self.error(
                 f"{flag} is a flag of {' and '.join(others)} only; {self.prog} --help-all lists the flags here"

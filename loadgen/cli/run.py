@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from loadgen.cli.flags.loads import (
 )
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
+from loadgen.cli.runs.repeat import check_repeat, repeat
 from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
+from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
 from loadgen.drive import (
     CancelWatch,
     Client,
@@ -68,6 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_times(parser)
     flags.add_limits(parser)
     flags.add_output(parser)
+    parser.add_argument(
+        "--repeat",
+        type=values.whole(1, 1000),
+        default=1,
+        metavar="K",
+        help="run the load K times, with seeds from --seed on, and give each figure's interval over the runs",
+    )
+    add_result_file(parser)
+    add_machines(parser)
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +126,12 @@ def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--ramp-up-start-rps", type=positive, metavar="R")
     group.add_argument("--ramp-up-end-rps", type=positive, metavar="R")
     group.add_argument(
+        "--max-errors",
+        type=values.error_limit,
+        metavar="N|SHARE",
+        help="end the run when N requests have failed, or more than a share such as 5%%; exit code 1",
+    )
+    group.add_argument(
         "--trace-speed",
         type=positive,
         default=1.0,
@@ -129,6 +147,17 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 async def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    check_result_file(args)
+    check_repeat(args)
+    check_machines(args, os.environ)
+    if args.repeat == 1:
+        return await _once(args, argv, None)
+    folder = finish.make_folder(args.result_dir, args.label or "repeats", finish.now())
+    return await repeat(args, folder, lambda place: _once(args, argv, place))
+
+
+async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) -> int:
+    """One run, in this folder or in a new one of --result-dir."""
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
     job = await prepare(args, {"a": base}, hide)
@@ -137,9 +166,11 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     n = job.body.extra.get("n")
     choices = n if isinstance(n, int) and n > 0 else 1  # an engine counts each of a request's choices
     async with cancel_watch(args, job) as watch:
-        folder = finish.make_folder(args.result_dir, args.label, finish.now())
+        folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
         with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
-            if job.workers == 1:
+            if args.machines > 1:
+                records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
+            elif job.workers == 1:
                 records, worker_errors = await run_single(
                     job,
                     workload,
@@ -155,8 +186,19 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
                 records, worker_errors = await run_workers(job, run, folder, view)
         await watch.settle(sum(record.failure == "left" for record in records))
         run.cancel_checks = watch.checks
+    if run.share is not None:
+        return end_of_share(run, folder)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
-    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
+    lateness_counts = job.schedule.open_loop and not job.schedule.all_at_once
+    code = end(args, folder, run, records, worker_errors, open_loop=lateness_counts)
+    try:
+        written = save_result_file(args, folder, run)
+    except OSError as error:
+        print(f"could not write vLLM's result file: {error.filename}: {error.strerror}", file=sys.stderr)
+        return code or finish.FAILED
+    if written is not None and not args.quiet:
+        print(f"vLLM's result file: {written}", file=sys.stderr)
+    return code
 
 
 def cancel_watch(args: argparse.Namespace, job: Job) -> CancelWatch:
@@ -229,7 +271,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         targets=targets,
         endpoint=endpoint,
         path=flags.path_of(args),
-        body=flags.body_of(args, model),
+        body=flags.body_of(args, args.served_model_name or model),
         http=http,
         pace=pace,
         schedule=schedule,
@@ -238,18 +280,25 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         num_warmups=args.num_warmups,
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
+        id_prefix=args.request_id_prefix,
         secrets=flags.secrets_of(args, os.environ),
         objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
         cancel=cancel_of(args, endpoint),
         models=models_of(args),
-        keep_answers=len(targets) > 1 and 0 in (args.temperature, args.extra_body.get("temperature")),
+        keep_answers=keeps_answers(args, targets),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
         raise UsageError(
             f"--max-concurrency {pace.max_concurrency} is below --workers {job.workers}: each needs one"
         )
     return with_trace(args, job)
+
+
+def keeps_answers(args: argparse.Namespace, targets: Mapping[str, str]) -> bool:
+    """Whether records keep the responses' texts: for `--save-detailed`, or to compare those of `ab`'s sides."""
+    greedy = 0 in (args.temperature, args.extra_body.get("temperature"))
+    return getattr(args, "save_detailed", False) or (len(targets) > 1 and greedy)
 
 
 def with_trace(args: argparse.Namespace, job: Job) -> Job:
@@ -307,6 +356,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         open_loop=schedule.open_loop,
         shed=args.shed,
         max_seconds=args.max_seconds,
+        max_errors=getattr(args, "max_errors", None),
         grace_seconds=args.grace_seconds,
     )
     return schedule, pace
@@ -326,7 +376,7 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
         command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
         config=config,
         targets=job.targets,
-        model=job.body.model,
+        model=args.model or job.body.model,
         endpoint=job.path,
         machine=finish.machine(),
         seed=args.seed,

@@ -16,6 +16,8 @@ The nouns, in the order in which a request meets them:
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
+- `Leader`, `join_run`: a run on several machines; each one's `Part` goes to machine 0.
+
 `run_single` carries out a job here, `run_workers` in several processes that share the schedule by arithmetic.
 """
 
@@ -30,6 +32,9 @@ from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.engine_check import CancelWatch
+from loadgen.drive.machines.leader import Gathered, Leader
+from loadgen.drive.machines.member import join_run
+from loadgen.drive.machines.share import Part
 from loadgen.drive.pacer import Ramp, counted_times, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
@@ -66,7 +71,10 @@ __all__ = [
     "Clock",
     "Exchange",
     "Fault",
+    "Gathered",
     "Job",
+    "Leader",
+    "Part",
     "Ramp",
     "RequestBuilder",
     "Schedule",
@@ -77,6 +85,7 @@ __all__ = [
     "counted_times",
     "failure_of",
     "job_schedule",
+    "join_run",
     "judge_self_error",
     "lag_of",
     "load_calibration",

@@ -9,10 +9,11 @@ from typing import Final
 
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.record import CUT_OFF
-from loadgen.snapshot import Snapshot
+from loadgen.snapshot import OWN_ENDS, Snapshot
 
 RECENT: Final = 200
 WINDOW: Final = 5.0  # seconds over which the live rates are means
+_ERROR: Final = re.compile(rb'^data: ?\{"error"', re.MULTILINE)
 _TOKENS: Final = re.compile(rb'"completion_tokens": ?(\d+)')
 _DURATIONS: Final = ("ttft", "ttft_due", "tpot", "e2el", "e2el_due")
 
@@ -42,11 +43,19 @@ class Progress:
             self.failed[failure] += 1
         if exchange.first_ns and exchange.wrote_ns:
             self._ttft.append((exchange.record.target, (exchange.first_ns - exchange.wrote_ns) // 1000 / 1e3))
-        counts = _TOKENS.findall(b"".join(exchange.parts[-2:])[-4096:])
+        tail = b"".join(exchange.parts[-2:])[-4096:]
+        if failure is None and _ERROR.search(tail):
+            self.failed["error_frame"] += 1
+        counts = _TOKENS.findall(tail)
         tokens = int(counts[-1][:9]) if counts else exchange.read_count if failure is None else 0
         self.tokens += tokens
         if self._objectives and failure is None:
             self.good += self._met(exchange, tokens)
+
+    @property
+    def errors(self) -> int:
+        """As `Snapshot.errors`."""
+        return sum(number for kind, number in self.failed.items() if kind not in OWN_ENDS)
 
     def _met(self, exchange: Exchange, tokens: int) -> bool:
         """By the program's clock."""

@@ -94,6 +94,7 @@ class RequestBuilder:
         *,
         path: str | None = None,
         run: str = "",
+        id_prefix: str = "",
         cancel: Cancel | None = None,
         models: ModelMix | None = None,
     ) -> None:
@@ -102,6 +103,7 @@ class RequestBuilder:
         self._endpoint: Endpoint = endpoint
         self._body = body
         self._run = run
+        self._id_prefix = id_prefix
         self._cancel = cancel
         self._models = models
         self._sums = list(itertools.accumulate(models.shares)) if models is not None else []
@@ -115,7 +117,9 @@ class RequestBuilder:
         fields = self.fields(request.prompt, model)
         record = Record(
             index=request.number,
-            id=f"{self._run}-{request.number}{request.target}",
+            id=f"{self._id_prefix}{request.number}"
+            if self._id_prefix
+            else f"{self._run}-{request.number}{request.target}",
             prompt=request.prompt.id,
             target=request.target,
             pair=request.pair,

@@ -42,6 +42,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     worker_error: WorkerError
     start_unix_ns: int
     interrupted: bool = False
+    stopped: str = ""  # why `max_errors` ended it
     overrun: bool = False
     waited: int = 0
     shed: int = 0
@@ -133,10 +134,17 @@ class Session:
         worker_error = WorkerError()
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
+        stopped = ""
+
         def ended(exchange: Exchange) -> None:
+            nonlocal stopped
             self._ends.append(time.monotonic_ns())
             progress.ended(exchange)
             backlog.add(exchange)
+            if pace.max_errors is not None and not stopped:
+                stopped = pace.max_errors.reached(progress.errors, progress.done)
+                if stopped:
+                    runner.stop()
 
         def build(scheduled: ScheduledRequest) -> PreparedRequest:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
@@ -172,6 +180,7 @@ class Session:
             worker_error=worker_error,
             start_unix_ns=clock.start_unix_ns(),
             interrupted=self._stopped,
+            stopped=stopped,
             overrun=runner.overrun,
             waited=runner.waited,
             shed=runner.shed,

@@ -7,6 +7,7 @@ The nouns:
 - headline: the few figures at the top, different for a run, a sweep and an `ab`.
 - `Plot`: one picture as SVG and PNG. matplotlib is imported only when a plot is drawn; without it reports have
   their tables.
+- `Foreign`: a result of another load generator, read as requests and figures of ours.
 - `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
   in more than what is compared.
 
@@ -18,31 +19,45 @@ from loadgen.report.compare import (
     Comparison,
     Line,
     compare_runs,
+    compare_values,
     flat_metrics,
     metrics_of,
 )
 from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
+from loadgen.report.runs.foreign import read_foreign
+from loadgen.report.runs.repeats import REPEATS, read_repeats, repeats_json, repeats_table, spreads_of
+from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
 from loadgen.report.tables import Table
 from loadgen.report.view import View
 from loadgen.report.write import Files, Report, report_of, write_report
 
 __all__ = [
     "HOW_TO",
+    "REPEATS",
     "Comparison",
     "Files",
+    "Judged",
     "Line",
     "Report",
     "Table",
     "View",
     "compare_runs",
+    "compare_values",
+    "comparison_page",
     "escape_markdown",
     "flat_metrics",
     "markdown_table",
     "metrics_of",
     "plots_available",
+    "read_foreign",
+    "read_repeats",
+    "repeats_json",
+    "repeats_table",
     "report_of",
     "result_json",
+    "side_by_side",
+    "spreads_of",
     "write_report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -32,6 +33,9 @@ POINTS: Final = (50.0, 95.0, 99.0, 99.9)
 THROUGHPUTS: Final = ("request_throughput", "output_throughput", "total_token_throughput")
 SAME: Final = ("model", "endpoint", "seed", "workers")
 """Fields of a run that have to be equal for a comparison to be meaningful."""
+_COMPARED: Final = re.compile(
+    r"(mean|median|p[\d.]+)_(ttft|tpot|itl|e2el)_ms|(request|output|total_token)_throughput"
+)
 EXPECTED: Final = frozenset(
     {
         "label",
@@ -47,9 +51,14 @@ EXPECTED: Final = frozenset(
         "header",
         "quiet",
     }
+    | {"measured_by", "max_errors", "repeat", "share"}
     | {"knee", "limit", "json", "goodput", "machine load_1m", "probe", "chosen_by_probe"}
 )
 """Settings that are often what is compared, or do not matter: listed without a warning."""
+
+
+FOREIGN: Final = "measured_by"
+"""Setting of a run that another tool measured: its name."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +124,43 @@ def compare_runs(
         effects=_effects(requests) if requests else [],
         config=config_difference(run_a, run_b),
     )
+
+
+def compare_values(
+    a: tuple[Run, Mapping[str, float | None]],
+    b: tuple[Run, Mapping[str, float | None]],
+    names: tuple[str, str] = ("A", "B"),
+    intervals: tuple[Mapping[str, Bounds], Mapping[str, Bounds]] = ({}, {}),
+) -> Comparison:
+    """Compare figures by vLLM's names, without their requests: with intervals where both figures have one."""
+    (run_a, values_a), (run_b, values_b) = a, b
+    lines = []
+    for metric, left in values_a.items():
+        right = values_b.get(metric)
+        if left is not None and right is not None and _COMPARED.fullmatch(metric):
+            unit = "ms" if metric.endswith("_ms") else "/s"
+            ends = [side.get(metric) for side in intervals]
+            lines.append(_between(metric, left, right, ends, unit))
+    repeated = all(intervals)
+    return Comparison(
+        a=names[0],
+        b=names[1],
+        warnings=[
+            *_measured_elsewhere((run_a, run_b), names),
+            *([] if repeated else ["one of them has no single requests: its figures have no intervals"]),
+        ],
+        lines=lines,
+        effects=[],
+        config=config_difference(run_a, run_b),
+    )
+
+
+def _between(metric: str, a: float, b: float, ends: Sequence[Bounds | None], unit: str) -> Line:
+    line = _plain(metric, a, b, unit)
+    if ends[0] is None or ends[1] is None:
+        return line
+    difference = shift(a, ends[0], b, ends[1])
+    return msgspec.structs.replace(line, shift=difference, words=f"{line.name} {in_words(difference, unit)}")
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
@@ -189,10 +235,10 @@ def in_words(difference: Shift, unit: str = "ms") -> str:
     )
 
 
-def _plain(name: str, a: float, b: float) -> Line:
-    title = name.replace("_", " ")
+def _plain(name: str, a: float, b: float, unit: str = "/s") -> Line:
+    title = name.removesuffix("_ms").replace("_", " ")
     change = f"{signed(100 * (b - a) / a, ' %')}" if a else f"from 0 to {digits(b)}"
-    words = f"{title} {digits(a)} → {digits(b)} /s, {change}"
+    words = f"{title} {digits(a)} → {digits(b)} {unit}, {change}"
     return Line(metric=name, name=title, a=a, b=b, shift=None, words=words)
 
 
@@ -225,6 +271,9 @@ def _effects(requests: tuple[Sequence[Measured], Sequence[Measured]]) -> list[Ef
 
 def config_difference(a: Run, b: Run) -> dict[str, tuple[str, str]]:
     left, right = _settings(a), _settings(b)
+    if FOREIGN in a.config or FOREIGN in b.config:
+        kept = (FOREIGN, "model", "endpoint")
+        left, right = ({name: side[name] for name in kept if name in side} for side in (left, right))
     names = [*left, *(name for name in right if name not in left)]
     return {
         name: (left.get(name, "not set"), right.get(name, "not set"))
@@ -242,12 +291,20 @@ def _settings(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
+def _measured_elsewhere(runs: tuple[Run, Run], names: tuple[str, str]) -> list[str]:
+    return [
+        f"{name} was measured by {run.config[FOREIGN]}: its figures have that tool's definitions and clock"
+        for name, run in zip(names, runs, strict=True)
+        if FOREIGN in run.config
+    ]
+
+
 def comparability_warnings(
     a: tuple[Run, Summary], b: tuple[Run, Summary], names: tuple[str, str] = ("A", "B")
 ) -> list[str]:
     """Why the two runs may not be comparable."""
     (run_a, sum_a), (run_b, sum_b) = a, b
-    warnings = []
+    warnings = _measured_elsewhere((run_a, run_b), names)
     for name, run in zip(names, (run_a, run_b), strict=True):
         if run.invalid:
             warnings.append(f"{name} is INVALID: {'; '.join(run.invalid)}")

@@ -151,6 +151,32 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 """
 
 
+def page(title: str, lead: str, lines: Sequence[str], tables: Sequence[Table]) -> str:
+    """A page of warnings, findings and tables, in the reports' style."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p class="ran">{escape(lead)}</p>
+</header>
+<main>
+{"".join(f'<p class="warning">{escape(text)}</p>' for text in lines)}
+{"".join(map(_section, tables))}
+</main>
+</body>
+</html>
+"""
+
+
 def _tile(what: str, value: str, more: str) -> str:
     number, _, unit = value.partition(" ")
     unit = f" <small>{escape(unit)}</small>" if unit else ""

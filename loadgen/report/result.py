@@ -10,31 +10,45 @@ from typing import Any, Final
 import msgspec
 
 from loadgen.analysis import (
+    PER_REQUEST,
+    POOLED,
     SECOND,
     Group,
     Measured,
     Stat,
     Summary,
+    interpolated,
+    pooled,
+    sample_of,
 )
 from loadgen.record import Run
 
 SCHEMA: Final = 1
 """Schema of the part under `loadgen`."""
 
+PERCENTILES: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 FLAT: Final = ("ttft", "tpot", "itl", "e2el")
 QUEUED: Final = {"client_queue_time": "queue", "e2el_including_client_queue": "e2el_due"}
 """vLLM's name -> ours. vLLM writes these two only for an open loop with a cap; else no request waits."""
 
 
 def result_json(
-    run: Run, summary: Summary, paired: Mapping[str, Any] | None = None, details: Sequence[Measured] = ()
+    run: Run,
+    summary: Summary,
+    paired: Mapping[str, Any] | None = None,
+    details: Sequence[Measured] = (),
+    *,
+    requests: Sequence[Measured] = (),
 ) -> dict[str, Any]:
-    """What `vllm bench serve --save-result` of vLLM 0.32 writes; with `details` also its `--save-detailed`.
+    """What `vllm bench serve --save-result` of vLLM 0.33 writes; with `details` also its `--save-detailed`, and
+    with `requests` the percentiles of `--metric-percentiles`.
 
-    Summaries are in milliseconds and details in seconds, as in vLLM. A percentile that the sample does not support
-    is null, and so is a detail that a failed request lacks: vLLM's 0 would look like a fast request.
+    Summaries are in milliseconds and details in seconds, as in vLLM. What no request has is null, and so is
+    a detail that a failed request lacks: vLLM's 0 would look like a fast request.
     """
-    result = _flat(run, summary.whole)
+    result = _flat(run, summary.whole) | _percentiles(
+        requests, (*PERCENTILES, *(run.config.get("metric_percentiles") or ()))
+    )
     if details:
         result |= _details(details)
     return result | {"loadgen": _ours(run, summary, paired)}
@@ -46,10 +60,14 @@ def _flat(run: Run, whole: Group) -> dict[str, Any]:
         "date": _vllm_date(run.date),
         "endpoint_type": config.get("backend") or _backend(run.endpoint),
         "backend": config.get("backend") or _backend(run.endpoint),
-        "label": run.label,
+        "label": run.label or None,
         "model_id": run.model,
         "tokenizer_id": config.get("tokenizer"),
         "num_prompts": whole.requests,
+    }
+    metadata = config.get("metadata")
+    flat |= metadata if isinstance(metadata, Mapping) else {}
+    flat |= {
         "request_rate": _finite(config.get("request_rate", inf)),
         "burstiness": config.get("burstiness", 1.0),
         "max_concurrency": config.get("max_concurrency"),
@@ -69,6 +87,13 @@ def _flat(run: Run, whole: Group) -> dict[str, Any]:
         "max_output_tokens_per_s": whole.peak_output_throughput,
         "max_concurrent_requests": whole.peak_in_flight,
     }
+    if "embed" in run.endpoint:
+        flat |= {
+            "total_input_sequences": whole.completed,
+            "input_sequence_throughput": whole.request_throughput,
+        }
+    else:
+        flat["rtfx"] = 0.0  # of audio, which is not measured
     for name in FLAT:
         flat |= flat_names(name, whole.stats[name])
     if config.get("max_concurrency") and _finite(config.get("request_rate", inf)) != "inf":
@@ -83,6 +108,21 @@ def flat_names(name: str, stat: Stat) -> dict[str, float | None]:
     named = {"mean": stat.mean, "median": median.value if median else None, "std": stat.std}
     named |= {f"p{quantile.p:g}": quantile.value for quantile in stat.quantiles}
     return {f"{what}_{name}_ms": value for what, value in named.items()}
+
+
+def _percentiles(requests: Sequence[Measured], points: Sequence[float]) -> dict[str, float]:
+    """`median_ttft_ms`, `p25_ttft_ms` and so on, as numpy interpolates and vLLM names them, of any sample that is
+    not empty."""
+    completed = [request for request in requests if request.completed]
+    flat: dict[str, float] = {}
+    for name in FLAT:
+        values = sorted(
+            (pooled(completed, POOLED[name]) if name in POOLED else sample_of(completed, PER_REQUEST[name])).values
+        )
+        if values:
+            flat[f"median_{name}_ms"] = interpolated(values, 0.5)
+            flat |= {f"p{point:g}_{name}_ms": interpolated(values, point / 100) for point in points}
+    return flat
 
 
 def _vllm_date(date: str) -> str:
@@ -112,6 +152,7 @@ def _details(requests: Sequence[Measured]) -> dict[str, Any]:
             [gap / 1000 for gap in request.chunk_gaps.values] if request.chunk_gaps else [] for request in requests
         ],
         "start_times": [request.sent_ns / SECOND if request.sent_ns is not None else None for request in requests],
+        "generated_texts": [request.answer or "" for request in requests],
         "errors": [_error(request) for request in requests],
         "latencies": [request.e2e / 1000 if request.e2e is not None else None for request in requests],
         "queue_times": [request.queued / 1000 for request in requests],

@@ -160,6 +160,8 @@ def _result(run: Run, whole: Group) -> str:
         words = f"{amount(whole.failed)} of {amount(ended)} requests FAILED ({kinds})"
     else:
         words = f"all {count(ended, 'request')} completed" if ended else "no request completed"
+    if run.stopped:
+        words = f"STOPPED EARLY ({run.stopped}), until then {words}"
     if run.interrupted:
         words = f"INTERRUPTED, until then {words}"
     if whole.cancelled:

@@ -115,7 +115,7 @@ def examples(requests: Iterable[Measured]) -> dict[str, str]:
 
 def _result(run: Run, summary: Summary, pairs: Pairs | None, requests: Sequence[Measured]) -> dict[str, Any]:
     details = requests if run.config.get("save_detailed") else ()
-    return result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details)
+    return result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details, requests=requests)
 
 
 def _json(result: Mapping[str, Any]) -> bytes:

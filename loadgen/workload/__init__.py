@@ -19,6 +19,7 @@ cannot be used raises `WorkloadError`. Nothing here knows sockets or pacing.
 from loadgen.workload.conversations import conversation_size
 from loadgen.workload.model import (
     DATASETS,
+    TOO_FEW,
     Dataset,
     FollowUp,
     Item,
@@ -30,6 +31,7 @@ from loadgen.workload.workload import describe_sent, open_workload
 
 __all__ = [
     "DATASETS",
+    "TOO_FEW",
     "Dataset",
     "FollowUp",
     "Item",

@@ -55,20 +55,21 @@ class RandomWords(Untimed):
         self.name = "random"
         self._options = options
         self._prefix = words(Draw(options.seed, "random-prefix"), options.random_prefix_len)
+        self._ratios = options.range_ratios()
 
     def prompt(self, number: int) -> Prompt:
         options = self._options
         draw = Draw(options.seed, "random", number)
-        count = self._around(draw, options.random_input_len)
-        output = self._around(draw, options.random_output_len)
+        count = _around(draw, options.random_input_len, self._ratios[0])
+        output = _around(draw, options.random_output_len, self._ratios[1])
         text = f"{self._prefix} {words(draw, count)}".strip()
         fields = bounded(as_fields(text, options.form), options.form, output)
         return Prompt(f"random/{number}", options.form, fields, options.random_prefix_len + count)
 
-    def _around(self, draw: Draw, length: int) -> int:
-        low = int(length * (1 - self._options.random_range_ratio))
-        high = int(length * (1 + self._options.random_range_ratio))
-        return max(1, low + draw.below(high - low + 1))
+
+def _around(draw: Draw, length: int, ratio: float) -> int:
+    low, high = int(length * (1 - ratio)), int(length * (1 + ratio))
+    return max(1, low + draw.below(high - low + 1))
 
 
 class RepeatedPrefixes(Untimed):

@@ -7,12 +7,15 @@ from typing import Any, Final, Literal, Protocol, get_args
 
 import msgspec
 
+from loadgen.errors import WorkloadError
 from loadgen.spec import FORMS, Endpoint, PromptForm
 
 Dataset = Literal[
     "corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition", "recording", "burstgpt"
 ]
 DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
+TooFew = Literal["refuse", "repeat", "fewer"]
+TOO_FEW: Final[tuple[str, ...]] = get_args(TooFew)
 DEFAULT_PROMPTS: Final = 1000
 
 
@@ -83,7 +86,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     random_input_len: int = 1024
     random_output_len: int = 128
-    random_range_ratio: float = 0.0  # lengths from len * (1 - ratio) to len * (1 + ratio)
+    random_range_ratio: float | dict[str, float] = 0.0
+    """Lengths from len * (1 - ratio) to len * (1 + ratio), one ratio for each of `input` and `output` as vLLM."""
     random_prefix_len: int = 0
     prefix_repetition_prefix_len: int = 256
     prefix_repetition_suffix_len: int = 256
@@ -100,6 +104,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     corpus_output_len: int | None = None  # None: the engine decides
     corpus_set: tuple[str, ...] = ()
     disable_shuffle: bool = False
+    too_few: TooFew = "refuse"  # when a file has fewer prompts than num_prompts
     trace_jitter: float | None = None  # seconds; None: within one slot if the file's clock is coarse
     duplicates: float = 0.0
     zipf: float = 1.1
@@ -109,3 +114,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def form(self) -> PromptForm:
         return FORMS[self.endpoint]
+
+    def range_ratios(self) -> tuple[float, float]:
+        """Of input and output. Raises WorkloadError for a dict that does not name exactly these two."""
+        ratio = self.random_range_ratio
+        if not isinstance(ratio, dict):
+            return ratio, ratio
+        if set(ratio) != {"input", "output"}:
+            raise WorkloadError(
+                "--random-range-ratio as JSON must have input and output and no other name, such as "
+                '{"input": 0.3, "output": 0.5}'
+            )
+        return ratio["input"], ratio["output"]

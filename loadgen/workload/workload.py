@@ -89,14 +89,21 @@ def _source(options: Options) -> Source:
 
 
 def _order(source: Source, options: Options) -> list[int]:
-    """Prompt numbers, one per request. A file is never silently repeated: that would measure caches."""
+    """Prompt numbers, one per request. A file is repeated only if `too_few` says so: repeats measure caches."""
     count = options.num_prompts or (DEFAULT_PROMPTS if source.distinct is None else source.distinct)
+    if source.distinct is not None and count > source.distinct and options.too_few != "refuse":
+        if options.duplicates:
+            raise WorkloadError("--too-few and --duplicates contradict each other: both repeat prompts")
+        draw = Draw(options.seed, "too-few")
+        missing = count - source.distinct if options.too_few == "repeat" else 0
+        return [*range(source.distinct), *(draw.below(source.distinct) for _ in range(missing))]
     order = mixed(count, options.duplicates, options.zipf, Draw(options.seed, "mix"))
     needed = max(order) + 1
     if source.distinct is not None and needed > source.distinct:
         raise WorkloadError(
             f"{source.name} has {source.distinct} different prompts, {needed} are needed: lower --num-prompts, or "
             f"allow repeats with --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f}"
+            " or --too-few repeat"
         )
     return order
 
@@ -119,7 +126,8 @@ def _check(options: Options) -> None:
         if value is not None and not least <= value <= 10_000_000:
             raise WorkloadError(f"{flag} must be {least} to 10,000,000; got {value}")
     ranges = {
-        "--random-range-ratio": (options.random_range_ratio, 0.0, 0.999),
+        "--random-range-ratio": (options.range_ratios()[0], 0.0, 0.999),
+        "--random-range-ratio of the output": (options.range_ratios()[1], 0.0, 0.999),
         "--duplicates": (options.duplicates, 0.0, 0.999),
         "--zipf": (options.zipf, 0.0, 4.0),
         "--trace-jitter": (options.trace_jitter or 0.0, 0.0, 3600.0),

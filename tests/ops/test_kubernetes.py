@@ -108,7 +108,7 @@ def test_every_manifest_keeps_to_its_schema_and_a_wrong_one_does_not(tmp_path: P
 
 
 def test_every_file_is_in_the_kustomization_or_says_who_reads_it() -> None:
-    named = {*kustomization()["resources"], "kustomization.yaml", "prometheus-adapter.yaml"}
+    named = {*kustomization()["resources"], "kustomization.yaml", "prometheus-adapter.yaml", "loadgen"}
     assert {path.name for path in K8S.iterdir()} == named
 
 

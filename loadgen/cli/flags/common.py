@@ -12,7 +12,7 @@ from loadgen.cli.flags import values
 from loadgen.cli.flags.loads import AddModel, add_lora
 from loadgen.errors import UsageError
 from loadgen.secrets import HIDDEN, is_secret
-from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
+from loadgen.spec import MIB, PATHS, Body, Endpoint, ErrorLimit, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
     "openai-chat": "chat",
@@ -23,6 +23,10 @@ BACKENDS: Final[dict[str, Endpoint]] = {
     "vllm": "completions",
     "openai-embeddings": "embeddings",
 }
+
+
+FURTHER: Final = ("min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "logprobs")
+"""Fields of a request's body with a flag of the same name."""
 
 
 def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
@@ -49,9 +53,19 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         metavar="NAME[:SHARE]",
         help="default: the first of /v1/models; repeated, with a share such as 0.7 or 70%%: a mix",
     )
+    group.add_argument(
+        "--served-model-name", metavar="NAME", help="the model's name in requests, if it is not --model"
+    )
+    group.add_argument("--tokenizer", metavar="NAME", help="a name for the results; none is loaded")
     group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
     group.add_argument(
-        "--header", type=values.header, action="append", default=[], metavar="NAME:VALUE", help="repeatable"
+        "--header",
+        type=values.header,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME:VALUE",
+        help="one or more; repeatable",
     )
     group.add_argument("--insecure", action="store_true", help="accept any TLS certificate")
     group.add_argument(
@@ -60,6 +74,13 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         default=0.0,
         metavar="S",
         help="wait this long for /v1/models to respond before starting (default %(default)g: try once)",
+    )
+    group.add_argument(
+        "--request-id-prefix",
+        type=values.header_text,
+        default="",
+        metavar="TEXT",
+        help="x-request-id is this and the request's number (default: a random one for each run)",
     )
     add_lora(parser)
     group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
@@ -74,6 +95,13 @@ def add_request(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=values.number(0), metavar="T")
     group.add_argument("--top-p", type=values.number(0, 1), metavar="P")
     group.add_argument("--top-k", type=values.whole(-1), metavar="K")
+    group.add_argument("--min-p", type=values.number(0, 1), metavar="P")
+    group.add_argument("--frequency-penalty", type=values.number(-2, 2), metavar="X")
+    group.add_argument("--presence-penalty", type=values.number(-2, 2), metavar="X")
+    group.add_argument("--repetition-penalty", type=values.number(0, above=True), metavar="X")
+    group.add_argument(
+        "--logprobs", type=values.whole(0), metavar="N", help="of completions: log-probabilities a token"
+    )
     group.add_argument(
         "--request-seed", type=values.whole(0), metavar="N", help="the `seed` field of each request"
     )
@@ -178,10 +206,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metadata",
         type=values.pair,
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="kept in the results; repeatable",
+        help="one or more, at the top level of result.json; repeatable",
     )
     group.add_argument(
         "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
@@ -242,8 +271,14 @@ def body_of(args: argparse.Namespace, model: str) -> Body:
         top_k=args.top_k,
         seed=args.request_seed,
         ignore_eos=args.ignore_eos,
-        extra=args.extra_body,
+        extra=_further_fields(args) | args.extra_body,
     )
+
+
+def _further_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling fields that `Body` does not name."""
+    chosen = {name: getattr(args, name) for name in FURTHER}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def limits_of(args: argparse.Namespace) -> Limits:
@@ -299,6 +334,8 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
             value = [f"{key}: {HIDDEN if is_secret(key) else text}" for key, text in value]
         elif name == "metadata":
             value = dict(value)
+        elif isinstance(value, ErrorLimit):
+            value = f"{100 * value.share:g}%" if value.share is not None else value.count
         elif isinstance(value, float) and math.isinf(value):
             value = "inf"
         if not callable(value):

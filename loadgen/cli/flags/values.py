@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from loadgen.spec import ErrorLimit
+
+VLLM_METRICS: Final = ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue")
 ENDPOINTS: Final = (
     *("/chat/completions", "/completions", "/responses", "/messages"),
     *("/embeddings", "/rerank", "/models"),
@@ -95,6 +98,24 @@ def header(text: str) -> tuple[str, str]:
     return name, value
 
 
+def header_text(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not printable ASCII, which a header's value must be")
+    return text
+
+
+def address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`; IPv6 in brackets."""
+    parts = urlsplit(f"//{text}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or not port or parts.path or parts.query or "@" in text:
+        raise argparse.ArgumentTypeError(f"{text!r:.60} is not HOST:PORT, such as lg-0.lg:7766")
+    return parts.hostname, port
+
+
 def pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -110,6 +131,49 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("give a JSON object, such as '{\"top_k\": 1}'")
     return value
+
+
+def range_ratio(text: str) -> float | dict[str, float]:
+    """A number, or vLLM's JSON object of one for `input` and one for `output`."""
+    if not text.lstrip().startswith("{"):
+        return number(-math.inf)(text)
+    return {name: number(-math.inf)(str(value)) for name, value in json_object(text).items()}
+
+
+def percentiles(text: str) -> list[float]:
+    """vLLM's list of percentiles, each above 0 and below 100, such as `25,50,99.9`."""
+    read = number(0, 100)
+    chosen = [read(part) for part in text.split(",") if part.strip()]
+    if not chosen or not all(0 < value < 100 for value in chosen):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of percentiles; give some, such as 50,90,99")
+    return sorted(set(chosen))
+
+
+def metric_names(text: str) -> list[str]:
+    """vLLM's list of metrics, such as `ttft,tpot,e2el`."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [name for name in names if name not in VLLM_METRICS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown) or repr(text)} is no metric; give some of {', '.join(VLLM_METRICS)}"
+        )
+    return names
+
+
+def error_limit(text: str) -> ErrorLimit:
+    """A number of failed requests, or a share of those that ended: `10`, `5%` or `0.05`."""
+    share = text.endswith("%") or "." in text
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if share and 0 <= number < 1:
+            return ErrorLimit(share=number)
+        if not share and number >= 1:
+            return ErrorLimit(count=int(text))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r:.40} is no limit; give a number of failed requests such as 10, or a share such as 5% or 0.05"
+    )
 
 
 def rates(text: str) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from loadgen.cli.flags import values
 from loadgen.errors import WorkloadError
 from loadgen.spec import Endpoint
-from loadgen.workload import DATASETS, Dataset, Options
+from loadgen.workload import DATASETS, TOO_FEW, Dataset, Options
 
 _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_set"}
 
@@ -44,7 +44,12 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", values.integer, "seed of all random choices")
     add("--random-input-len", values.integer, "tokens of a random prompt")
     add("--random-output-len", values.integer, "tokens of its response")
-    add("--random-range-ratio", any_number, "both lengths vary uniformly by up to this share", "SHARE")
+    add(
+        "--random-range-ratio",
+        values.range_ratio,
+        'both lengths vary uniformly by up to this share; or {"input": SHARE, "output": SHARE}',
+        "SHARE",
+    )
     add("--random-prefix-len", values.integer, "tokens of a prefix that all prompts share")
     add("--prefix-repetition-prefix-len", values.integer, "tokens of a shared prefix")
     add("--prefix-repetition-suffix-len", values.integer, "tokens of the distinct rest of each prompt")
@@ -67,6 +72,12 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="NAME[,NAME]",
         help="sets of the corpus, see `python -m corpus list` (default: all of one kind except documents)",
+    )
+    group.add_argument(
+        "--too-few",
+        choices=TOO_FEW,
+        default=_DEFAULTS.too_few,
+        help="if a file has fewer prompts than --num-prompts: refuse (default), repeat some (vLLM), or send fewer",
     )
     add("--turns", str, "make conversations: turns of each, N or LOW-HIGH; all: as in the file", "TURNS")
     add(

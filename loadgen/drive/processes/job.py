@@ -69,6 +69,7 @@ class Job(msgspec.Struct, kw_only=True):
     keep_answers: bool = False
     max_in_flight: int = 1000
     kernel: bool = True
+    id_prefix: str = ""  # x-request-id is this and the request's number; empty: the run's own
     secrets: list[str] = []
     objectives: dict[str, float] = {}  # in milliseconds, for the live view
     worker: int = 0
@@ -82,6 +83,7 @@ class Job(msgspec.Struct, kw_only=True):
             self.body,
             path=self.path,
             run=self.run,
+            id_prefix=self.id_prefix,
             cancel=self.cancel,
             models=self.models,
         )
@@ -89,7 +91,7 @@ class Job(msgspec.Struct, kw_only=True):
     def share(self, worker: int, events: str) -> Job:
         """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
         cap = self.pace.max_concurrency
-        pace = self.pace
+        pace = msgspec.structs.replace(self.pace, max_errors=None)  # the parent counts for all of them
         if cap is not None:
             share = cap // self.workers + (worker < cap % self.workers)
             pace = msgspec.structs.replace(pace, max_concurrency=share)
@@ -117,10 +119,13 @@ def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
-    """Prompts like the run's but none of them; the same ones to every target."""
-    share = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
-    prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(share)) for target in job.targets]
-    return (ScheduledRequest(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
+    """Prompts like the run's but none of them; the same ones to every target, and no two workers' the same."""
+    items = itertools.islice(workload.warmups(job.num_warmups), job.worker, None, job.workers)
+    prompts = [(prompt, target) for prompt in prompts_of(items) for target in job.targets]
+    return (
+        ScheduledRequest(-1 - job.worker - job.workers * place, prompt, None, target)
+        for place, (prompt, target) in enumerate(prompts)
+    )
 
 
 async def warm_up(

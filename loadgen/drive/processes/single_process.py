@@ -54,7 +54,7 @@ async def run_single(
                     watching.cancel()
                     await asyncio.wait({watching})
     run.warnings += [file.warning] if file.warning else []
-    run.interrupted = outcome.interrupted
+    run.interrupted, run.stopped = outcome.interrupted, outcome.stopped
     run.start_unix_ns = outcome.start_unix_ns
     _add_warnings(run, outcome.waited, outcome.overrun, job)
     return records, [outcome.worker_error]

@@ -24,6 +24,7 @@ from loadgen.drive.session import Outcome
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.snapshot import Snapshot, View, merged
+from loadgen.spec import ErrorLimit
 
 START_IN_NS: Final = 200_000_000  # from when the last worker is ready
 LINE_LIMIT: Final = 64 * 1024 * 1024  # an outcome holds the probe's samples: 8 bytes of text each, 100 a second
@@ -65,19 +66,35 @@ class Worker:
             self.process.send_signal(signal.SIGTERM)
 
 
+class Errors:
+    """Counts the failures of all workers, twice a second."""
+
+    def __init__(self, limit: ErrorLimit | None) -> None:
+        self.limit = limit
+        self.stopped = ""
+
+    def end(self, state: Snapshot) -> bool:
+        """Whether the run ends now because of them."""
+        if self.limit is None or self.stopped:
+            return False
+        self.stopped = self.limit.reached(state.errors, state.done)
+        return bool(self.stopped)
+
+
 async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
     Raises UsageError if a worker died: without its share the run is not the one that was requested.
     """
     workers: list[Worker] = []
+    errors = Errors(job.pace.max_errors)
     try:
         for number in range(job.workers):
             workers.append(await _start(job, number, folder))
         async with asyncio.TaskGroup() as group:
             for worker in workers:
                 group.create_task(worker.listen())
-            watching = group.create_task(_watch(workers, view))
+            watching = group.create_task(_watch(workers, view, errors))
             stop_on_signals(lambda: _stop_all(workers), view.note)
             for worker in workers:
                 await worker.ready.wait()
@@ -92,6 +109,7 @@ async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[lis
             if worker.process.returncode is None:
                 worker.process.kill()
                 await worker.process.wait()
+    run.stopped = errors.stopped
     return _merge(workers, run, folder)
 
 
@@ -117,12 +135,16 @@ def _stop_all(workers: list[Worker]) -> None:
         worker.stop()
 
 
-async def _watch(workers: list[Worker], view: View) -> None:
+async def _watch(workers: list[Worker], view: View, errors: Errors) -> None:
     while True:
         await asyncio.sleep(0.5)
         parts = [worker.snapshot for worker in workers if worker.snapshot is not None]
         if parts:
-            view(merged(parts))
+            state = merged(parts)
+            if errors.end(state):
+                _stop_all(workers)
+            if view is not None:
+                view(state)
 
 
 def _write(folder: Path, records: Iterable[Record]) -> str:
@@ -150,7 +172,7 @@ def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record],
         worker.file.unlink(missing_ok=True)
     warning = warning and _write(folder, records)  # there is room now that the workers' files are gone
     run.warnings += [warning] if warning else []
-    run.interrupted = any(outcome.interrupted for outcome in outcomes)
+    run.interrupted = not run.stopped and any(outcome.interrupted for outcome in outcomes)
     run.start_unix_ns = outcomes[0].start_unix_ns
     waited = sum(outcome.waited for outcome in outcomes)
     if waited:

@@ -17,14 +17,17 @@ FLAT = [
     *("date", "endpoint_type", "backend", "label", "model_id", "tokenizer_id", "num_prompts", "request_rate"),
     *("burstiness", "max_concurrency", "duration", "completed", "failed", "total_input_tokens"),
     *("total_output_tokens", "request_throughput", "request_goodput", "output_throughput"),
-    *("total_token_throughput", "max_output_tokens_per_s", "max_concurrent_requests"),
+    *("total_token_throughput", "max_output_tokens_per_s", "max_concurrent_requests", "rtfx"),
 ]
 STATS = [
     f"{what}_{name}_ms"
     for name in ("ttft", "tpot", "itl", "e2el")
     for what in ("mean", "median", "std", "p50", "p90", "p95", "p99", "p99.9")
 ]
-DETAILS = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "errors", "latencies", "queue_times"]
+DETAILS = [
+    *("input_lens", "output_lens", "ttfts", "itls", "start_times", "errors", "latencies", "queue_times"),
+    "generated_texts",
+]
 
 
 def result_of(run: Run, *, detailed: bool = False, fault: float = 0.05) -> dict[str, Any]:
@@ -59,6 +62,36 @@ def test_a_percentile_is_never_null_and_says_where_the_sample_is_too_small_for_a
     intervals = {q["p"]: q["interval"] for q in found["loadgen"]["summary"]["whole"]["stats"]["ttft"]["quantiles"]}
     assert intervals[50] is not None
     assert intervals[99] is intervals[99.9] is None
+
+
+def test_percentiles_of_the_requests_are_numpys_and_there_for_every_sample() -> None:
+    run = run_of()
+    run.config["metric_percentiles"] = [25.0, 99.5]
+    measured = measure_records(records(Load(requests=5, fault=0.0, warmups=0)))
+    result = result_json(run, summarise_measured(run, measured), requests=in_order(measured))
+    values = sorted(request.ttft.value for request in in_order(measured) if request.ttft)
+    assert result["p25_ttft_ms"] == pytest.approx(values[1])
+    assert result["p99.5_ttft_ms"] == pytest.approx(values[3] + 0.98 * (values[4] - values[3]))
+    assert result["median_e2el_ms"] == result["p50_e2el_ms"]
+    assert None not in (result["p99.9_itl_ms"], result["p99_tpot_ms"])
+
+
+def test_metadata_is_at_the_top_level_where_vllm_has_it() -> None:
+    run = run_of()
+    run.config["metadata"] = {"tp": "2", "label": "theirs", "completed": "no", "loadgen": "no"}
+    result = result_of(run)
+    assert (result["tp"], result["label"], result["completed"]) == ("2", "theirs", result["completed"])
+    assert isinstance(result["completed"], int)
+    assert isinstance(result["loadgen"], dict)
+
+
+def test_embeddings_have_vllms_names_of_a_pooling_run() -> None:
+    run = run_of()
+    run.endpoint = "/v1/embeddings"
+    result = result_of(run)
+    assert result["total_input_sequences"] == result["completed"]
+    assert result["input_sequence_throughput"] == result["request_throughput"]
+    assert "rtfx" not in result
 
 
 @pytest.mark.parametrize("rate", [None, "inf", float("inf")])

@@ -35,6 +35,21 @@ def test_random_prompts_have_as_many_words_as_were_asked(
     assert {word for text in texts(options) for word in text.split()} <= set(one_token_words())
 
 
+def test_input_and_output_may_vary_by_ratios_of_their_own() -> None:
+    options = Options(
+        dataset_name="random",
+        endpoint="completions",
+        num_prompts=50,
+        random_input_len=100,
+        random_output_len=100,
+        random_range_ratio={"input": 0.0, "output": 0.5},
+    )
+    prompts = [item.prompt for item in open_workload(options).requests()]
+    assert {prompt.expected_input for prompt in prompts} == {100}
+    outputs = [prompt.fields["max_tokens"] for prompt in prompts]
+    assert 50 <= min(outputs) < 75 < 125 < max(outputs) <= 150
+
+
 def test_expected_input_is_the_count_of_words() -> None:
     options = Options(dataset_name="random", endpoint="completions", num_prompts=3, random_prefix_len=5)
     for item in open_workload(options).requests():

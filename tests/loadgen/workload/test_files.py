@@ -197,3 +197,18 @@ def test_garbage_raises_nothing_but_a_workload_error(
 
 def test_a_file_of_one_prompt_is_one_request(tmp_path: Path) -> None:
     assert len(sent(written(tmp_path, {"prompt": "only"}))) == 1
+
+
+def test_a_file_with_too_few_prompts_is_repeated_or_sent_once_where_asked(tmp_path: Path) -> None:
+    path = written(tmp_path, {"prompt": "a"}, {"prompt": "b"})
+    whole = sent(path, num_prompts=9, too_few="repeat")
+    assert len(whole) == 9
+    assert whole[2:] != whole[:2] * 4
+    assert {fields["messages"][0]["content"] for fields in whole[:2]} == {"a", "b"}
+    assert whole == sent(path, num_prompts=9, too_few="repeat")
+    assert len(sent(path, num_prompts=9, too_few="fewer")) == 2
+    assert len(sent(path, num_prompts=1, too_few="fewer")) == 1
+    with pytest.raises(WorkloadError, match="or --too-few repeat"):
+        sent(path, num_prompts=9)
+    with pytest.raises(WorkloadError, match="contradict"):
+        sent(path, num_prompts=9, too_few="repeat", duplicates=0.5)

@@ -134,6 +134,8 @@ def test_describe_counts_what_two_prompts_have_in_common() -> None:
         ({"zipf": float("nan")}, "--zipf must be 0 to 4"),
         ({"random_input_len": 0}, "--random-input-len must be 1 to"),
         ({"random_range_ratio": 1.0}, "--random-range-ratio must be 0 to 0.999"),
+        ({"random_range_ratio": {"input": 0.5, "output": 1.0}}, "of the output must be 0 to 0.999"),
+        ({"random_range_ratio": {"input": 0.5}}, "must have input and output"),
         ({"custom_output_len": -2}, "--custom-output-len must be"),
         ({"trace_jitter": -1.0}, "--trace-jitter must be"),
     ],

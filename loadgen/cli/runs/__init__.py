@@ -1,0 +1,1 @@
+"""What commands do with finished runs: reading, CSV, repeats, the merge of several machines' shares."""

@@ -1,0 +1,1 @@
+"""Several runs: results of other load generators, runs side by side, repeats of one run."""
