@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from proxy.access import (
     PriorityPolicy,
@@ -42,8 +43,8 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
-from proxy.redis import REASONS, Cache, RedisState, Use, WireError
-from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
+from proxy.redis import REASONS, Cache, Change, Deployment, RedisState, Use, WireError, deployment_of
+from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
 from proxy.server import (
     Flush,
     Gateway,
@@ -76,6 +77,8 @@ from proxy.upstream import (
     watch,
 )
 from proxy.upstream.http import tls_context
+
+_SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
 
 
 @dataclass(slots=True)
@@ -127,12 +130,13 @@ async def running(
     async with AsyncExitStack() as stack:
         tracing = _tracing(settings, log, stack)
         urls, redis_url, redis_words = await children(settings, log, stack)
-        log.hide([prepared.backend_key, *secrets_in(redis_url or "")])
+        log.hide([prepared.backend_key, *secrets_in(redis_url or ""), *secrets_in(settings.state_redis)])
         metrics = Metrics()
         containment = _containment(log)
         memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
-        redis_state = RedisState(redis_words)
-        cache = await _cache(redis_url, settings, log, metrics, stack, redis_state)
+        redis = None if redis_url is None else await _deployment(redis_url, settings, log, stack)
+        redis_state = RedisState(redis_words, redis)
+        cache = await _cache(redis, settings, log, metrics, stack, redis_state)
         pulse = Pulse(loop)
         pulse.start()
         stack.callback(pulse.close)
@@ -190,7 +194,11 @@ async def running(
             on_unknown_shape=shapes.passed,
         )
         # No other process uses the embedded Redis: shared limits would cost a round trip and share nothing.
-        shared_redis = None if settings.redis == "auto" else redis_url
+        shared_redis = None if settings.redis == "auto" else redis
+        limits_state, other_state = redis_state, None
+        if settings.state_redis:
+            shared_redis = await _deployment(settings.state_redis, settings, log, stack)
+            limits_state = other_state = RedisState("yours", shared_redis)
         admission = await admission_for(
             settings,
             shared_redis,
@@ -201,7 +209,9 @@ async def running(
             keyed=prepared.rules.identity.ring is not None,
         )
         if admission is not None and admission.limiter.shared is not None:
-            redis_state.watch("rate limits", admission.limiter.shared.availability)
+            limits_state.watch("rate limits", admission.limiter.shared.availability)
+            if other_state is None:
+                log.event("info", "limits share the redis of answers", detail=_SHARED)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -251,7 +261,11 @@ async def running(
                 access_policy=access_policy,
                 large=large,
                 certificates=expiries,
-                redis=_on_redis(cache, admission),
+                redis=[
+                    (url, one)
+                    for url, one in ((settings.redis, redis), (settings.state_redis, shared_redis))
+                    if one
+                ],
                 reload=reload,
                 hide=log.hide,
             ),
@@ -295,6 +309,7 @@ async def running(
                 backends=backends,
                 cache=cache,
                 redis=redis_state,
+                state_redis=other_state,
                 began=loop.time(),
                 clock=loop.time,
             )
@@ -379,10 +394,30 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
     )
 
 
+async def _deployment(url: str, settings: Settings, log: Log, stack: AsyncExitStack) -> Deployment:
+    """The Redis at a URL, with its servers found."""
+
+    def told(change: Change, server: str, detail: str) -> None:
+        level = "warning" if change == "away" else "info"
+        log.event(level, f"redis server {change}", server=server, detail=detail)
+
+    deployment = deployment_of(
+        url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told
+    )
+    stack.push_async_callback(deployment.close)
+    await deployment.start()
+    return deployment
+
+
 async def _cache(
-    url: str | None, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack, state: RedisState
+    redis: str | Deployment | None,
+    settings: Settings,
+    log: Log,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    state: RedisState,
 ) -> Cache | None:
-    if url is None:
+    if redis is None:
         return None
 
     def told(use: Use, trouble: WireError | None) -> None:
@@ -401,7 +436,7 @@ async def _cache(
         told("look-ups", trouble)
 
     cache = Cache(
-        url,
+        redis,
         timeout=settings.redis_timeout_ms / 1000,
         ttl=settings.cache_ttl_seconds,
         max_entry=settings.cache_max_entry_bytes,
@@ -452,11 +487,6 @@ def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificate
     if prepared.redis_cert_expires:
         certificates.renew("redis", prepared.redis_cert_expires)
     return certificates
-
-
-def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
-    shared = admission.limiter.shared if admission is not None else None
-    return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
 def _files(reloads: FileReloads, contents: Contents, audit: Audit) -> FileWatch:

@@ -284,8 +284,16 @@ class Settings:
         "auto",
         values.redis_url,
         "URL",
-        "Redis for stored answers and shared limits: `auto` (embedded), `off`, or redis://, rediss:// or unix://.",
+        "Redis for stored answers and shared limits: `auto` (embedded), `off`, or redis://, rediss://, unix://, "
+        "redis+sentinel://HOST,HOST/SERVICE/0 or redis+cluster://HOST,HOST (rediss+ for TLS).",
         env=("GATEWAY_REDIS_URL", "GATEWAY_REDIS"),
+        secret=True,
+    )
+    state_redis: str = _setting(
+        "",
+        values.own_redis_url,
+        "URL",
+        "Another Redis for what must not be evicted: shared limits. As `redis`; none: the same one.",
         secret=True,
     )
     redis_namespace: str = _setting(

@@ -17,8 +17,9 @@ import pytest
 
 from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Limit, Limits
 from proxy.access.ratelimit.redis import RedisLimits
+from proxy.redis.address import address
 from proxy.redis.cache import Cache
-from proxy.redis.client import RedisClient, address
+from proxy.redis.client import RedisClient
 from proxy.redis.resp import WireError
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine

@@ -192,6 +192,10 @@ def test_an_engine_is_always_written_the_same(given: str, kept: str) -> None:
         "unix:///run/redis.sock",
         "redis://h?db=1",
         "redis://[::1]:1/0",
+        "redis+cluster://h",
+        "rediss+cluster://u:p,w@a:7000,b,[::1]:7001/0?ssl_ca_certs=ca.pem",
+        "redis+sentinel://a,b:26380/my-master.1",
+        "rediss+sentinel://:p@a/m/3?sentinel_password=q",
     ],
 )
 def test_a_redis_url_is_kept_as_it_is(url: str) -> None:

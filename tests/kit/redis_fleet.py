@@ -1,0 +1,173 @@
+"""Owns Redis servers that belong together, as processes on ports of loopback: a Cluster, or a master with a
+replica and Sentinels. Each can be killed, stopped by SIGSTOP and continued.
+Must not know what a test asks of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from proxy.embedded.redis import server_binary
+from proxy.redis.address import RedisAddress
+from proxy.redis.client import RedisClient
+from proxy.redis.resp import Login, WireError
+from tests.kit.redis_server import free_port
+
+SECONDS: Final = 5.0  # for one command
+NODE_TIMEOUT: Final = 1500  # ms until a Cluster or a Sentinel calls a server down
+SLOTS: Final = 16384
+
+
+class RedisNode:
+    """One server. `call` raises WireError; the user that it logs in as may do everything."""
+
+    def __init__(self, home: Path, port: int, login: Login | None = None) -> None:
+        self.home = home
+        self.port = port
+        self.name = f"127.0.0.1:{port}"
+        self._process: asyncio.subprocess.Process | None = None
+        self._link = RedisClient(RedisAddress(login or Login(), "127.0.0.1", port), connect_timeout=SECONDS)
+
+    def __repr__(self) -> str:
+        return f"<RedisNode {self.name}>"
+
+    async def start(self, binary: Path, *options: str) -> None:
+        words = [str(binary), *options, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.home)]
+        words += ["--save", "", "--repl-diskless-sync-delay", "0", "--logfile", str(self.home / "log")]
+        self._process = await asyncio.create_subprocess_exec(*words)
+        await eventually(self.answers)
+
+    async def call(self, *words: str | bytes | int) -> Any:
+        return await self._link.call(*words, timeout=SECONDS)
+
+    async def answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, (self.home / "log").read_text()
+        try:
+            return bool(await self.call("PING"))
+        except WireError:
+            return False
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    async def stop(self) -> None:
+        await self._link.close()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+
+async def eventually(fact: Callable[[], Any]) -> None:
+    """Await the coroutine of `fact` until it gives something true; bounded by the test's own timeout."""
+    while not await fact():
+        pass
+
+
+class RedisCluster:
+    """Three masters, each with a replica where there are six nodes, in the order masters, replicas."""
+
+    def __init__(self, nodes: Sequence[RedisNode], masters: int) -> None:
+        self.nodes = nodes
+        self.masters = nodes[:masters]
+        self.replicas = nodes[masters:]
+
+    def url(self, *nodes: RedisNode, user: str = "", options: str = "") -> str:
+        """With these nodes as seeds, else all masters."""
+        hosts = ",".join(node.name for node in nodes or self.masters)
+        return f"redis+cluster://{user}{hosts}{options}"
+
+    async def keys(self) -> dict[str, list[bytes]]:
+        """The keys at each master."""
+        return {node.name: sorted(await node.call("KEYS", "*")) for node in self.masters}
+
+    async def migrate(self, slot: int, source: RedisNode, target: RedisNode, *, finish: bool = True) -> None:
+        """Move a slot with its keys; `finish=False` leaves it in the middle, with its keys at the source."""
+        ids = {node: (await node.call("CLUSTER", "MYID")).decode() for node in (source, target)}
+        await target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+        await source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+        if not finish:
+            return
+        while keys := await source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            await source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for node in (target, source, *self.masters):
+            await node.call("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+
+    async def whole(self) -> bool:
+        """Whether every node sees every other, and all slots are served."""
+        for node in self.nodes:
+            told = (await node.call("CLUSTER", "INFO")).decode()
+            if "cluster_state:ok" not in told or f"cluster_known_nodes:{len(self.nodes)}\r" not in told:
+                return False
+            if "fail" in (await node.call("CLUSTER", "NODES")).decode().replace("noflags", ""):
+                return False
+        return True
+
+
+@asynccontextmanager
+async def redis_cluster(
+    *options: str, replicas: bool = False, binary: Path | None = None, login: Login | None = None
+) -> AsyncIterator[RedisCluster]:
+    """Three masters on loopback, and `replicas`: one of each. `login`: of a user that `options` make."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
+        nodes = []
+        for number in range(6 if replicas else 3):
+            home = folder / str(number)
+            home.mkdir()
+            node = RedisNode(home, free_port(), login)
+            stack.push_async_callback(node.stop)
+            nodes.append(node)
+        words = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *options)
+        await asyncio.gather(
+            *(node.start(binary or server_binary(), "--cluster-port", str(free_port()), *words) for node in nodes)
+        )
+        cluster = RedisCluster(nodes, 3)
+        await _join(cluster)
+        yield cluster
+
+
+async def _join(cluster: RedisCluster) -> None:
+    bounds = [SLOTS * part // len(cluster.masters) for part in range(len(cluster.masters) + 1)]
+    for number, node in enumerate(cluster.masters):
+        await node.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        await node.call("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+    first = cluster.nodes[0]
+    for node in cluster.nodes[1:]:
+        bus = await node.call("CONFIG", "GET", "cluster-port")
+        port = bus[b"cluster-port"] if isinstance(bus, dict) else bus[1]
+        await first.call("CLUSTER", "MEET", "127.0.0.1", node.port, int(port))
+    await eventually(cluster.whole)
+    for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
+        await replica.call("CLUSTER", "REPLICATE", await master.call("CLUSTER", "MYID"))
+    for master in cluster.masters[: len(cluster.replicas)]:
+        await eventually(lambda: _has_replica(master))  # noqa: B023 - awaited in this round
+    await eventually(cluster.whole)
+
+
+async def _has_replica(master: RedisNode) -> bool:
+    return b"state=online" in await master.call("INFO", "replication")
+
+
+def state_of(info: bytes, name: str) -> str:
+    """A field of INFO."""
+    found = re.search(rf"^{name}:(.*?)\r?$", info.decode(), re.MULTILINE)
+    return found[1] if found else ""
