@@ -81,6 +81,14 @@ from proxy.upstream.http import tls_context
 _SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
 
 
+_SERVER: Final[dict[Change, str]] = {
+    "away": "redis server away",
+    "back": "redis server back",
+    "added": "redis server added",
+    "removed": "redis server removed",
+}
+
+
 @dataclass(slots=True)
 class App:
     """A running gateway."""
@@ -398,8 +406,7 @@ async def _deployment(url: str, settings: Settings, log: Log, stack: AsyncExitSt
     """The Redis at a URL, with its servers found."""
 
     def told(change: Change, server: str, detail: str) -> None:
-        level = "warning" if change == "away" else "info"
-        log.event(level, f"redis server {change}", server=server, detail=detail)
+        log.event("warning" if change == "away" else "info", _SERVER[change], server=server, detail=detail)
 
     deployment = deployment_of(
         url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told

@@ -18,17 +18,17 @@ _NO_CLUSTER: Final = "cluster support disabled"
 
 
 async def read_slots(url: RedisUrl, besides: Iterable[Place], timeout: float) -> list[Place | None]:
-    """The master of each slot, None for a slot that no master serves, by the first server that answers: the seeds
-    of the URL in random order, then those `besides`. `timeout`: seconds for each of them. Raises WireError."""
+    """The master of each slot, None for a slot that no master serves, by the first server that answers: of the
+    seeds of the URL and those `besides`, in random order. `timeout`: seconds for each. Raises WireError."""
     # Imported here: without a Cluster it costs no start-up time.
     from redis.asyncio.cluster import ClusterNode, RedisCluster
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisClusterException, RedisError
     from redis.maint_notifications import MaintNotificationsConfig
 
     cluster = RedisCluster(
-        startup_nodes=[ClusterNode(host, port) for host, port in url.hosts],
+        startup_nodes=[ClusterNode(host, port) for host, port in dict.fromkeys((*url.hosts, *besides))],
         require_full_coverage=False,
         dynamic_startup_nodes=False,
         socket_timeout=timeout,
@@ -40,9 +40,9 @@ async def read_slots(url: RedisUrl, besides: Iterable[Place], timeout: float) ->
     )
     nodes = cluster.nodes_manager
     try:
-        await nodes.initialize(additional_startup_nodes_info=list(besides))
+        await nodes.initialize()
         return _masters(nodes.slots_cache)
-    except (RedisError, OSError, TimeoutError, ValueError) as e:
+    except (RedisClusterException, RedisError, OSError, TimeoutError, ValueError) as e:
         raise _explained(e) from None
     finally:
         for nodes_of in ("nodes_cache", "startup_nodes"):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -54,6 +53,15 @@ class RedisNode:
             return bool(await self.call("PING"))
         except WireError:
             return False
+
+    async def follows(self) -> bool:
+        """Whether it is a replica that has what its master has."""
+        told = await self.call("INFO", "replication")
+        return b"role:slave" in told and b"master_link_status:up" in told
+
+    async def has(self, count: int) -> bool:
+        """Whether it has so many keys."""
+        return bool(await self.call("DBSIZE") >= count)
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
@@ -158,16 +166,6 @@ async def _join(cluster: RedisCluster) -> None:
     await eventually(cluster.whole)
     for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
         await replica.call("CLUSTER", "REPLICATE", await master.call("CLUSTER", "MYID"))
-    for master in cluster.masters[: len(cluster.replicas)]:
-        await eventually(lambda: _has_replica(master))  # noqa: B023 - awaited in this round
+    for replica in cluster.replicas:
+        await eventually(replica.follows)
     await eventually(cluster.whole)
-
-
-async def _has_replica(master: RedisNode) -> bool:
-    return b"state=online" in await master.call("INFO", "replication")
-
-
-def state_of(info: bytes, name: str) -> str:
-    """A field of INFO."""
-    found = re.search(rf"^{name}:(.*?)\r?$", info.decode(), re.MULTILINE)
-    return found[1] if found else ""

@@ -54,7 +54,16 @@ def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None
 @given(
     st.text("Hx:&=% ,.[]", max_size=12),
     st.sampled_from(
-        ["redis://{}@h", "redis://:{}@h:1", "redis+cluster://u:{}@a,b", "redis+sentinel://:{}@a,b/m", "rediss://h?a={}", "redis://h?{}", "redis://:{}", "http://{}@h"]
+        [
+            "redis://{}@h",
+            "redis://:{}@h:1",
+            "redis+cluster://u:{}@a,b",
+            "redis+sentinel://:{}@a,b/m",
+            "rediss://h?a={}",
+            "redis://h?{}",
+            "redis://:{}",
+            "http://{}@h",
+        ]
     ),
 )
 def test_no_form_of_a_url_shows_its_password(around: str, form: str) -> None:
