@@ -43,6 +43,12 @@ class RedisNode:
         self._process = await asyncio.create_subprocess_exec(*words)
         await eventually(self.answers)
 
+    async def watch(self, binary: Path) -> None:
+        """Start as a Sentinel, by the file `sentinel.conf` in its home."""
+        words = (str(binary), str(self.home / "sentinel.conf"), "--sentinel", "--port", str(self.port))
+        self._process = await asyncio.create_subprocess_exec(*words, "--logfile", str(self.home / "log"))
+        await eventually(self.answers)
+
     async def call(self, *words: str | bytes | int) -> Any:
         return await self._link.call(*words, timeout=SECONDS)
 
@@ -56,7 +62,10 @@ class RedisNode:
 
     async def follows(self) -> bool:
         """Whether it is a replica that has what its master has."""
-        told = await self.call("INFO", "replication")
+        try:
+            told = await self.call("INFO", "replication")
+        except WireError:
+            return False  # a Sentinel that demotes it closes its connections
         return b"role:slave" in told and b"master_link_status:up" in told
 
     async def has(self, count: int) -> bool:
@@ -169,3 +178,56 @@ async def _join(cluster: RedisCluster) -> None:
     for replica in cluster.replicas:
         await eventually(replica.follows)
     await eventually(cluster.whole)
+
+
+class Watched:
+    """A master and its replica, watched by three Sentinels under the name `mymaster`."""
+
+    def __init__(self, master: RedisNode, replica: RedisNode, sentinels: Sequence[RedisNode]) -> None:
+        self.master = master
+        self.replica = replica
+        self.sentinels = sentinels
+
+    def url(self, *, user: str = "", options: str = "", service: str = "mymaster") -> str:
+        hosts = ",".join(node.name for node in self.sentinels)
+        return f"redis+sentinel://{user}{hosts}/{service}/0{options}"
+
+    async def ready(self) -> bool:
+        """Whether every Sentinel knows the replica and both others: less elects nobody."""
+        for node in self.sentinels:
+            (state,) = await node.call("SENTINEL", "MASTERS")
+            facts = dict(state) if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
+            if (facts[b"num-slaves"], facts[b"num-other-sentinels"]) != (b"1", b"2"):
+                return False
+        return True
+
+
+@asynccontextmanager
+async def redis_sentinels(*options: str, password: str = "", binary: Path | None = None) -> AsyncIterator[Watched]:
+    """`options` are the servers'. `password`: of the servers; the Sentinels have none."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sentinel-")))
+        login = Login(password=password or None)
+        nodes = []
+        for name in ("master", "replica", "a", "b", "c"):
+            home = folder / name
+            home.mkdir()
+            node = RedisNode(home, free_port(), login if len(nodes) < 2 else None)
+            stack.push_async_callback(node.stop)
+            nodes.append(node)
+        master, replica, *sentinels = nodes
+        server = binary or server_binary()
+        secret = ("--requirepass", password, "--masterauth", password) if password else ()
+        await master.start(server, *secret, *options)
+        await replica.start(server, "--replicaof", "127.0.0.1", str(master.port), *secret, *options)
+        await eventually(replica.follows)
+        for node in sentinels:
+            lines = [f"sentinel monitor mymaster 127.0.0.1 {master.port} 2"]
+            lines += [f"sentinel down-after-milliseconds mymaster {NODE_TIMEOUT}"]
+            lines += ["sentinel failover-timeout mymaster 5000"]
+            lines += [f"sentinel auth-pass mymaster {password}"] if password else []
+            (node.home / "sentinel.conf").write_text("\n".join(lines) + "\n")
+        await asyncio.gather(*(node.watch(server) for node in sentinels))
+        watched = Watched(master, replica, sentinels)
+        await eventually(watched.ready)
+        yield watched
