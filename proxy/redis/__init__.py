@@ -5,7 +5,7 @@ A reader meets, in this order:
 
 - A `RedisUrl` is where a Redis is and how to log in, read by `read_url`; `address` reads that of one server.
 - A `Deployment` makes the clients of one Redis: `SingleServer`, `Sentinels` or `Cluster`, by `deployment_of`. The
-  last two follow the masters as they change; redis-py asks for them.
+  last two follow the masters as they change.
 - `RedisClient` sends commands over one connection and opens a new one after each loss; its connection is a
   `RespConnection` (`resp`). A reply or a `WireError` comes back within the timeout of the command.
 - `ClusterClient` sends each command to the master of its key, and follows redirections.

@@ -1,5 +1,5 @@
 """A Redis Cluster: which master has which key, and what becomes of a command whose key has moved, or whose master
-does not answer. Each master has connections of the gateway's own; redis-py is asked for the topology."""
+does not answer."""
 
 from __future__ import annotations
 

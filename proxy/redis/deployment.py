@@ -100,7 +100,7 @@ def deployment_of(
     read = read_url(url)
     if read.kind == "server":
         return SingleServer(read.address)
-    # Imported here: one server does without redis-py, whose import takes a tenth of a second.
+    # Imported here: without them one server costs less start-up time.
     if read.kind == "cluster":
         from proxy.redis.cluster import Cluster
 

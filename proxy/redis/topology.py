@@ -1,80 +1,63 @@
-"""Which master serves which slot of a Redis Cluster, asked by redis-py."""
+"""Which master serves which slot of a Redis Cluster, by CLUSTER SLOTS (https://redis.io/commands/cluster-slots)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+import random
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 from proxy.redis.address import RedisUrl
-from proxy.redis.refusal import ADVICE
-from proxy.redis.resp import Lost, WireError
+from proxy.redis.client import RedisClient
+from proxy.redis.resp import Lost, ReplyError, WireError
 
 SLOTS: Final = 16384
 Place = tuple[str, int]
 """Host and port of a server."""
+Owners = list[Place | None]
+"""The master of each slot; None: no master serves it."""
 
-_NO_CLUSTER: Final = "cluster support disabled"
+
+async def read_slots(url: RedisUrl, besides: Iterable[Place], timeout: float) -> Owners:
+    """Ask the seeds of the URL and the servers `besides`, in random order, until one knows masters for all slots;
+    else the answer with the most. `timeout`: seconds for each of them. Raises WireError."""
+    places = list(dict.fromkeys((*url.hosts, *besides)))
+    random.shuffle(places)  # gateways that start together do not all ask the same one
+    best: Owners | None = None
+    problem: WireError = Lost("no server of the Redis Cluster answers")
+    for place in places:
+        client = RedisClient(replace(url.address, host=place[0], port=place[1]), connect_timeout=timeout)
+        try:
+            owners = _owners(await client.call("CLUSTER", "SLOTS", timeout=timeout), place[0])
+        except WireError as e:
+            problem = _explained(e) if e.reason else problem
+            continue
+        finally:
+            await client.close()
+        if best is None or owners.count(None) < best.count(None):
+            best = owners
+        if None not in best:
+            return best
+    if best is None:
+        raise problem
+    return best
 
 
-async def read_slots(url: RedisUrl, besides: Iterable[Place], timeout: float) -> list[Place | None]:
-    """The master of each slot, None for a slot that no master serves, by the first server that answers: of the
-    seeds of the URL and those `besides`, in random order. `timeout`: seconds for each. Raises WireError."""
-    # Imported here: without a Cluster it costs no start-up time.
-    from redis.asyncio.cluster import ClusterNode, RedisCluster
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-    from redis.exceptions import RedisClusterException, RedisError
-    from redis.maint_notifications import MaintNotificationsConfig
-
-    cluster = RedisCluster(
-        startup_nodes=[ClusterNode(host, port) for host, port in dict.fromkeys((*url.hosts, *besides))],
-        require_full_coverage=False,
-        dynamic_startup_nodes=False,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        driver_info=None,
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        **url.options,
-    )
-    nodes = cluster.nodes_manager
+def _owners(reply: Any, asked: str) -> Owners:
+    """What a reply says. A server that does not know its own address leaves it out: it is the one asked."""
+    owners: Owners = [None] * SLOTS
     try:
-        await nodes.initialize()
-        return _masters(nodes.slots_cache)
-    except (RedisClusterException, RedisError, OSError, TimeoutError, ValueError) as e:
-        raise _explained(e) from None
-    finally:
-        for nodes_of in ("nodes_cache", "startup_nodes"):
-            with suppress(RedisError, OSError):
-                await nodes.aclose(nodes_of)
+        for start, end, (host, port, *_), *_ in reply:
+            name = asked if host in (None, b"", b"?") else host.decode()
+            if not (0 <= start <= end < SLOTS and 0 < port < 65536):
+                raise ValueError("no slots, or no port")
+            owners[start : end + 1] = [(name, port)] * (end + 1 - start)
+    except (TypeError, ValueError, AttributeError):
+        raise Lost("an invalid reply to CLUSTER SLOTS") from None
+    return owners
 
 
-def _masters(slots: dict[int, list[Any]]) -> list[Place | None]:
-    masters: list[Place | None] = [None] * SLOTS
-    for slot, servers in slots.items():
-        if servers:
-            masters[slot] = servers[0].host, int(servers[0].port)
-    return masters
-
-
-def _explained(e: BaseException) -> WireError:
-    """What redis-py has met, which is the cause of what it raises."""
-    from redis.exceptions import AuthenticationError, NoPermissionError
-
-    for cause in _causes(e):
-        if isinstance(cause, AuthenticationError):
-            reason = "NOAUTH" if "required" in str(cause) else "WRONGPASS"
-            return Lost(f"it refused the login ({reason}): {ADVICE[reason]}", reason)
-        if isinstance(cause, NoPermissionError):
-            return Lost(f"it refused (NOPERM cluster): {ADVICE['NOPERM']}", "NOPERM")
-        if _NO_CLUSTER in str(cause):
-            return Lost("it is no Redis Cluster: write redis:// in place of redis+cluster://", "ERR")
-    return Lost("no server of the Redis Cluster answers")
-
-
-def _causes(e: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = e
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+def _explained(e: WireError) -> WireError:
+    if isinstance(e, ReplyError) and "cluster support disabled" in e.text:
+        return Lost("it is no Redis Cluster: write redis:// in place of redis+cluster://", e.reason)
+    return Lost(str(e), e.reason)

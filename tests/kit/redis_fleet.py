@@ -17,7 +17,7 @@ from proxy.embedded.redis import server_binary
 from proxy.redis.address import RedisAddress
 from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, WireError
-from tests.kit.redis_server import free_port
+from tests.kit.redis_server import Certificate, free_port
 
 SECONDS: Final = 5.0  # for one command
 NODE_TIMEOUT: Final = 1500  # ms until a Cluster or a Sentinel calls a server down
@@ -31,15 +31,22 @@ class RedisNode:
         self.home = home
         self.port = port
         self.name = f"127.0.0.1:{port}"
+        self.tls_port = 0  # 0: none
         self._process: asyncio.subprocess.Process | None = None
         self._link = RedisClient(RedisAddress(login or Login(), "127.0.0.1", port), connect_timeout=SECONDS)
 
     def __repr__(self) -> str:
         return f"<RedisNode {self.name}>"
 
-    async def start(self, binary: Path, *options: str) -> None:
+    async def start(self, binary: Path, *options: str, certificate: Certificate | None = None) -> None:
+        """`certificate`: serve TLS too, at a port of its own."""
         words = [str(binary), *options, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.home)]
         words += ["--save", "", "--repl-diskless-sync-delay", "0", "--logfile", str(self.home / "log")]
+        if certificate is not None:
+            self.tls_port = free_port()
+            words += ["--tls-port", str(self.tls_port), "--tls-auth-clients", "no", "--tls-cert-file"]
+            words += [str(certificate.cert), "--tls-key-file", str(certificate.key)]
+            words += ["--tls-ca-cert-file", str(certificate.cert), "--tls-cluster", "yes"]
         self._process = await asyncio.create_subprocess_exec(*words)
         await eventually(self.answers)
 
@@ -141,22 +148,25 @@ class RedisCluster:
 
 @asynccontextmanager
 async def redis_cluster(
-    *options: str, replicas: bool = False, binary: Path | None = None, login: Login | None = None
+    *options: str, replicas: bool = False, binary: Path | None = None, certificate: Certificate | None = None
 ) -> AsyncIterator[RedisCluster]:
-    """Three masters on loopback, and `replicas`: one of each. `login`: of a user that `options` make."""
+    """Three masters on loopback, and `replicas`: one of each. `certificate`: they serve TLS too."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
         nodes = []
         for number in range(6 if replicas else 3):
             home = folder / str(number)
             home.mkdir()
-            node = RedisNode(home, free_port(), login)
+            node = RedisNode(home, free_port())
             stack.push_async_callback(node.stop)
             nodes.append(node)
         words = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *options)
-        await asyncio.gather(
-            *(node.start(binary or server_binary(), "--cluster-port", str(free_port()), *words) for node in nodes)
-        )
+        server = binary or server_binary()
+        starts = [
+            node.start(server, "--cluster-port", str(free_port()), *words, certificate=certificate)
+            for node in nodes
+        ]
+        await asyncio.gather(*starts)
         cluster = RedisCluster(nodes, 3)
         await _join(cluster)
         yield cluster
@@ -171,7 +181,7 @@ async def _join(cluster: RedisCluster) -> None:
     for node in cluster.nodes[1:]:
         bus = await node.call("CONFIG", "GET", "cluster-port")
         port = bus[b"cluster-port"] if isinstance(bus, dict) else bus[1]
-        await first.call("CLUSTER", "MEET", "127.0.0.1", node.port, int(port))
+        await first.call("CLUSTER", "MEET", "127.0.0.1", node.tls_port or node.port, int(port))
     await eventually(cluster.whole)
     for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
         await replica.call("CLUSTER", "REPLICATE", await master.call("CLUSTER", "MYID"))
