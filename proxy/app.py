@@ -67,6 +67,7 @@ from proxy.upstream import (
     MOST,
     Backends,
     Budget,
+    Discovery,
     Fleet,
     Pulse,
     RetryRules,
@@ -149,7 +150,7 @@ async def running(
         pulse.start()
         stack.callback(pulse.close)
         fleet = Fleet(
-            urls,
+            [url for url in urls if not url.startswith("dns+")],
             settings,
             tls=tls,
             api_key=prepared.backend_key,
@@ -160,6 +161,9 @@ async def running(
         )
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
+        discovery = Discovery(
+            urls, change=fleet.change, answers=fleet.answers, log=log, metrics=metrics, clock=loop.time
+        )
         backends = fleet.backends
         shapes = Shapes(
             backends, probe=settings.probe == "on", pulse=pulse, log=log, metrics=metrics, clock=loop.time
@@ -256,9 +260,12 @@ async def running(
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
         )
+        await discovery.begin()
         await first_look(fleet.health_checks)
         reload = (
-            EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+            EngineReload(settings, reread, discovery.change, log)
+            if reread is not None and settings.config
+            else None
         )
         expiries = _certificates(prepared, metrics, log)
         files = _files(
@@ -284,6 +291,7 @@ async def running(
         tasks: list[Task] = [
             ("the watchdog", watchdog.run),
             ("the file watch", files.run),
+            ("the discovery of engines", discovery.run),
             ("the certificate check", partial(each, certificates.EVERY, expiries.look)),
         ]
         if settings.probe == "on":
@@ -471,7 +479,7 @@ async def _cache(
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
     """The context for all https:// engines, made once: reading the system's certificates takes milliseconds."""
     custom = settings.backend_ca or settings.backend_cert or settings.backend_key
-    if not custom and not any(url.startswith("https:") for url in settings.backends):
+    if not custom and not any(url.startswith(("https:", "dns+https:")) for url in settings.backends):
         return None
     context = tls_context(
         ca=settings.backend_ca,

@@ -184,7 +184,7 @@ class Settings:
         values.backend_urls,
         "URL",
         "URL of an engine (vLLM): http://, https:// or unix:///path; repeated or comma-separated for several. "
-        "Without one, the embedded engine.",
+        "dns+http://NAME:PORT is one for each address of the name. Without one, the embedded engine.",
         flag="--backend",
     )
     backend_api_key: str = _setting(

@@ -336,6 +336,8 @@ def _backend_url(text: str) -> str:
     """`http://Host:80/base/v1/` is `http://host/base`: the same engine is always written the same."""
     if _UNIX.match(text):
         return _unix_url(text)
+    if text[:4].lower() == "dns+":
+        return f"dns+{_name_url(text[4:])}"
     right = (
         "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
         "such as unix:///run/vllm.sock"
@@ -351,6 +353,24 @@ def _backend_url(text: str) -> str:
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}{path}"
+
+
+def _name_url(text: str) -> str:
+    """The URL after `dns+`: a name that DNS has addresses or SRV records for."""
+    right = "must be dns+http://NAME:PORT, or for SRV records dns+http://_SERVICE._tcp.NAME"
+    if not re.match("https?://", text, re.IGNORECASE):
+        raise ValueError(right)
+    url = _backend_url(text)
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    if not re.fullmatch(r"[a-z0-9_.-]{1,253}", name) or re.fullmatch("[0-9.]+", name):
+        raise ValueError(right)
+    srv = name.startswith("_")
+    if srv and parts.port is not None:
+        raise ValueError("must have no port after an SRV name: the records have it")
+    if not srv and parts.scheme == "https":
+        raise ValueError("must be an SRV name with dns+https://: certificates are for names, not for addresses")
+    return url
 
 
 def _unix_url(text: str) -> str:

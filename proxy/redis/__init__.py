@@ -21,13 +21,13 @@ A reader meets, in this order:
 Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
 
-from proxy.redis.address import RedisUrl, address, files_of, read_url
 from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
 from proxy.redis.health import RedisState, Use
 from proxy.redis.refusal import REASONS
 from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandled, WireError, Word
+from proxy.redis.url import RedisUrl, address, files_of, read_url
 
 __all__ = [
     "REASONS",

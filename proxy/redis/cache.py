@@ -14,11 +14,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.redis.address import address
 from proxy.redis.availability import Availability, OnChange, is_away
 from proxy.redis.client import RedisClient
 from proxy.redis.deployment import Deployment, SingleServer
 from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, WireError
+from proxy.redis.url import address
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape

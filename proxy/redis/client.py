@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from proxy.redis.address import RedisAddress
 from proxy.redis.resp import Bounds, Done, Lost, RespConnection, WireError, Word
+from proxy.redis.url import RedisAddress
 
 MAX_PENDING: Final = 16 << 20
 MAX_REPLY: Final = 256 << 20

@@ -13,12 +13,12 @@ from weakref import WeakSet
 
 from redis.crc import key_slot
 
-from proxy.redis.address import RedisUrl
 from proxy.redis.availability import Availability, is_away
 from proxy.redis.client import MAX_PENDING, Client, RedisClient
 from proxy.redis.deployment import Deployment, OnServer
 from proxy.redis.resp import Done, Lost, NodeAway, ReplyError, TooManyPending, WireError, Word
 from proxy.redis.topology import SLOTS, Place, read_slots
+from proxy.redis.url import RedisUrl
 from proxy.telemetry import raised
 
 HOPS: Final = 5

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 from weakref import WeakSet
 
-from proxy.redis.address import RedisAddress, RedisUrl, read_url
 from proxy.redis.client import MAX_PENDING, Client, RedisClient
 from proxy.redis.resp import WireError
+from proxy.redis.url import RedisAddress, RedisUrl, read_url
 
 Change = Literal["away", "back", "added", "removed"]
 OnServer = Callable[[Change, str, str], None]

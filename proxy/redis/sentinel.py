@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any, Final
 from weakref import WeakSet
 
-from proxy.redis.address import RedisAddress, RedisUrl
 from proxy.redis.client import MAX_PENDING, RedisClient
 from proxy.redis.deployment import Deployment, OnServer
 from proxy.redis.resp import Lost
+from proxy.redis.url import RedisAddress, RedisUrl
 from proxy.telemetry import raised
 
 EVERY: Final = 1.0

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from proxy.redis.address import RedisUrl
 from proxy.redis.client import RedisClient
 from proxy.redis.resp import Lost, ReplyError, WireError
+from proxy.redis.url import RedisUrl
 
 SLOTS: Final = 16384
 Place = tuple[str, int]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from proxy.embedded.redis import server_binary
-from proxy.redis.address import RedisAddress
 from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, WireError
+from proxy.redis.url import RedisAddress
 from tests.kit.redis_server import Certificate, free_port
 
 SECONDS: Final = 5.0  # for one command

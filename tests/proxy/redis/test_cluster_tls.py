@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from proxy.access.ratelimit.buckets import Limits
-from proxy.redis.address import read_url
+from proxy.redis.url import read_url
 from tests.kit.missing import REDIS_WITH_TLS, lacking
 from tests.kit.redis_fleet import RedisCluster, redis_cluster
 from tests.kit.redis_server import Certificate, server_with_tls

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from proxy.redis.address import address
 from proxy.redis.client import RedisClient
+from proxy.redis.url import address
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script

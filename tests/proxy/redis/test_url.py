@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import SettingsError
-from proxy.redis.address import RedisUrl, address, read_url
+from proxy.redis.url import RedisUrl, address, read_url
 
 
 def test_a_cluster_has_its_seeds_and_one_login() -> None:
