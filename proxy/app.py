@@ -291,8 +291,8 @@ async def running(
         tasks: list[Task] = [
             ("the watchdog", watchdog.run),
             ("the file watch", files.run),
-            ("the discovery of engines", discovery.run),
             ("the certificate check", partial(each, certificates.EVERY, expiries.look)),
+            ("the discovery of engines", discovery.run),
         ]
         if settings.probe == "on":
             tasks.append(("the probes of engines", shapes.run))
@@ -414,7 +414,8 @@ async def _deployment(url: str, settings: Settings, log: Log, stack: AsyncExitSt
     """The Redis at a URL, with its servers found."""
 
     def told(change: Change, server: str, detail: str) -> None:
-        log.event("warning" if change == "away" else "info", _SERVER[change], server=server, detail=detail)
+        level = "warning" if change == "away" else "info"
+        log.often(level, _SERVER[change], server, server=server, detail=detail)
 
     deployment = deployment_of(
         url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told

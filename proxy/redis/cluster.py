@@ -92,6 +92,7 @@ class Cluster(Deployment):
         self._on_server = on_server
         self._slots: list[Master | None] = [None] * SLOTS
         self._masters: dict[Place, Master] = {}
+        self._leaving: list[Master] = []  # no masters any more, and not closed yet
         self._clients: WeakSet[ClusterClient] = WeakSet()
         self._unread: WireError | None = Lost("the topology of the Redis Cluster is not known yet")
         self._uncovered = False
@@ -110,7 +111,7 @@ class Cluster(Deployment):
     def masters(self, *, connect_timeout: float) -> list[RedisClient]:
         """Raises WireError where not all are known."""
         if self._unread is not None or self._uncovered:
-            raise self._unread or Lost(_UNCOVERED)
+            raise Lost(str(self._unread or _UNCOVERED))
         return [self.dial(place, connect_timeout, MAX_PENDING) for place in self._masters]
 
     def renew(self, url: RedisUrl) -> None:
@@ -132,7 +133,7 @@ class Cluster(Deployment):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for master in self._masters.values():
+        for master in (*self._masters.values(), *self._leaving):
             await master.close()
 
     @property
@@ -223,10 +224,10 @@ class Cluster(Deployment):
         if uncovered is not self._uncovered:
             self._uncovered = uncovered
             self._on_server("away" if uncovered else "back", "slots", _UNCOVERED if uncovered else "")
-        for place in [place for place in self._masters if place not in serving]:
-            master = self._masters.pop(place)
-            await master.close()
-            self._on_server("removed", master.name, "")
+        self._leaving += [self._masters.pop(place) for place in list(self._masters) if place not in serving]
+        while self._leaving:
+            await self._leaving[-1].close()
+            self._on_server("removed", self._leaving.pop().name, "")
         for client in self._clients:
             await client.drop_idle(self._masters)
 

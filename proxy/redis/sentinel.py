@@ -31,7 +31,7 @@ class Sentinels(Deployment):
         self._url = url
         self._on_server = on_server
         self._master: tuple[str, int] | None = None
-        self._trouble = Lost("the Sentinels have not answered yet")
+        self._trouble = "the Sentinels have not answered yet"
         self._clients: WeakSet[RedisClient] = WeakSet()
         self._asked = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -70,7 +70,7 @@ class Sentinels(Deployment):
 
     async def _find(self) -> RedisAddress:
         if self._master is None:
-            raise self._trouble
+            raise Lost(self._trouble)
         return replace(self._url.address, host=self._master[0], port=self._master[1])
 
     async def _run(self) -> None:
@@ -85,7 +85,9 @@ class Sentinels(Deployment):
             "retry": Retry(NoBackoff(), 0),
         }
         tls = {name: value for name, value in self._url.options.items() if name.startswith("ssl")}
-        sentinel = Sentinel(self._url.hosts, sentinel_kwargs=options | tls | self._url.sentinel_login)
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            self._url.hosts, sentinel_kwargs=options | tls | self._url.sentinel_login
+        )
         try:
             while True:
                 try:
@@ -122,7 +124,7 @@ class Sentinels(Deployment):
             self._on_server("added", _name(master), "")
 
     def _lost(self, why: str) -> None:
-        self._trouble = Lost(why)
+        self._trouble = why
 
 
 def _name(place: tuple[str, int]) -> str:

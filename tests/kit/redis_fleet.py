@@ -218,7 +218,7 @@ async def redis_sentinels(*options: str, password: str = "", binary: Path | None
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sentinel-")))
         login = Login(password=password or None)
-        nodes = []
+        nodes: list[RedisNode] = []
         for name in ("master", "replica", "a", "b", "c"):
             home = folder / name
             home.mkdir()
