@@ -259,7 +259,7 @@ async def test_where_all_callers_are_at_their_limit_a_caller_is_charged_nothing(
         one.limits.refund(
             claim("1", own=own, everyone=tight, tokens=tokens), requests=-1, tokens=-tokens, stream=True
         )
-        again = await other.ask(claim("2", own=own, everyone=tight, tokens=tokens))
+        again = await one.ask(claim("2", own=own, everyone=tight, tokens=tokens))  # behind the refund
         assert again is not None
         assert again.over is None
         assert again.own == pytest.approx((1, tokens, 1), abs=0.01)
