@@ -143,7 +143,7 @@ async def running(
         metrics = Metrics()
         containment = _containment(log)
         memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
-        redis = None if redis_url is None else await _deployment(redis_url, settings, log, stack)
+        redis = None if redis_url is None else await _deployment("redis", redis_url, settings, log, metrics, stack)
         redis_state = RedisState(redis_words, redis)
         cache = await _cache(redis, settings, log, metrics, stack, redis_state)
         pulse = Pulse(loop)
@@ -209,7 +209,7 @@ async def running(
         shared_redis = None if settings.redis == "auto" else redis
         limits_state, other_state = redis_state, None
         if settings.state_redis:
-            shared_redis = await _deployment(settings.state_redis, settings, log, stack)
+            shared_redis = await _deployment("state_redis", settings.state_redis, settings, log, metrics, stack)
             limits_state = other_state = RedisState("yours", shared_redis)
         admission = await admission_for(
             settings,
@@ -410,8 +410,10 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
     )
 
 
-async def _deployment(url: str, settings: Settings, log: Log, stack: AsyncExitStack) -> Deployment:
-    """The Redis at a URL, with its servers found."""
+async def _deployment(
+    setting: str, url: str, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack
+) -> Deployment:
+    """The Redis of a setting, with its servers found."""
 
     def told(change: Change, server: str, detail: str) -> None:
         level = "warning" if change == "away" else "info"
@@ -420,6 +422,13 @@ async def _deployment(url: str, settings: Settings, log: Log, stack: AsyncExitSt
     deployment = deployment_of(
         url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told
     )
+    if deployment.sharded:
+        metrics.gauge(
+            "redis_servers_away",
+            "Masters of a Redis Cluster that are away, by setting.",
+            lambda: len(deployment.troubles),
+            {"redis": setting},
+        )
     stack.push_async_callback(deployment.close)
     await deployment.start()
     return deployment

@@ -228,7 +228,7 @@ class Cluster(Deployment):
         while self._leaving:
             await self._leaving[-1].close()
             self._on_server("removed", self._leaving.pop().name, "")
-        for client in self._clients:
+        for client in list(self._clients):
             await client.drop_idle(self._masters)
 
 
@@ -426,4 +426,4 @@ def _place(text: str, asked: Place) -> Place | None:
     if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
         return None
     host = host.removeprefix("[").removesuffix("]")
-    return (host or asked[0], int(port)) if host != "?" else None
+    return (host or asked[0], int(port)) if host != "?" and len(host) < 256 else None

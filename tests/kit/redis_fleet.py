@@ -17,6 +17,7 @@ from proxy.embedded.redis import server_binary
 from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, WireError
 from proxy.redis.url import RedisAddress
+from tests.kit.networks import Host
 from tests.kit.redis_server import Certificate, free_port
 
 SECONDS: Final = 5.0  # for one command
@@ -27,20 +28,24 @@ SLOTS: Final = 16384
 class RedisNode:
     """One server. `call` raises WireError; the user that it logs in as may do everything."""
 
-    def __init__(self, home: Path, port: int, login: Login | None = None) -> None:
+    def __init__(self, home: Path, port: int, login: Login | None = None, on: Host | None = None) -> None:
+        """`on`: the host that it runs on, else this machine."""
         self.home = home
+        self.host = on.address if on is not None else "127.0.0.1"
         self.port = port
-        self.name = f"127.0.0.1:{port}"
+        self.name = f"{self.host}:{port}"
+        self._within = on.within if on is not None else ()
         self.tls_port = 0  # 0: none
         self._process: asyncio.subprocess.Process | None = None
-        self._link = RedisClient(RedisAddress(login or Login(), "127.0.0.1", port), connect_timeout=SECONDS)
+        self._link = RedisClient(RedisAddress(login or Login(), self.host, port), connect_timeout=SECONDS)
 
     def __repr__(self) -> str:
         return f"<RedisNode {self.name}>"
 
     async def start(self, binary: Path, *options: str, certificate: Certificate | None = None) -> None:
         """`certificate`: serve TLS too, at a port of its own."""
-        words = [str(binary), *options, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.home)]
+        words = [*self._within, str(binary), *options, "--port", str(self.port), "--bind", self.host]
+        words += ["--protected-mode", "no", "--dir", str(self.home)]
         words += ["--save", "", "--repl-diskless-sync-delay", "0", "--logfile", str(self.home / "log")]
         if certificate is not None:
             self.tls_port = free_port()
@@ -131,7 +136,7 @@ class RedisCluster:
         if not finish:
             return
         while keys := await source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            await source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            await source.call("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
         for node in (target, source, *self.masters):
             await node.call("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
 
@@ -148,16 +153,20 @@ class RedisCluster:
 
 @asynccontextmanager
 async def redis_cluster(
-    *options: str, replicas: bool = False, binary: Path | None = None, certificate: Certificate | None = None
+    *options: str,
+    replicas: bool = False,
+    binary: Path | None = None,
+    certificate: Certificate | None = None,
+    hosts: Sequence[Host] = (),
 ) -> AsyncIterator[RedisCluster]:
-    """Three masters on loopback, and `replicas`: one of each. `certificate`: they serve TLS too."""
+    """Three masters on loopback or on `hosts`, and `replicas`: one of each. `certificate`: they serve TLS too."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
         nodes = []
         for number in range(6 if replicas else 3):
             home = folder / str(number)
             home.mkdir()
-            node = RedisNode(home, free_port())
+            node = RedisNode(home, free_port(), on=hosts[number] if hosts else None)
             stack.push_async_callback(node.stop)
             nodes.append(node)
         words = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT), *options)
@@ -181,7 +190,7 @@ async def _join(cluster: RedisCluster) -> None:
     for node in cluster.nodes[1:]:
         bus = await node.call("CONFIG", "GET", "cluster-port")
         port = bus[b"cluster-port"] if isinstance(bus, dict) else bus[1]
-        await first.call("CLUSTER", "MEET", "127.0.0.1", node.tls_port or node.port, int(port))
+        await first.call("CLUSTER", "MEET", node.host, node.tls_port or node.port, int(port))
     await eventually(cluster.whole)
     for master, replica in zip(cluster.masters, cluster.replicas, strict=False):
         await replica.call("CLUSTER", "REPLICATE", await master.call("CLUSTER", "MYID"))

@@ -345,6 +345,8 @@ async def test_the_gateway_serves_through_a_failover_and_says_so(engine: Engine,
             assert state["servers"] == sorted(node.name for node in cluster.masters)
             statuses = []
             victim = cluster.masters[0]
+            metrics = (await get(app.url, "/metrics")).body
+            assert b'gateway_redis_servers_away{redis="redis"} 0' in metrics
             victim.kill()
             for n in range(100_000):
                 answer = await post_json(app.url, CHAT, HELLO | {"seed": n % 50})
