@@ -119,6 +119,8 @@ REDIS_URLS = (
     "redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket, "
     "redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2"
 )
+DNS = "must be dns+http://NAME:PORT, or for SRV records dns+http://_SERVICE._tcp.NAME"
+CERTIFICATES = "must be an SRV name with dns+https://: certificates are for names, not for addresses"
 SEEDS = "must have one or more hosts with or without a port: host1:6379,host2:6379"
 SERVICE = "must name the service after the Sentinels: redis+sentinel://host1,host2/service/0"
 REDIS = f"must be auto, off, or a URL: {REDIS_URLS}"
@@ -247,6 +249,21 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (values.own_redis_url, 5, f"must be none, or a URL: {REDIS_URLS}"),
     (values.backend_urls, ["http://a", 5], "must be URLs, such as http://127.0.0.1:8000"),
     (values.backend_urls, 5, "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, "dns+unix:///run/a", DNS),
+    (values.backend_urls, "dns+vllm:8000", DNS),
+    (values.backend_urls, "dns+http://10.0.0.1:8000", DNS),
+    (values.backend_urls, "dns+http://[::1]:8000", DNS),
+    (values.backend_urls, "dns+https://vllm.svc", CERTIFICATES),
+    (
+        values.backend_urls,
+        "dns+http://_http._tcp.vllm:8000",
+        "must have no port after an SRV name: the records have it",
+    ),
+    (
+        values.backend_urls,
+        "dns+http://v dns+http://v:80",
+        "must name each engine once, and names dns+http://v twice",
+    ),
     (values.backend_urls, "http://a http://b http://a", "must name each engine once, and names http://a twice"),
     (values.backend_urls, "http://", ENGINE),
     (values.backend_urls, "http://h?x", ENGINE + ", without ? or #"),
