@@ -116,6 +116,26 @@ async def test_keys_of_a_slot_half_way_are_found_at_both_ends() -> None:
         assert one.ops["error"] == 0
 
 
+async def test_a_caller_whose_limits_are_half_way_is_limited_here_until_they_have_arrived() -> None:
+    """TRYAGAIN: one of the script's two keys is at the source, the other at the target. It was not carried out."""
+    own = Limits(Limit(0.0001, 100), None, 100)
+    async with redis_cluster() as cluster, users(cluster.url()) as one:
+        slot = slot_of_caller("a")
+        source = cluster.masters[slot * 3 // 16384]
+        target = cluster.masters[(slot * 3 // 16384 + 1) % 3]
+        assert await one.ask(claim("1", "a", own)) is not None
+        await cluster.migrate(slot, source, target, finish=False)
+        (meter,) = [key for key in await source.call("CLUSTER", "GETKEYSINSLOT", slot, 9) if b":m:" in key]
+        await source.call("MIGRATE", target.host, target.port, meter, 0, 5000)
+        assert await one.ask(claim("2", "a", own)) is None
+        assert await one.ask(claim("3", "another caller", own)) is not None
+        await cluster.migrate(slot, source, target)
+        decision = await one.ask(claim("4", "a", own))
+        assert decision is not None
+        assert (round(decision.own.requests), decision.own.streams) == (2, 2), "the second was not counted there"
+        assert (one.told["limits"], one.servers) == ([], [])
+
+
 async def test_a_master_that_is_killed_is_replaced_by_its_replica_and_reported_once(tmp_path: Path) -> None:
     async with redis_cluster(replicas=True) as cluster, users(cluster.url(), timeout=1.0) as one:
         victim, heir = cluster.masters[1], cluster.replicas[1]
