@@ -53,6 +53,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _tls(settings, prepared))
     attempt(lambda: _backend_key(settings, prepared))
     attempt(lambda: _client_certs(settings, prepared))
+    attempt(lambda: _redis(settings, prepared))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
@@ -100,14 +101,23 @@ def _client_certs(settings: Settings, prepared: Prepared) -> None:
         tls_context(ca=ca, cert=cert, key=key, insecure=settings.backend_insecure)
     if settings.backend_cert:
         prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
-    for url in _redis_urls(settings):
-        if url not in ("", "auto", "off"):
-            read_url(url)  # names a wrong option or a missing file
-    redis_certs = [
-        files_of(url)["ssl_certfile"] for url in _redis_urls(settings) if "ssl_certfile" in files_of(url)
-    ]
-    if redis_certs:
-        prepared.redis_cert_expires = min(expiry_of("redis ssl_certfile", cert) for cert in redis_certs)
+
+
+def _redis(settings: Settings, prepared: Prepared) -> None:
+    """Check the URLs of Redis: each problem names its setting, and a wrong option or a missing file."""
+    problems = []
+    expiries = []
+    for name, url in (("redis", settings.redis), ("state_redis", settings.state_redis)):
+        try:
+            if url not in ("", "auto", "off"):
+                read_url(url)
+            cert = files_of(url).get("ssl_certfile")
+            expiries += [expiry_of("redis ssl_certfile", cert)] if cert is not None else []
+        except SettingsError as e:
+            problems.append(f"{name}: {e}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    prepared.redis_cert_expires = min(expiries, default=0.0)
 
 
 def _backend_key(settings: Settings, prepared: Prepared) -> None:
@@ -203,12 +213,8 @@ def paths_of(settings: Settings) -> list[str]:
     ]
 
 
-def _redis_urls(settings: Settings) -> tuple[str, ...]:
-    return settings.redis, settings.state_redis
-
-
 def _redis_files(settings: Settings) -> tuple[str, ...]:
-    return tuple(path for url in _redis_urls(settings) for path in files_of(url).values())
+    return tuple(path for url in (settings.redis, settings.state_redis) for path in files_of(url).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from proxy.config.settings import Settings
+from proxy.errors import SettingsError
 from proxy.redis.client import RedisClient
 from proxy.redis.url import address
+from proxy.resources import prepare
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
@@ -73,6 +76,18 @@ async def test_a_state_redis_that_is_away_is_shown_and_the_cache_goes_on(engine:
         state = (await get(app.url, "/-/state")).json()
         assert (state["redis"]["state"], state["state_redis"]["state"]) == ("in use", "away")
         assert state["state_redis"]["detail"].startswith("rate limits: no connection")
+
+
+def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting() -> None:
+    settings = Settings(
+        redis="rediss+cluster://:secret@h?ssl_ca_certs=no-such-file", state_redis="redis://:secret@h?colour=blue"
+    )
+    with pytest.raises(SettingsError) as refused:
+        prepare(settings)
+    first, second = str(refused.value).splitlines()
+    assert first.startswith("redis: Invalid Redis URL (No such file or directory)")
+    assert second.startswith("state_redis: The Redis URL has the option 'colour', which is unknown")
+    assert "secret" not in str(refused.value)
 
 
 async def test_gateways_with_other_limits_on_one_redis_count_together_and_judge_each_by_its_own(
