@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from proxy.access import (
     PriorityPolicy,
@@ -42,8 +43,8 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
-from proxy.redis import REASONS, Cache, RedisState, Use, WireError
-from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
+from proxy.redis import REASONS, Cache, Change, Deployment, RedisState, Use, WireError, deployment_of
+from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
 from proxy.server import (
     Flush,
     Gateway,
@@ -78,6 +79,7 @@ from proxy.upstream import (
     MOST,
     Backends,
     Budget,
+    Discovery,
     Fleet,
     Pulse,
     RetryRules,
@@ -89,6 +91,16 @@ from proxy.upstream import (
 )
 from proxy.upstream.http import tls_context
 from proxy.workers import Member
+
+_SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
+
+
+_SERVER: Final[dict[Change, str]] = {
+    "away": "redis server away",
+    "back": "redis server back",
+    "added": "redis server added",
+    "removed": "redis server removed",
+}
 
 
 @dataclass(slots=True)
@@ -149,17 +161,18 @@ async def running(
         else:
             hello = member.hello
             urls, redis_url, redis_words = list(settings.backends) or hello.engines, hello.redis, hello.redis_words
-        log.hide([prepared.backend_key, *secrets_in(redis_url or "")])
+        log.hide([prepared.backend_key, *secrets_in(redis_url or ""), *secrets_in(settings.state_redis)])
         metrics = Metrics()
         containment = _containment(log)
         memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
-        redis_state = RedisState(redis_words)
-        cache = await _cache(redis_url, settings, log, metrics, stack, redis_state)
+        redis = None if redis_url is None else await _deployment("redis", redis_url, settings, log, metrics, stack)
+        redis_state = RedisState(redis_words, redis)
+        cache = await _cache(redis, settings, log, metrics, stack, redis_state)
         pulse = Pulse(loop)
         pulse.start()
         stack.callback(pulse.close)
         fleet = Fleet(
-            urls,
+            [url for url in urls if not url.startswith("dns+")],
             settings,
             tls=tls,
             api_key=prepared.backend_key,
@@ -170,6 +183,9 @@ async def running(
         )
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
+        discovery = Discovery(
+            urls, change=fleet.change, answers=fleet.answers, log=log, metrics=metrics, clock=loop.time
+        )
         backends = fleet.backends
         shapes = Shapes(
             backends, probe=settings.probe == "on", pulse=pulse, log=log, metrics=metrics, clock=loop.time
@@ -212,7 +228,11 @@ async def running(
             on_unknown_shape=shapes.passed,
         )
         # Where no other process uses the embedded Redis, shared limits would cost a round trip and share nothing.
-        shared_redis = None if settings.redis == "auto" and member is None else redis_url
+        shared_redis = None if settings.redis == "auto" and member is None else redis
+        limits_state, other_state = redis_state, None
+        if settings.state_redis:
+            shared_redis = await _deployment("state_redis", settings.state_redis, settings, log, metrics, stack)
+            limits_state = other_state = RedisState("yours", shared_redis)
         admission = await admission_for(
             settings,
             shared_redis,
@@ -224,7 +244,9 @@ async def running(
             parts=1 if member is None else member.hello.workers,
         )
         if admission is not None and admission.limiter.shared is not None:
-            redis_state.watch("rate limits", admission.limiter.shared.availability)
+            limits_state.watch("rate limits", admission.limiter.shared.availability)
+            if other_state is None:
+                log.event("info", "limits share the redis of answers", detail=_SHARED)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -263,6 +285,7 @@ async def running(
             recording=_recording(settings, log, metrics, stack, member),
             render=None if member is None else member.render,
         )
+        await discovery.begin()
         if member is not None:
             stack.push_async_callback(member.close)
             member.attach(
@@ -273,7 +296,9 @@ async def running(
             )
         await first_look(fleet.health_checks)
         reload = (
-            EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+            EngineReload(settings, reread, discovery.change, log)
+            if reread is not None and settings.config
+            else None
         )
         expiries = _certificates(prepared, metrics, log)
         files = _files(
@@ -284,7 +309,11 @@ async def running(
                 access_policy=access_policy,
                 large=large,
                 certificates=expiries,
-                redis=_on_redis(cache, admission),
+                redis=[
+                    (url, one)
+                    for url, one in ((settings.redis, redis), (settings.state_redis, shared_redis))
+                    if one
+                ],
                 reload=reload,
                 hide=log.hide,
             ),
@@ -296,6 +325,7 @@ async def running(
             ("the watchdog", watchdog.run),
             ("the file watch", files.run),
             ("the certificate check", partial(each, certificates.EVERY, expiries.look)),
+            ("the discovery of engines", discovery.run),
         ]
         if settings.probe == "on":
             tasks.append(("the probes of engines", shapes.run))
@@ -330,6 +360,7 @@ async def running(
                 backends=backends,
                 cache=cache,
                 redis=redis_state,
+                state_redis=other_state,
                 began=loop.time(),
                 clock=loop.time,
                 totals=None if member is None else partial(_totals, member, metrics),
@@ -420,10 +451,39 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
     )
 
 
+async def _deployment(
+    setting: str, url: str, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack
+) -> Deployment:
+    """The Redis of a setting, with its servers found."""
+
+    def told(change: Change, server: str, detail: str) -> None:
+        level = "warning" if change == "away" else "info"
+        log.often(level, _SERVER[change], server, server=server, detail=detail)
+
+    deployment = deployment_of(
+        url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told
+    )
+    if deployment.sharded:
+        metrics.gauge(
+            "redis_servers_away",
+            "Masters of a Redis Cluster that are away, by setting.",
+            lambda: len(deployment.troubles),
+            {"redis": setting},
+        )
+    stack.push_async_callback(deployment.close)
+    await deployment.start()
+    return deployment
+
+
 async def _cache(
-    url: str | None, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack, state: RedisState
+    redis: str | Deployment | None,
+    settings: Settings,
+    log: Log,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    state: RedisState,
 ) -> Cache | None:
-    if url is None:
+    if redis is None:
         return None
 
     def told(use: Use, trouble: WireError | None) -> None:
@@ -442,7 +502,7 @@ async def _cache(
         told("look-ups", trouble)
 
     cache = Cache(
-        url,
+        redis,
         timeout=settings.redis_timeout_ms / 1000,
         ttl=settings.cache_ttl_seconds,
         max_entry=settings.cache_max_entry_bytes,
@@ -470,7 +530,7 @@ async def _cache(
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
     """The context for all https:// engines, made once: reading the system's certificates takes milliseconds."""
     custom = settings.backend_ca or settings.backend_cert or settings.backend_key
-    if not custom and not any(url.startswith("https:") for url in settings.backends):
+    if not custom and not any(url.startswith(("https:", "dns+https:")) for url in settings.backends):
         return None
     context = tls_context(
         ca=settings.backend_ca,
@@ -493,11 +553,6 @@ def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificate
     if prepared.redis_cert_expires:
         certificates.renew("redis", prepared.redis_cert_expires)
     return certificates
-
-
-def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
-    shared = admission.limiter.shared if admission is not None else None
-    return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
 def _recording(

@@ -8,14 +8,14 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Final, Protocol
+from typing import Final
 
 from proxy.access import AccessPolicy, AccessRules, Authenticator, TrustedProxies, read_keys
 from proxy.access.denylist import read_deny_list
 from proxy.config import Settings, conflicts, read_file, secret, warn_if_open
 from proxy.config.file_watch import Take, Watched
 from proxy.errors import SettingsError
-from proxy.redis import RedisAddress, address, files_of
+from proxy.redis import Deployment, files_of, read_url
 from proxy.server import LargeRequests, ServerTls, server_context, source_of
 from proxy.telemetry import Certificates, Log, expiry_of, packages
 from proxy.upstream import Fleet
@@ -53,6 +53,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _tls(settings, prepared))
     attempt(lambda: _backend_key(settings, prepared))
     attempt(lambda: _client_certs(settings, prepared))
+    attempt(lambda: _redis(settings, prepared))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
@@ -100,11 +101,23 @@ def _client_certs(settings: Settings, prepared: Prepared) -> None:
         tls_context(ca=ca, cert=cert, key=key, insecure=settings.backend_insecure)
     if settings.backend_cert:
         prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
-    if settings.redis not in ("auto", "off"):
-        address(settings.redis)  # names a wrong option or a missing file
-    redis_cert = files_of(settings.redis).get("ssl_certfile")
-    if redis_cert is not None:
-        prepared.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
+
+
+def _redis(settings: Settings, prepared: Prepared) -> None:
+    """Check the URLs of Redis: each problem names its setting, and a wrong option or a missing file."""
+    problems = []
+    expiries = []
+    for name, url in (("redis", settings.redis), ("state_redis", settings.state_redis)):
+        try:
+            if url not in ("", "auto", "off"):
+                read_url(url)
+            cert = files_of(url).get("ssl_certfile")
+            expiries += [expiry_of("redis ssl_certfile", cert)] if cert is not None else []
+        except SettingsError as e:
+            problems.append(f"{name}: {e}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    prepared.redis_cert_expires = min(expiries, default=0.0)
 
 
 def _backend_key(settings: Settings, prepared: Prepared) -> None:
@@ -184,12 +197,6 @@ class EngineReload:
             await self._apply(urls)
 
 
-class OnRedis(Protocol):
-    """An object with connections to Redis."""
-
-    def renew(self, where: RedisAddress) -> None: ...
-
-
 def paths_of(settings: Settings) -> list[str]:
     """The paths of all watched files that settings name."""
     return [
@@ -202,8 +209,12 @@ def paths_of(settings: Settings) -> list[str]:
         settings.backend_cert,
         settings.backend_key,
         settings.backend_api_key_file,
-        *files_of(settings.redis).values(),
+        *_redis_files(settings),
     ]
+
+
+def _redis_files(settings: Settings) -> tuple[str, ...]:
+    return tuple(path for url in (settings.redis, settings.state_redis) for path in files_of(url).values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +227,7 @@ class FileReloads:
     access_policy: AccessPolicy | None
     large: LargeRequests
     certificates: Certificates
-    redis: Sequence[OnRedis]
+    redis: Sequence[tuple[str, Deployment]]  # each with its URL
     reload: EngineReload | None
     hide: Callable[[list[str]], None]
     """Gets secrets that the log must not show."""
@@ -231,7 +242,7 @@ class FileReloads:
             ("tls_cert", (settings.tls_cert, settings.tls_key), self._tls),
             ("backend_cert" if settings.backend_cert else "backend_ca", tls, self._backend_tls),
             ("backend_api_key_file", (settings.backend_api_key_file,), self._backend_key),
-            ("redis", tuple(files_of(settings.redis).values()), self._redis),
+            ("redis", _redis_files(settings), self._redis),
         ]
         if self.reload is not None:
             every.append(("config", (settings.config,), self.reload.load))
@@ -299,14 +310,13 @@ class FileReloads:
         return take
 
     def _redis(self) -> Take:
-        url = self.settings.redis
-        where = address(url)
-        cert = files_of(url).get("ssl_certfile")
-        expires = expiry_of("redis ssl_certfile", cert) if cert is not None else None
+        read = [(deployment, read_url(url)) for url, deployment in self.redis if files_of(url)]
+        certs = [files["ssl_certfile"] for url, _ in self.redis if "ssl_certfile" in (files := files_of(url))]
+        expires = min((expiry_of("redis ssl_certfile", cert) for cert in certs), default=None)
 
         def take() -> str:
-            for link in self.redis:
-                link.renew(where)
+            for deployment, url in read:
+                deployment.renew(url)
             return "trusted certificates" if expires is None else self._expires("redis", expires)
 
         return take

@@ -26,7 +26,7 @@ from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_url
 from proxy.config.settings import Settings, options
 from proxy.config.toml_text import settings_as_toml, toml_string
-from proxy.config.values import secret
+from proxy.config.values import redis_hosts, secret
 from proxy.config.vocabulary import (
     CONNECT,
     DEFAULT_RETRY_CAUSES,
@@ -62,6 +62,7 @@ __all__ = [
     "program_name",
     "read_file",
     "read_keys_file",
+    "redis_hosts",
     "secret",
     "secrets_in",
     "settings_as_toml",

@@ -26,10 +26,15 @@ _SCHEME: Final = re.compile(r"\s*([a-z][a-z0-9+.-]{0,31}):(?=/)", re.IGNORECASE)
 _URL: Final = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
     r"(?:(?P<user>[^/?#]*)@)?"
-    r"(?P<host>(?:[a-z0-9_.%-]*|\[[0-9a-f:.%a-z]+\])(?::[0-9]{1,5})?)"
+    r"(?P<host>(?:[a-z0-9_.%-]*|\[[0-9a-f:.%a-z]+\])(?::[0-9]{1,5})?"
+    r"(?:(?<=.),(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?)*)"
     r"(?P<path>/[^?#\s\"'@]*)?"
     r"(?:\?(?P<query>[^#\s]*))?",
     re.IGNORECASE,
+)
+_SEVERAL: Final = re.compile(r"rediss?\+(?:sentinel|cluster)", re.IGNORECASE)  # name several hosts
+_USER: Final = re.compile(
+    r"^([^:@]*\b(?:rediss?(?:\+[a-z]{1,16})?|unix|https?)://)?.*@", re.DOTALL | re.IGNORECASE
 )
 _PATH: Final = re.compile(
     r"(~|\.{0,2})/[\w./ @+,=-]{0,400}|([\w.-]+/)*[\w.-]{1,64}\.[a-z]{2,8}|[a-z][a-z_-]{0,11}|\.{1,2}"
@@ -42,15 +47,18 @@ _QUERY: Final = re.compile(r"([?&])([^=&#\s]*)=([^&#\s\"']*)")
 def shown_url(text: str) -> str:
     """A setting that should be a URL. A text that is not a valid one is hidden after its scheme."""
     found = _URL.fullmatch(text)
-    if found is None or "%40" in found["host"]:
-        scheme = _SCHEME.match(text)
-        if scheme is not None:
-            return f"{scheme[1]}://{HIDDEN}"
+    several = found is not None and "," in found["host"] and not _SEVERAL.fullmatch(found["scheme"])
+    if found is None or several or "%40" in found["host"]:
+        begin = _SCHEME.match(text)
+        if begin is not None:
+            return f"{begin[1]}://{HIDDEN}"
         return text if not text or _WORD.fullmatch(text) or _HOST_AND_PORT.fullmatch(text) else HIDDEN
     user = f"{HIDDEN}@" if found["user"] is not None else ""
     query = "" if found["query"] is None else "?" + "&".join(map(_option, found["query"].split("&")))
     path = found["path"] or ""
-    if found["scheme"].lower() in ("redis", "rediss") and not re.fullmatch("/?[0-9]{0,9}", path):
+    scheme = found["scheme"].lower()
+    below = "/[A-Za-z0-9._-]{1,200}(/[0-9]{0,9})?" if scheme.endswith("+sentinel") else "/?[0-9]{0,9}"
+    if scheme.startswith("redis") and not re.fullmatch(below, path):
         path = f"/{HIDDEN}"
     return f"{found['scheme']}://{user}{found['host']}{path}{query}"
 
@@ -75,9 +83,7 @@ def mask_url(text: str) -> str:
     """A text that may contain a URL, with possible secrets hidden: everything before the last @, and unknown
     options of the query."""
     of_url = "://" in text
-    text = re.sub(
-        r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
-    )
+    text = _USER.sub(r"\1***@", text, count=1)
     if of_url:
         return _queries(text)
     return re.sub(r"([?&](?:password|pass|token|secret|key)=)[^&#]*", r"\1***", text, flags=re.IGNORECASE)

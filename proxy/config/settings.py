@@ -190,7 +190,7 @@ class Settings:
         values.backend_urls,
         "URL",
         "URL of an engine (vLLM): http://, https:// or unix:///path; repeated or comma-separated for several. "
-        "Without one, the embedded engine.",
+        "dns+http://NAME:PORT is one for each address of the name. Without one, the embedded engine.",
         flag="--backend",
     )
     backend_api_key: str = _setting(
@@ -290,8 +290,16 @@ class Settings:
         "auto",
         values.redis_url,
         "URL",
-        "Redis for stored answers and shared limits: `auto` (embedded), `off`, or redis://, rediss:// or unix://.",
+        "Redis for stored answers and shared limits: `auto` (embedded), `off`, or redis://, rediss://, unix://, "
+        "redis+sentinel://HOST,HOST/SERVICE/0 or redis+cluster://HOST,HOST (rediss+ for TLS).",
         env=("GATEWAY_REDIS_URL", "GATEWAY_REDIS"),
+        secret=True,
+    )
+    state_redis: str = _setting(
+        "",
+        values.own_redis_url,
+        "URL",
+        "Another Redis for what must not be evicted: shared limits. As `redis`; none: the same one.",
         secret=True,
     )
     redis_namespace: str = _setting(

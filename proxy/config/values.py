@@ -269,10 +269,32 @@ def hosts(raw: object) -> tuple[str, ...]:
 
 
 def redis_url(raw: object) -> str:
+    """`auto`, `off`, or a URL of Redis."""
     text = raw.strip() if isinstance(raw, str) else ""
-    if text.lower() in ("auto", "off"):
-        return text.lower()
-    right = "must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket"
+    return text.lower() if text.lower() in ("auto", "off") else _redis_url(text, "must be auto, off, or a URL: ")
+
+
+def own_redis_url(raw: object) -> str:
+    """A URL of Redis, or `none`."""
+    text = raw.strip() if isinstance(raw, str) else ""
+    return "" if raw == "" or text.lower() == "none" else _redis_url(text, "must be none, or a URL: ")
+
+
+def _redis_url(text: str, begin: str) -> str:
+    right = (
+        f"{begin}redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket, "
+        "redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2"
+    )
+    base, _, kind = text.partition("://")[0].lower().partition("+")
+    if kind:
+        if base not in ("redis", "rediss") or kind not in ("sentinel", "cluster"):
+            raise ValueError(right)
+        _, path = redis_hosts(text, 6379)
+        if kind == "sentinel" and not re.fullmatch(r"/[A-Za-z0-9._-]{1,200}(/[0-9]{0,9})?", path):
+            raise ValueError("must name the service after the Sentinels: redis+sentinel://host1,host2/service/0")
+        if kind == "cluster" and path not in ("", "/", "/0"):
+            raise ValueError("must have no path: a Redis Cluster has no database but 0")
+        return text
     parts = _split(text, right)
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
@@ -282,6 +304,21 @@ def redis_url(raw: object) -> str:
     elif not re.fullmatch(r"/?[0-9]{0,9}", parts.path):
         raise ValueError("must have a database number, or nothing, after the host: redis://host:6379/0")
     return text
+
+
+def redis_hosts(url: str, port: int) -> tuple[tuple[tuple[str, int], ...], str]:
+    """The hosts of a URL that names several, each with its port, else `port`; and its path. Raises ValueError."""
+    rest = re.split("[?#]", url.partition("://")[2], maxsplit=1)[0]
+    netloc, slash, path = rest.partition("/")
+    hosts = []
+    for item in netloc.rpartition("@")[2].split(","):
+        match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9_.-]{1,253}))(?::([0-9]{1,5}))?", item)
+        if match is None or not 0 < int(match[3] or port) < 65536:
+            raise ValueError("must have one or more hosts with or without a port: host1:6379,host2:6379")
+        hosts.append(((match[1] or match[2]).lower(), int(match[3] or port)))
+    if len(set(hosts)) < len(hosts):
+        raise ValueError("must name each host once")
+    return tuple(hosts), slash + path
 
 
 def backend_urls(raw: object) -> tuple[str, ...]:
@@ -299,6 +336,8 @@ def _backend_url(text: str) -> str:
     """`http://Host:80/base/v1/` is `http://host/base`: the same engine is always written the same."""
     if _UNIX.match(text):
         return _unix_url(text)
+    if text[:4].lower() == "dns+":
+        return f"dns+{_name_url(text[4:])}"
     right = (
         "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
         "such as unix:///run/vllm.sock"
@@ -314,6 +353,24 @@ def _backend_url(text: str) -> str:
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}{path}"
+
+
+def _name_url(text: str) -> str:
+    """The URL after `dns+`: a name that DNS has addresses or SRV records for."""
+    right = "must be dns+http://NAME:PORT, or for SRV records dns+http://_SERVICE._tcp.NAME"
+    if not re.match("https?://", text, re.IGNORECASE):
+        raise ValueError(right)
+    url = _backend_url(text)
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    if not re.fullmatch(r"[a-z0-9_.-]{1,253}", name) or re.fullmatch("[0-9.]+", name):
+        raise ValueError(right)
+    srv = name.startswith("_")
+    if srv and parts.port is not None:
+        raise ValueError("must have no port after an SRV name: the records have it")
+    if not srv and parts.scheme == "https":
+        raise ValueError("must be an SRV name with dns+https://: certificates are for names, not for addresses")
+    return url
 
 
 def _unix_url(text: str) -> str:

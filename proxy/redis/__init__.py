@@ -1,13 +1,17 @@
-"""One Redis: a client over the gateway's own protocol implementation, the answer cache, and the rule for a Redis
-that is unavailable.
+"""One Redis, as one server, behind Sentinels or as a Cluster: clients over the gateway's own protocol
+implementation, the answer cache, and the rule for a Redis that is unavailable.
 
 A reader meets, in this order:
 
-- `RedisAddress` is where a Redis is and how to log in, read from a URL by `address`.
+- A `RedisUrl` is where a Redis is and how to log in, read by `read_url`; `address` reads that of one server.
+- A `Deployment` makes the clients of one Redis: `SingleServer`, `Sentinels` or `Cluster`, by `deployment_of`. The
+  last two follow the masters as they change.
 - `RedisClient` sends commands over one connection and opens a new one after each loss; its connection is a
   `RespConnection` (`resp`). A reply or a `WireError` comes back within the timeout of the command.
+- `ClusterClient` sends each command to the master of its key, and follows redirections.
 - `WireError` stands for a reply that failed: `ReplyError` (Redis answered with an error), `Lost` (no reply
-  will come), `TooManyPending` (not sent) or `Unhandled` (the receiver raised).
+  will come), `NodeAway` (one master of a Cluster does not serve), `TooManyPending` (not sent) or `Unhandled` (the
+  receiver raised).
 - `refusal` says what an error of Redis means: its reason, one of a bounded set, and what to do about it.
 - `Availability` is the circuit breaker: the first loss or refusal opens it, a probe that does what requests ask
   closes it. While it is open no request waits for Redis. Look-ups, stores and limits each have one.
@@ -19,22 +23,26 @@ Redis fails open: slow, full, restarting, refusing or absent, requests are serve
 
 from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
-from proxy.redis.client import RedisAddress, RedisClient, address, files_of
+from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
 from proxy.redis.health import RedisState, Use
 from proxy.redis.refusal import REASONS
-from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError, Word
+from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandled, WireError, Word
+from proxy.redis.url import RedisUrl, address, files_of, read_url
 
 __all__ = [
     "REASONS",
     "TAG_BYTES",
     "Availability",
     "Cache",
+    "Change",
+    "Deployment",
     "Lost",
+    "NodeAway",
     "OnChange",
-    "RedisAddress",
-    "RedisClient",
     "RedisState",
+    "RedisUrl",
     "ReplyError",
+    "SingleServer",
     "Stored",
     "TooManyPending",
     "Unhandled",
@@ -42,7 +50,9 @@ __all__ = [
     "WireError",
     "Word",
     "address",
+    "deployment_of",
     "files_of",
+    "read_url",
     "stream_views",
     "wall_clock",
 ]

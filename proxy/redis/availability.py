@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from proxy.redis.refusal import kind_of
-from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
+from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandled, WireError
 from proxy.telemetry import raised
 
 SETTLED: Final = 30.0
@@ -29,7 +29,7 @@ def is_away(e: WireError) -> bool:
     """Whether an error says that Redis serves no command at all now."""
     if isinstance(e, ReplyError):
         return e.reason in _AWAY
-    return not isinstance(e, TooManyPending | Unhandled)
+    return not isinstance(e, TooManyPending | Unhandled | NodeAway)
 
 
 class Availability:
@@ -64,13 +64,14 @@ class Availability:
         return f"<Availability {'open' if self.open else 'closed'} pause={self.pause:g}>"
 
     def failed(self, e: WireError) -> bool:
-        """Report the error of a command, which opens the breaker unless this process or one key caused it. False:
+        """Report the error of a command, which opens the breaker unless this process, one key or one master of a
+        Cluster caused it. False:
         it is known already. A lost connection fails all its commands with one error, and `stop` fails the rest."""
         if self._stopping or e is self._last_loss:
             return False
         if self.open and isinstance(e, ReplyError):
             return True  # of a command sent before it opened: many refusals are no reason to probe less
-        if not isinstance(e, TooManyPending | Unhandled):
+        if not isinstance(e, TooManyPending | Unhandled | NodeAway):
             self._last_loss = e
             self._failure(e)
             self._opened.set()

@@ -15,8 +15,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.redis.availability import Availability, OnChange, is_away
-from proxy.redis.client import RedisAddress, RedisClient, address
-from proxy.redis.resp import Lost, ReplyError, TooManyPending, WireError
+from proxy.redis.client import RedisClient
+from proxy.redis.deployment import Deployment, SingleServer
+from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, WireError
+from proxy.redis.url import address
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape
@@ -141,7 +143,7 @@ class Cache:
 
     def __init__(
         self,
-        url: str,
+        redis: str | Deployment,
         *,
         timeout: float,
         ttl: int,
@@ -152,11 +154,12 @@ class Cache:
         on_breaker: OnChange = lambda trouble: None,
         on_stores: OnChange = lambda trouble: None,
     ) -> None:
-        """`record` is called with what happened, and how often; `on_breaker`: look-ups fail or work again;
-        `on_stores`: stores are refused or accepted again."""
-        where = address(url)
-        self._lookups = RedisClient(where, connect_timeout=timeout)
-        self._stores = RedisClient(where, connect_timeout=timeout, max_pending=max_pending)
+        """`redis`: the URL of one server, or a Deployment, which its owner starts. `record` is called with what
+        happened, and how often; `on_breaker`: look-ups fail or work again; `on_stores`: stores are refused or
+        accepted again."""
+        self._redis = SingleServer(address(redis)) if isinstance(redis, str) else redis
+        self._lookups = self._redis.client(connect_timeout=timeout)
+        self._stores = self._redis.client(connect_timeout=timeout, max_pending=max_pending)
         self._timeout = timeout
         self._ttl = ttl
         self.max_entry = max_entry  # bytes
@@ -166,17 +169,10 @@ class Cache:
         self.accepts = Availability(self._try_store, on_stores)  # of stores alone
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
-        self._where = where
         self._flushed: dict[bytes, float] = {}  # time of the last flush of each key prefix, monotonic
 
     def __repr__(self) -> str:
         return f"<Cache {'open' if self.availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
-
-    def renew(self, where: RedisAddress) -> None:
-        """Use this address for connections from now on."""
-        self._where = where
-        self._lookups.renew(where)
-        self._stores.renew(where)
 
     @property
     def available(self) -> bool:
@@ -309,25 +305,33 @@ class Cache:
             + rb"[0-9a-f]{%d}(?:[0-9a-f]{2})?" % (2 * (KEY_BYTES - len(begin)))
         )
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", self._prefix) + hexlify(begin) + b"*"
-        link = RedisClient(self._where, connect_timeout=self._timeout)
-        removed, cursor = 0, b"0"
+        links = self._redis.masters(connect_timeout=self._timeout)
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._stores.call(
                     b"PING", timeout=STORE_SECONDS
                 )  # earlier stores have been carried out by then
-                while True:
-                    reply = await link.call(
-                        *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=STORE_SECONDS
-                    )
-                    cursor, found = _scanned(reply)
-                    keys = [key for key in found if ours.fullmatch(key)]
-                    if keys:
-                        removed += int(await link.call(b"UNLINK", *keys, timeout=STORE_SECONDS))
-                    if cursor == b"0":
-                        return removed
+                return sum([await self._remove(link, ours, pattern) for link in links])
         finally:
-            await link.close()
+            for link in links:
+                await link.close()
+
+    async def _remove(self, link: RedisClient, ours: re.Pattern[bytes], pattern: bytes) -> int:
+        """Remove the keys at one master that match, and return their number."""
+        removed, cursor = 0, b"0"
+        while True:
+            reply = await link.call(
+                *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=STORE_SECONDS
+            )
+            cursor, found = _scanned(reply)
+            keys = [key for key in found if ours.fullmatch(key)]
+            if self._redis.sharded:  # a command takes the keys of one slot
+                each = (self._stores.call(b"UNLINK", key, timeout=STORE_SECONDS) for key in keys)
+                removed += sum(map(int, await asyncio.gather(*each)))
+            elif keys:
+                removed += int(await link.call(b"UNLINK", *keys, timeout=STORE_SECONDS))
+            if cursor == b"0":
+                return removed
 
     def _failed(self, e: WireError, breaker: Availability | None = None) -> None:
         if (breaker or self.availability).failed(e):
@@ -338,7 +342,7 @@ class Cache:
         return self.accepts if isinstance(e, ReplyError) and not is_away(e) else self.availability
 
     async def _try_lookup(self) -> None:
-        """Look up two keys, which a Redis Cluster keeps on two nodes."""
+        """Look up two keys, as a batch does. A node of a Redis Cluster refuses them: they are of two slots."""
         keys = (self._prefix + b"probe:1", self._prefix + b"probe:2")
         reply = await self._lookups.call(b"MGET", *keys, timeout=self._timeout)
         if type(reply) is not list or len(reply) != len(keys):
@@ -348,6 +352,8 @@ class Cache:
         command = (b"SET", self._prefix + b"probe:1", b"", b"PX", 1)
         try:
             await self._stores.call(*command, timeout=STORE_SECONDS)
+        except NodeAway:
+            return  # the other masters of a Cluster accept stores, or the next one is refused
         except WireError as e:
             if self._stores_or_all(e) is self.availability:
                 self._failed(e)

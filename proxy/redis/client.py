@@ -1,145 +1,38 @@
-"""A client of one Redis: its address, the login, and a new connection when the last one is lost. When to leave
-an unavailable Redis alone is decided by `Availability`, not here."""
+"""A client of one Redis server: the login, and a new connection when the last one is lost. When to leave an
+unavailable Redis alone is decided by `Availability`, not here."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
 
-from proxy.errors import SettingsError
-from proxy.redis.resp import Bounds, Done, Login, Lost, RespConnection, WireError, Word
+from proxy.redis.resp import Bounds, Done, Lost, RespConnection, WireError, Word
+from proxy.redis.url import RedisAddress
 
 MAX_PENDING: Final = 16 << 20
 MAX_REPLY: Final = 256 << 20
 
-_OURS: Final = frozenset({"username", "password", "host", "port", "path", "db", "client_name", "protocol"})
-_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_MEANINGLESS: Final = frozenset(
-    {  # redis-py's pool and timeouts; here the settings bound them
-        "socket_timeout",
-        "socket_connect_timeout",
-        "socket_read_size",
-        "socket_keepalive",
-        "retry_on_timeout",
-        "max_connections",
-        "health_check_interval",
-        "timeout",
-        "legacy_responses",
-    }
-)
 
-
-@dataclass(frozen=True, slots=True)
-class RedisAddress:
-    """The address of a Redis, and the login there."""
-
-    login: Login
-    host: str = "localhost"
-    port: int = 6379
-    path: str | None = None  # of a Unix socket, in place of host and port
-    tls: ssl.SSLContext | None = None
-
-    def __str__(self) -> str:
-        return (
-            f"unix://{self.path}"
-            if self.path
-            else f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}"
-        )
-
-
-def address(url: str) -> RedisAddress:
-    """The address in a redis://, rediss:// or unix:// URL, as redis-py reads it: user, password, database,
-    `client_name`, `protocol`, `ssl_*`. Raises SettingsError, whose text holds no secret of the URL."""
-    # Imported here: without a Redis it costs no start-up time.
-    from redis.asyncio.connection import SSLConnection, parse_url
-    from redis.exceptions import RedisError
-
-    try:
-        options: dict[str, Any] = dict(parse_url(url))
-        tls = options.pop("connection_class", None) is SSLConnection
-        secure = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
-        unknown = sorted(options.keys() - _OURS - _MEANINGLESS)
-        if unknown:
-            raise SettingsError(
-                f"The Redis URL has the option {unknown[0][:40]!r}, which is unknown; known are db, "
-                "client_name, protocol and the ssl_ options of redis-py."
-            )
-        if options.get("protocol", 3) not in (2, 3):
-            raise SettingsError("The Redis URL's protocol must be 2 or 3.")
-        context = SSLConnection(**secure).ssl_context.get() if tls else None
-    except (ValueError, TypeError, RedisError, OSError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
-        raise SettingsError(
-            f"Invalid Redis URL ({reason}); expected redis://HOST:6379/0, "
-            "rediss://HOST:6380/0?ssl_ca_certs=FILE or unix:///PATH."
-        ) from None
-    login = Login(
-        options.get("username"),
-        options.get("password"),
-        int(options.get("db") or 0),
-        options.get("client_name"),
-        options.get("protocol", 3),
-    )
-    return RedisAddress(
-        login, options.get("host") or "localhost", options.get("port") or 6379, options.get("path"), context
-    )
-
-
-def files_of(url: str) -> dict[str, str]:
-    """The files that a Redis URL names, by option."""
-    query = parse_qs(urlsplit(url).query)
-    return {name: query[name][0] for name in _FILES if name in query}
-
-
-class RedisClient:
-    """Commands to one Redis over one connection, which is opened on first use and again after each loss.
-
-    Replies come in the order of the commands, so a blocking command (XREAD BLOCK) delays all behind it, and so
-    does a large one while it is written: give such commands their own client. No command is sent twice: whether a
-    lost one was carried out is not known.
-    """
-
-    def __init__(
-        self,
-        where: RedisAddress,
-        *,
-        connect_timeout: float,
-        max_pending: int = MAX_PENDING,
-        max_reply: int = MAX_REPLY,
-        on_push: Callable[[list[Any]], None] = lambda push: None,
-    ) -> None:
-        self._where = where
-        self._bounds = Bounds(connect_timeout, max_pending, max_reply)
-        self._on_push = on_push
-        self._wire: RespConnection | None = None
-        self._opening: dict[RespConnection, asyncio.Task[None]] = {}
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<RedisClient {self._where} {self._wire!r}>"
-
-    def renew(self, where: RedisAddress) -> None:
-        """Use this address for connections from now on."""
-        self._where = where
+class Client(ABC):
+    """Commands to Redis, to one server or to the masters of a Cluster."""
 
     @property
+    @abstractmethod
     def pending(self) -> int:
         """Bytes of commands without a reply yet."""
-        return self._wire.pending if self._wire is not None else 0
 
+    @abstractmethod
     def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
         """Send a command; `done` is called once, with the reply or a WireError, within `timeout` seconds. An
         error inside an array reply stays there, as a ReplyError. Raises ValueError for a command without
         exactly one reply (MONITOR)."""
-        if self._closed:
-            done(Lost("the gateway is shutting down"))
-            return
-        wire = self._wire if self._wire is not None else self._dial()
-        wire.send(command, timeout, done)
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close; commands in flight get a Lost."""
 
     def call(self, *command: Word, timeout: float) -> asyncio.Future[Any]:
         """`send` as a future, which raises the WireError."""
@@ -156,8 +49,58 @@ class RedisClient:
         self.send(command, timeout, done)
         return future
 
+
+class RedisClient(Client):
+    """Commands to one Redis over one connection, which is opened on first use and again after each loss.
+
+    Replies come in the order of the commands, so a blocking command (XREAD BLOCK) delays all behind it, and so
+    does a large one while it is written: give such commands their own client. No command is sent twice: whether a
+    lost one was carried out is not known.
+    """
+
+    def __init__(
+        self,
+        where: RedisAddress,
+        *,
+        connect_timeout: float,
+        max_pending: int = MAX_PENDING,
+        max_reply: int = MAX_REPLY,
+        on_push: Callable[[list[Any]], None] = lambda push: None,
+        find: Callable[[], Awaitable[RedisAddress]] | None = None,
+    ) -> None:
+        """`find`: gives the address of each new connection, in place of `where`; raises WireError."""
+        self._where = where
+        self._find = find
+        self._bounds = Bounds(connect_timeout, max_pending, max_reply)
+        self._on_push = on_push
+        self._wire: RespConnection | None = None
+        self._opening: dict[RespConnection, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<RedisClient {self._where} {self._wire!r}>"
+
+    def renew(self, where: RedisAddress) -> None:
+        """Use this address for connections from now on."""
+        self._where = where
+
+    def leave(self, why: WireError) -> None:
+        """Give the present connection up: its commands get `why`, and the next command opens a new one."""
+        if self._wire is not None:
+            self._wire.lose(why)
+
+    @property
+    def pending(self) -> int:
+        return self._wire.pending if self._wire is not None else 0
+
+    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+        if self._closed:
+            done(Lost("the gateway is shutting down"))
+            return
+        wire = self._wire if self._wire is not None else self._dial()
+        wire.send(command, timeout, done)
+
     async def close(self) -> None:
-        """Close; commands in flight get a Lost."""
         self._closed = True
         wire = self._wire
         tasks = tuple(self._opening.values())
@@ -177,12 +120,14 @@ class RedisClient:
         return wire
 
     async def _open(self, wire: RespConnection, loop: asyncio.AbstractEventLoop) -> None:
-        where = self._where
         try:
+            where = self._where if self._find is None else await self._find()
             if where.path is not None:
                 await loop.create_unix_connection(lambda: wire, where.path)
             else:
                 await loop.create_connection(lambda: wire, where.host, where.port, ssl=where.tls)
+        except WireError as e:
+            wire.lose(e)
         except ssl.SSLCertVerificationError as e:
             wire.lose(Lost(f"its certificate is not trusted ({e.verify_message})"))
         except (OSError, ValueError) as e:

@@ -6,15 +6,13 @@ import re
 from typing import Final
 
 MAX_TEXT: Final = 500  # characters of an error that are read
-_CLUSTER: Final = (
-    "it is a node of a Redis Cluster, which the gateway cannot use; give --redis a server outside a cluster"
-)
+_CLUSTER: Final = "it is a node of a Redis Cluster; write --redis redis+cluster://HOST:PORT in place of redis://"
 
 OTHER: Final = "ERR"  # the reason of each error that is not in ADVICE
 ADVICE: Final = {
     "ASK": _CLUSTER,
     "BUSY": "one of its scripts runs for long; wait for it, or end it with SCRIPT KILL",
-    "CLUSTERDOWN": _CLUSTER,
+    "CLUSTERDOWN": "some slots of the Redis Cluster have no master; CLUSTER INFO and CLUSTER NODES say which",
     "CROSSSLOT": _CLUSTER,
     "LOADING": "it reads its data set from disk, and answers when it has finished",
     "MASTERDOWN": "it is a replica that has lost its master; give --redis the master",
@@ -24,7 +22,7 @@ ADVICE: Final = {
     "NOPERM": "its ACL user lacks a command or key pattern; the documentation lists those needed",
     "NOREPLICAS": "too few replicas are connected (min-replicas-to-write), so that it accepts no writes",
     "OOM": "its memory is full; raise its maxmemory, or set its maxmemory-policy to volatile-lru",
-    "READONLY": "it is a replica; give --redis its master",
+    "READONLY": "it is a replica; give --redis its master, or its Sentinels (redis+sentinel://)",
     "TRYAGAIN": _CLUSTER,
     "WRONGPASS": "it does not accept the user and the password in --redis",
     "WRONGTYPE": "another program writes to the gateway's keys; give it a Redis or a --redis-namespace of its own",

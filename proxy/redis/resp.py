@@ -67,6 +67,11 @@ class Unhandled(WireError):
     """A reply came and its receiver raised; the receiver gets this, so that it ends its request. Redis works."""
 
 
+class NodeAway(WireError):
+    """Not carried out: the one master of a Redis Cluster that has this key does not serve; others do. It is
+    reported by the Cluster, which probes that master."""
+
+
 def pack(command: Sequence[Word]) -> bytes:
     """A command in RESP: an array of bulk strings."""
     data: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub has a tuple of one

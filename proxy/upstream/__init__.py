@@ -14,7 +14,8 @@ A reader meets, in this order:
   `LoadPoller` run it.
 - `Build` and `Abilities` are what an engine is and what it was seen to do.
 - `HealthChecks` ask each engine every few seconds whether it is up and what it serves.
-- `Fleet` makes the engines from settings and changes them; `watch` runs the tasks that observe them.
+- `Fleet` makes the engines from settings and changes them; `watch` runs the tasks that observe them. A `Discovery`
+  (`dns`) changes them as DNS does.
 - `Pulse` notices pauses of this process, so that no engine is blamed for them.
 
 Nothing here knows a flight: an exchange with an engine gets a lease and a connection.
@@ -23,6 +24,7 @@ Nothing here knows a flight: an exchange with an engine gets a lease and a conne
 from proxy.upstream.backends import Backend, Backends, Lease
 from proxy.upstream.breaker import State
 from proxy.upstream.concurrency import MOST
+from proxy.upstream.dns import Discovery
 from proxy.upstream.fleet import Fleet
 from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.monitor import Task, each, first_look, watch
@@ -37,6 +39,7 @@ __all__ = [
     "Backend",
     "Backends",
     "Budget",
+    "Discovery",
     "Fleet",
     "HealthChecks",
     "Lease",

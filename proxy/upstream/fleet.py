@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy.config import Settings
+from proxy.errors import GatewayError
 from proxy.telemetry import Log, Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.breaker import Breaker, BreakerRules
@@ -20,6 +21,7 @@ from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import router
 
+ANSWER_SECONDS: Final = 5.0  # for an engine that is not in use yet to answer /health
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
     ("backend_inflight", "Requests in flight at an engine.", lambda b: b.inflight),
     ("backend_max_inflight", "Concurrency limit of an engine, configured or adaptive.", lambda b: b.max_inflight),
@@ -128,6 +130,20 @@ class Fleet:
         await self.health_checks.check(added)
         self.backends.capacity_changed()  # there may be room for queued requests
 
+    async def answers(self, url: str) -> str:
+        """Why an engine that is not in use does not answer /health; empty where it does."""
+        pool = self._pool(url)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                status, _ = await pool.get("/health", fresh=True)
+        except TimeoutError:
+            return f"no answer to /health in {ANSWER_SECONDS:g} s"
+        except GatewayError as e:
+            return e.message
+        finally:
+            pool.close()
+        return "" if status < 500 else f"/health: {status}"
+
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
         """Use this TLS context, or this key, for new connections and requests."""
         self._tls = self._tls if tls is None else tls
@@ -142,16 +158,7 @@ class Fleet:
 
     def _make(self, url: str) -> Backend:
         settings = self._settings
-        pool = Pool(
-            url,
-            connect_timeout=settings.connect_timeout,
-            loop=self._loop,
-            tls=self._tls,
-            api_key=self._api_key,
-            pulse=self._pulse,
-            reading=self._reading,
-            max_idle=max(MAX_IDLE, settings.max_inflight),
-        )
+        pool = self._pool(url)
         adaptive_limit = (
             None if settings.max_inflight else AdaptiveLimit(objective=settings.pace_ttft_ms / 1000 or math.inf)
         )
@@ -160,6 +167,18 @@ class Fleet:
         for name, doc, read in _GAUGES:
             self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
         return backend
+
+    def _pool(self, url: str) -> Pool:
+        return Pool(
+            url,
+            connect_timeout=self._settings.connect_timeout,
+            loop=self._loop,
+            tls=self._tls,
+            api_key=self._api_key,
+            pulse=self._pulse,
+            reading=self._reading,
+            max_idle=max(MAX_IDLE, self._settings.max_inflight),
+        )
 
     def _forget(self, backend: Backend) -> None:
         """Drop a drained engine. Its metric series stay where an engine of this name was added meanwhile."""

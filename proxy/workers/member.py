@@ -168,7 +168,12 @@ class Member:
     def _look(self) -> None:
         """Report what has changed, or the same once more after BEAT seconds."""
         queued = self._queued()
-        engines = {engine.name: (engine.inflight, queued, engine.most) for engine in self._engines()}
+        engines = {}
+        for engine in self._engines():
+            if engine.name not in self._places:
+                engine.allot(0)  # new: the supervisor does not know of it yet
+            engines[engine.name] = (engine.inflight, queued, engine.most)
+        self._places = {name: count for name, count in self._places.items() if name in engines}
         report = Report(self._applied, engines)
         now = self._loop.time()
         if now - self._told_at < BEAT and not self._matters(report):

@@ -51,6 +51,7 @@ TYPED: dict[str, str] = {
     "share_scope": "global",
     "merge_max": "4",
     "redis": "redis://:secret@cache:6379/1",
+    "state_redis": "redis+sentinel://:secret@a,b:26380/mymaster/0",
     "redis_namespace": "staging",
     "redis_timeout_ms": "25",
     "redis_memory_mb": "128",

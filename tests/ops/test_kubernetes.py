@@ -32,10 +32,29 @@ def kustomization() -> dict[str, Any]:
 
 
 def objects() -> Objects:
-    """The objects by kind; there is one of each."""
-    every = [document for name in kustomization()["resources"] for document in documents((K8S / name).read_text())]
+    """The gateway's objects by kind; there is one of each. The engines' are `engines()`."""
+    files = [name for name in kustomization()["resources"] if name != "engines.yaml"]
+    every = [document for name in files for document in documents((K8S / name).read_text())]
     assert len({document["kind"] for document in every}) == len(every)
     return {document["kind"]: document for document in every}
+
+
+def engines() -> dict[str, Any]:
+    """The Service whose name has the addresses of the engines."""
+    assert "engines.yaml" in kustomization()["resources"]
+    (service,) = documents((K8S / "engines.yaml").read_text())
+    assert isinstance(service, dict)
+    return service
+
+
+def test_the_engines_are_found_by_a_headless_service_that_the_network_lets_through() -> None:
+    service, made = engines(), objects()
+    assert service["spec"]["clusterIP"] == "None", "else its name has one address"
+    (port,) = service["spec"]["ports"]
+    assert f'"dns+http://{service["metadata"]["name"]}:{port["port"]}"' in settings_file(made)
+    pods = {"podSelector": {"matchLabels": service["spec"]["selector"]}}
+    rules = [rule for rule in made["NetworkPolicy"]["spec"]["egress"] if pods in rule["to"]]
+    assert [[opened["port"] for opened in rule["ports"]] for rule in rules] == [[port["port"]]]
 
 
 def pod(objects: Objects) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import pytest
 from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Limit, Limits
 from proxy.access.ratelimit.redis import RedisLimits
 from proxy.redis.cache import Cache
-from proxy.redis.client import RedisClient, address
+from proxy.redis.client import RedisClient
 from proxy.redis.resp import WireError
+from proxy.redis.url import address
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script

@@ -104,7 +104,9 @@ async def test_a_fault_that_is_contained_is_a_line_of_the_log(
     assert "odd" in line["fault"]
 
 
-@pytest.mark.parametrize(("redis", "shared"), [("auto", None), ("redis://h", "redis://h"), ("off", None)])
+@pytest.mark.parametrize(
+    ("redis", "shared"), [("auto", None), ("redis://h", "<RedisClient redis://h:6379 None>"), ("off", None)]
+)
 @pytest.mark.parametrize("keyed", [False, True])
 async def test_limits_are_shared_where_the_redis_is_other_processes_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis: str, shared: str | None, keyed: bool
@@ -119,8 +121,8 @@ async def test_limits_are_shared_where_the_redis_is_other_processes_too(
     asked = SimpleNamespace(remote="10.0.0.1", headers=CIMultiDict(), protocol=None)
     asked.transport = SimpleNamespace(get_extra_info=lambda name: ("10.0.0.1", 5))
 
-    async def admission_for(settings: Settings, url: str | None, *given: object, **more: Any) -> None:
-        seen.append((url, more["keyed"], more["identify"](asked).id))
+    async def admission_for(settings: Settings, redis: Any, *given: object, **more: Any) -> None:
+        seen.append((redis and str(redis.client(connect_timeout=1)), more["keyed"], more["identify"](asked).id))
         raise Stopped
 
     monkeypatch.setattr(wiring, "children", children)

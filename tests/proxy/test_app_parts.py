@@ -21,7 +21,7 @@ from tests.kit.engine import Engine
 from tests.kit.running import gateway
 from tests.proxy.access.test_policy import entry
 
-ALWAYS = ["the watchdog", "the file watch", "the certificate check"]
+ALWAYS = ["the watchdog", "the file watch", "the certificate check", "the discovery of engines"]
 
 
 @pytest.mark.parametrize(

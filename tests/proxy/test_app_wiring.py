@@ -17,12 +17,10 @@ import pytest
 from proxy import app as wiring
 from proxy.access.client_ip import TrustedProxies
 from proxy.access.identity import Authenticator
-from proxy.access.ratelimit.admission import Admission
 from proxy.access.rules import AccessRules
-from proxy.app import App, _at, _certificates, _on_redis, _retry_rules, _tls, _watchdog
+from proxy.app import App, _at, _certificates, _retry_rules, _tls, _watchdog
 from proxy.config.settings import Settings
 from proxy.flights.watchdog import PATIENCE
-from proxy.redis.cache import Cache
 from proxy.redis.health import RedisState
 from proxy.redis.resp import Lost, ReplyError
 from proxy.resources import Prepared
@@ -224,15 +222,6 @@ def test_certificates_in_force_are_looked_after(tmp_path: Path) -> None:
     )
     assert _certificates(made, metrics, log)._expiries == {"tls_cert": 1e12, "backend_cert": 2e12, "redis": 3e12}
     log.close()
-
-
-def test_what_has_connections_to_redis_is_told_of_new_certificates() -> None:
-    cache, shared = cast(Cache, object()), object()
-    local = cast(Admission, SimpleNamespace(limiter=SimpleNamespace(shared=None)))
-    both = cast(Admission, SimpleNamespace(limiter=SimpleNamespace(shared=shared)))
-    assert _on_redis(None, None) == _on_redis(None, local) == []
-    assert _on_redis(cache, None) == _on_redis(cache, local) == [cache]
-    assert _on_redis(cache, both) == [cache, shared]
 
 
 async def test_what_the_watchdog_heals_is_counted_and_logged(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Bench:
             access_policy=cast(Any, SimpleNamespace(keyed=keyed)) if access_policy else None,
             large=cast(Any, SimpleNamespace(renew=lambda: self.told.append(("large",)))),
             certificates=cast(Any, SimpleNamespace(renew=lambda *facts: self.told.append(("expires", facts[0])))),
-            redis=[cast(Any, link), cast(Any, link)],
+            redis=[(settings.redis, cast(Any, link)), (settings.redis, cast(Any, link))],
             reload=cast(Any, SimpleNamespace(load=lambda: lambda: "engines")) if reload else None,
             hide=lambda secrets: self.told.append(("hide", secrets)),
         )

@@ -21,7 +21,8 @@ from redis.backoff import NoBackoff
 
 from proxy.embedded.redis import EmbeddedRedis
 from proxy.redis.cache import Cache, Stored
-from proxy.redis.client import RedisClient, address
+from proxy.redis.client import RedisClient
+from proxy.redis.url import address
 from proxy.wire.sse import chunk
 
 BATCHES = (1, 8, 64)

@@ -13,7 +13,7 @@ from proxy.access.ratelimit.limiter import Limiter
 from proxy.access.ratelimit.redis import RedisLimits
 from proxy.config import Settings
 from proxy.flights import NO_COST, Cost, estimate, estimate_raw
-from proxy.redis import WireError
+from proxy.redis import Deployment, WireError
 from proxy.telemetry import Log, Metrics
 from proxy.wire import NONE, RawBody
 
@@ -55,7 +55,7 @@ class Admission:
 
 async def admission_for(
     settings: Settings,
-    redis_url: str | None,
+    redis: str | Deployment | None,
     metrics: Metrics,
     log: Log,
     stack: AsyncExitStack,
@@ -64,9 +64,9 @@ async def admission_for(
     keyed: bool = False,
     parts: int = 1,
 ) -> Admission | None:
-    """The settings' admission control; None without limits, so that requests pay nothing. `redis_url`: one that
-    other processes have too. `keyed`: callers may bring limits of their own; `parts`: processes that divide the
-    limits while they have no Redis in common."""
+    """The settings' admission control; None without limits, so that requests pay nothing. `redis`: one that other
+    processes have too, by the URL of one server or as a Deployment, which its owner starts. `keyed`: callers may
+    bring limits of their own; `parts`: processes that divide the limits while they have no Redis in common."""
     default = Rates(
         rps=settings.rate_limit_rps,
         burst=settings.rate_limit_burst,
@@ -85,7 +85,7 @@ async def admission_for(
     if not (keyed or everyone.any or limits_of(default, default).any):
         return None
     shared = None
-    if redis_url is not None:
+    if redis is not None:
 
         def changed(trouble: WireError | None) -> None:
             if trouble is not None:
@@ -94,7 +94,7 @@ async def admission_for(
                 log.event("info", "limits are shared again")
 
         shared = RedisLimits(
-            redis_url,
+            redis,
             timeout=settings.redis_timeout_ms / 1000,
             namespace=settings.redis_namespace,
             on_change=changed,
@@ -116,6 +116,6 @@ async def admission_for(
         metrics.gauge(
             "limits_local",
             "1 while Redis is unavailable or refuses, and each process limits by itself.",
-            lambda: int(shared.availability.trouble is not None),
+            lambda: int(shared.local),
         )
     return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

@@ -1,5 +1,6 @@
-"""Limits that all processes share in Redis: one atomic script a request, permits with deadlines, a circuit
-breaker. Takes Claims and calls back with Decisions; it raises nothing."""
+"""Limits that all processes share in Redis: one atomic script a request (in a Cluster two, where a caller and all
+callers have limits), permits with deadlines, a circuit breaker. Takes Claims and calls back with Decisions; it
+raises nothing."""
 
 from __future__ import annotations
 
@@ -7,17 +8,18 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from proxy.access.ratelimit.buckets import Claim, Decision, Kind, Levels, Limits, Whose
+from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Kind, Levels, Limits, Whose
 from proxy.redis import (
     Availability,
+    Deployment,
     Lost,
+    NodeAway,
     OnChange,
-    RedisAddress,
-    RedisClient,
     ReplyError,
+    SingleServer,
     WireError,
     Word,
     address,
@@ -141,14 +143,18 @@ class RedisLimits:
 
     def __init__(
         self,
-        url: str,
+        redis: str | Deployment,
         *,
         timeout: float,
         lease: float = LEASE,
         namespace: str = "gateway",
         on_change: OnChange = lambda trouble: None,
     ) -> None:
-        self._link = RedisClient(address(url), connect_timeout=timeout)
+        """`redis`: the URL of one server, or a Deployment, which its owner starts."""
+        deployment = SingleServer(address(redis)) if isinstance(redis, str) else redis
+        self._deployment = deployment
+        self._link = deployment.client(connect_timeout=timeout)
+        self._sharded = deployment.sharded
         self._timeout = timeout
         self._lease = lease
         self._prefix = f"{namespace}:limit:"  # of every key
@@ -161,13 +167,14 @@ class RedisLimits:
         state = "open" if self.availability.open else "closed"
         return f"<RedisLimits {state} permits={len(self._held)} {self._link!r}>"
 
-    def renew(self, where: RedisAddress) -> None:
-        """Use this address for new connections."""
-        self._link.renew(where)
-
     @property
     def available(self) -> bool:
         return not self.availability.open
+
+    @property
+    def local(self) -> bool:
+        """Whether some decisions, or all, are each process's own at present."""
+        return self.availability.trouble is not None or bool(self._deployment.troubles)
 
     async def start(self) -> None:
         """Check whether it answers, and renew permits from now on."""
@@ -192,6 +199,14 @@ class RedisLimits:
             done(None)
             return
 
+        if self._sharded and claim.own.any and claim.everyone.any:
+            _InTwo(self, claim, done).begin()
+        else:
+            self.take(claim, done)
+
+    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+        """Charge a claim by one script."""
+
         def read(reply: Any) -> None:
             decision = _decision(reply)
             if decision is None:
@@ -212,10 +227,21 @@ class RedisLimits:
         permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
         if self.availability.open or not (requests or tokens or permit):
             return
+        for part in self._parts(claim):
+            self.give(part, permit, requests, tokens)
+
+    def give(self, claim: Claim, permit: str, requests: int, tokens: float) -> None:
+        """Correct the charge of a claim by one script. `permit`: to end, or empty."""
         rates: list[Word] = []
         for bounds in (claim.own, claim.everyone):
             rates += [meter.rate if meter is not None else "" for meter in (bounds.requests, bounds.tokens)]
         self._run(GIVE, self._keys(claim), (permit, requests, tokens, *rates), self._settled)
+
+    def _parts(self, claim: Claim) -> tuple[Claim, ...]:
+        """The claim, in two where the keys of its caller and of all callers are at two masters."""
+        if not self._sharded or not (claim.own.any and claim.everyone.any):
+            return (claim,)
+        return replace(claim, everyone=UNBOUNDED), replace(claim, own=UNBOUNDED)
 
     def _settled(self, reply: Any) -> None:
         if isinstance(reply, WireError):
@@ -249,13 +275,16 @@ class RedisLimits:
         separate keys. A script that must first be sent would run after commands that were sent later."""
         for script in (TAKE, GIVE, RENEW):
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
-        prefix = f"{self._prefix}probe:"
+        prefix = f"{self._prefix}{'{probe}' if self._sharded else 'probe'}:"
         keys = [prefix + name for name in ("m", "s", "all:m", "all:s")]
         permit, lease = os.urandom(6).hex(), _ms(self._lease)
-        if _decision(await self._eval(TAKE, keys, permit, lease, 1, *[_MANY] * 10, 1)) is None:
-            raise _invalid()
-        await self._eval(RENEW, keys[1::2], lease, 1, permit, 2, permit)
-        await self._eval(GIVE, keys, permit, -1, -1, *[_MANY] * 4)
+        try:
+            if _decision(await self._eval(TAKE, keys, permit, lease, 1, *[_MANY] * 10, 1)) is None:
+                raise _invalid()
+            await self._eval(RENEW, keys[1::2], lease, 1, permit, 2, permit)
+            await self._eval(GIVE, keys, permit, -1, -1, *[_MANY] * 4)
+        except NodeAway:
+            return  # the other masters of a Cluster decide
 
     async def _eval(self, script: Script, keys: list[str], *words: Word) -> Any:
         return await self._link.call("EVALSHA", script.sha, len(keys), *keys, *words, timeout=self._timeout)
@@ -265,22 +294,83 @@ class RedisLimits:
         self._renew_later()
         if self.availability.open:
             return
-        held = tuple(self._held.values())
-        for start in range(0, len(held), BATCH):
+        permits: list[tuple[str, str]] = []
+        for claim in self._held.values():
+            _, own, _, everyone = self._names(claim)
+            permits += [(own, claim.permit)] if claim.own.streams is not None else []
+            permits += [(everyone, claim.permit)] if claim.everyone.streams is not None else []
+        if not self._sharded:
+            self._renew_together(permits)
+            return
+        slots: dict[str, list[tuple[str, str]]] = {}
+        for permit in permits:
+            slots.setdefault(permit[0], []).append(permit)
+        for together in slots.values():
+            self._renew_together(together)
+
+    def _renew_together(self, permits: list[tuple[str, str]]) -> None:
+        """Renew permits, each with its key, by scripts of BATCH."""
+        for start in range(0, len(permits), BATCH):
             keys: dict[str, int] = {}
             words: list[Word] = [_ms(self._lease)]
-            for claim in held[start : start + BATCH]:
-                _, own, _, everyone = self._keys(claim)
-                if claim.own.streams is not None:
-                    words += [keys.setdefault(own, len(keys) + 1), claim.permit]
-                if claim.everyone.streams is not None:
-                    words += [keys.setdefault(everyone, len(keys) + 1), claim.permit]
+            for key, permit in permits[start : start + BATCH]:
+                words += [keys.setdefault(key, len(keys) + 1), permit]
             self._run(RENEW, list(keys), tuple(words), self._settled)
 
     def _keys(self, claim: Claim) -> list[str]:
-        """The keys of the meters and the streams: of the caller, then of all callers."""
+        """The keys of a script: the meters and the streams of the caller, then those of all callers. In a Cluster
+        a script is about one of both, and gets its keys twice: a side without limits touches none."""
+        names = self._names(claim)
+        if not self._sharded:
+            return names
+        return (names[:2] if claim.own.any else names[2:]) * 2
+
+    def _names(self, claim: Claim) -> list[str]:
+        """In a Cluster the braces keep what belongs together in one slot, and spread callers over the masters."""
         prefix, caller = self._prefix, claim.caller
-        return [f"{prefix}m:{caller}", f"{prefix}s:{caller}", f"{prefix}all:m", f"{prefix}all:s"]
+        if not self._sharded:
+            return [f"{prefix}m:{caller}", f"{prefix}s:{caller}", f"{prefix}all:m", f"{prefix}all:s"]
+        tag = f"{{{hashlib.blake2b(caller.encode(), digest_size=16).hexdigest()}}}"
+        return [f"{prefix}m:{tag}", f"{prefix}s:{tag}", f"{prefix}{{all}}:m", f"{prefix}{{all}}:s"]
+
+
+class _InTwo:
+    """A claim in a Cluster, where the limits of a caller and those of all callers are at two masters: first the
+    caller's, then all callers'. Where the second refuses or does not decide, the first is refunded."""
+
+    __slots__ = ("_all", "_claim", "_done", "_limits", "_own", "_own_decision")
+
+    def __init__(self, limits: RedisLimits, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+        self._limits = limits
+        self._claim = claim
+        self._done = done
+        self._own = replace(claim, everyone=UNBOUNDED)
+        self._all = replace(claim, own=UNBOUNDED)
+        self._own_decision: Decision | None = None
+
+    def begin(self) -> None:
+        self._limits.take(self._own, self._caller_decided)
+
+    def _caller_decided(self, decision: Decision | None) -> None:
+        self._own_decision = decision
+        if decision is None or decision.over is not None:
+            self._done(decision)
+        else:
+            self._limits.take(self._all, self._all_decided)
+
+    def _all_decided(self, decision: Decision | None) -> None:
+        own, claim = self._own_decision, self._claim
+        assert own is not None  # it was granted
+        levels = own.own
+        if decision is None or decision.over is not None:
+            permit = claim.permit if claim.requests and claim.own.streams is not None else ""
+            self._limits.give(self._own, permit, -claim.requests, -claim.tokens)
+            levels = Levels(
+                max(0.0, levels.requests - claim.requests * (claim.own.requests is not None)),
+                max(0.0, levels.tokens - claim.tokens * (claim.own.tokens is not None)),
+                levels.streams - bool(permit),
+            )
+        self._done(None if decision is None else Decision(decision.over, levels, decision.everyone))
 
 
 def _numbers(bounds: Limits) -> tuple[Word, ...]:

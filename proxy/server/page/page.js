@@ -131,8 +131,11 @@ function show(state) {
   });
   const redis = state.redis;
   put("redis", redis.state === "away" ? "not reachable" : redis.state);
-  put("redis2", redis.detail ? redis.detail + ". Requests are served without it." : REDIS[redis.is]);
-  $("redis").className = redis.detail ? "bad" : "";
+  const limits = state.state_redis, masters = (redis.servers || []).length;
+  const known = masters > 1 ? `a cluster of ${masters} masters` : REDIS[redis.is];
+  const other = limits ? `; limits have their own: ${limits.detail || limits.state}` : "";
+  put("redis2", (redis.detail ? redis.detail + ". Requests are served without it." : known) + other);
+  $("redis").className = redis.detail || (limits && limits.detail) ? "bad" : "";
   engines(state.backends);
   models(state.models);
 }

@@ -35,6 +35,7 @@ class Sources:
     backends: Backends
     cache: Cache | None
     redis: RedisState
+    state_redis: RedisState | None = None  # where limits have a Redis of their own
     began: float  # monotonic seconds
     clock: Callable[[], float] = time.monotonic
     totals: Callable[[], Awaitable[Totals]] | None = None
@@ -95,6 +96,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
         "queue_limit": of.queue.limit,
         "models": [str(model.get("id")) for model in visible(backends.models())],
         "redis": of.redis.shown() | {"available": None if of.cache is None else of.cache.available},
+        **({"state_redis": of.state_redis.shown()} if of.state_redis is not None else {}),
         "backends": [engine(backend, visible, now) for backend in backends.all],
     }
 

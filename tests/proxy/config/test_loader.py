@@ -163,7 +163,7 @@ def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds()
     assert wrong(file='port = [1, "a"]\n[redis]\npassword = "hunter2"') == [
         "file x.toml: port = ['1', 'a']: must be a whole number from 0 to 65535, such as 8080",
         "file x.toml: redis = a table: must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, "
-        "unix:///path/to/socket",
+        "unix:///path/to/socket, redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2",
     ]
 
 

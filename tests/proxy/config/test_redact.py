@@ -34,6 +34,11 @@ CANARY = "Hunter2-canary-9f8e7d"
         (f"http://u%40{CANARY}/", "http://***"),
         (f"redis://h#{CANARY}", "redis://***"),
         (f"redis:/{CANARY}", "redis://***"),
+        (f"redis+cluster://u:{CANARY},x@a:1,[::1]:2,b/0", "redis+cluster://***@a:1,[::1]:2,b/0"),
+        (f"redis+cluster://a,b/{CANARY}/", "redis+cluster://a,b/***"),
+        (f"rediss+cluster://:{CANARY},b", "rediss+cluster://***"),
+        (f"redis+sentinel://a,b/m/1?sentinel_password={CANARY}", "redis+sentinel://a,b/m/1?***"),
+        (f"redis://h,{CANARY}", "redis://***"),
         (CANARY, "***"),
         ("auto", "auto"),
         ("gpu-1:8000", "gpu-1:8000"),
@@ -49,7 +54,16 @@ def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None
 @given(
     st.text("Hx:&=% ,.[]", max_size=12),
     st.sampled_from(
-        ["redis://{}@h", "redis://:{}@h:1", "rediss://h?a={}", "redis://h?{}", "redis://:{}", "http://{}@h"]
+        [
+            "redis://{}@h",
+            "redis://:{}@h:1",
+            "redis+cluster://u:{}@a,b",
+            "redis+sentinel://:{}@a,b/m",
+            "rediss://h?a={}",
+            "redis://h?{}",
+            "redis://:{}",
+            "http://{}@h",
+        ]
     ),
 )
 def test_no_form_of_a_url_shows_its_password(around: str, form: str) -> None:

@@ -47,6 +47,7 @@ def test_several_urls_are_shown_one_by_one() -> None:
     [
         ("redis://u:p@h/0", "redis://***@h/0"),
         ("cannot reach redis://u:p@h/0", "cannot reach redis://***@h/0"),
+        ("cannot reach rediss+cluster://u:p@a,b", "cannot reach rediss+cluster://***@a,b"),
         ("u:p@h", "***@h"),
         ("a@b@h", "***@h"),
         ("http://h?db=1&token=x&new=y", "http://h?db=1&token=***&***"),

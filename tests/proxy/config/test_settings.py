@@ -169,6 +169,9 @@ def test_a_wrong_value_is_told_what_would_be_right(name: str, raw: Any, right: s
         ("http://host/base/v1//", "http://host/base"),
         ("http://host/v1/base", "http://host/v1/base"),
         ("http://[::1]:8000/v1", "http://[::1]:8000"),
+        ("DNS+HTTP://vLLM.Svc:80/v1", "dns+http://vllm.svc"),
+        ("dns+http://vllm.svc:8000/base/", "dns+http://vllm.svc:8000/base"),
+        ("dns+https://_https._tcp.vllm.svc", "dns+https://_https._tcp.vllm.svc"),
         ("unix:/run/vllm.sock", "unix:///run/vllm.sock"),
         ("unix:///run/vllm.sock", "unix:///run/vllm.sock"),
         ("UNIX:///run/VLLM.sock", "unix:///run/VLLM.sock"),
@@ -192,6 +195,10 @@ def test_an_engine_is_always_written_the_same(given: str, kept: str) -> None:
         "unix:///run/redis.sock",
         "redis://h?db=1",
         "redis://[::1]:1/0",
+        "redis+cluster://h",
+        "rediss+cluster://u:p,w@a:7000,b,[::1]:7001/0?ssl_ca_certs=ca.pem",
+        "redis+sentinel://a,b:26380/my-master.1",
+        "rediss+sentinel://:p@a/m/3?sentinel_password=q",
     ],
 )
 def test_a_redis_url_is_kept_as_it_is(url: str) -> None:

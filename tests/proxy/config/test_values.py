@@ -91,6 +91,9 @@ READ: list[tuple[Reader, Any, Any]] = [
     (values.hosts, "A.example, *.B.example", ("a.example", "*.b.example")),
     (values.hosts, "* [::1] ::1 x", ("*", "::1", "x")),
     (values.hosts, ["a b", "a"], ("a", "b")),
+    (values.own_redis_url, " None ", ""),
+    (values.own_redis_url, "", ""),
+    (values.own_redis_url, "redis://h", "redis://h"),
     (values.redis_url, " OFF ", "off"),
     (values.redis_url, "Auto", "auto"),
     (values.redis_url, "redis://h/999999999", "redis://h/999999999"),
@@ -112,7 +115,15 @@ READ: list[tuple[Reader, Any, Any]] = [
 
 ADDRESS = "must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0"
 HOSTS = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
-REDIS = "must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket"
+REDIS_URLS = (
+    "redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket, "
+    "redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2"
+)
+DNS = "must be dns+http://NAME:PORT, or for SRV records dns+http://_SERVICE._tcp.NAME"
+CERTIFICATES = "must be an SRV name with dns+https://: certificates are for names, not for addresses"
+SEEDS = "must have one or more hosts with or without a port: host1:6379,host2:6379"
+SERVICE = "must name the service after the Sentinels: redis+sentinel://host1,host2/service/0"
+REDIS = f"must be auto, off, or a URL: {REDIS_URLS}"
 ENGINE = (
     "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
     "such as unix:///run/vllm.sock"
@@ -222,8 +233,37 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (values.redis_url, "redis://h/1234567890", DATABASE),
     (values.redis_url, "redis://h:0", "must not have port 0"),
     (values.redis_url, 5, REDIS),
+    (values.redis_url, "redis+ring://a", REDIS),
+    (values.redis_url, "http+cluster://a", REDIS),
+    (values.redis_url, "redis+cluster://", SEEDS),
+    (values.redis_url, "redis+cluster://a,,b", SEEDS),
+    (values.redis_url, "redis+cluster://a b", SEEDS),
+    (values.redis_url, "redis+cluster://a:0", SEEDS),
+    (values.redis_url, "redis+cluster://a:65536", SEEDS),
+    (values.redis_url, "redis+cluster://a,A:6379", "must name each host once"),
+    (values.redis_url, "redis+cluster://a/1", "must have no path: a Redis Cluster has no database but 0"),
+    (values.redis_url, "redis+sentinel://a", SERVICE),
+    (values.redis_url, "redis+sentinel://a/", SERVICE),
+    (values.redis_url, "redis+sentinel://a/m/x", SERVICE),
+    (values.own_redis_url, "auto", f"must be none, or a URL: {REDIS_URLS}"),
+    (values.own_redis_url, 5, f"must be none, or a URL: {REDIS_URLS}"),
     (values.backend_urls, ["http://a", 5], "must be URLs, such as http://127.0.0.1:8000"),
     (values.backend_urls, 5, "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, "dns+unix:///run/a", DNS),
+    (values.backend_urls, "dns+vllm:8000", DNS),
+    (values.backend_urls, "dns+http://10.0.0.1:8000", DNS),
+    (values.backend_urls, "dns+http://[::1]:8000", DNS),
+    (values.backend_urls, "dns+https://vllm.svc", CERTIFICATES),
+    (
+        values.backend_urls,
+        "dns+http://_http._tcp.vllm:8000",
+        "must have no port after an SRV name: the records have it",
+    ),
+    (
+        values.backend_urls,
+        "dns+http://v dns+http://v:80",
+        "must name each engine once, and names dns+http://v twice",
+    ),
     (values.backend_urls, "http://a http://b http://a", "must name each engine once, and names http://a twice"),
     (values.backend_urls, "http://", ENGINE),
     (values.backend_urls, "http://h?x", ENGINE + ", without ? or #"),

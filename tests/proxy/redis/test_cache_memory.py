@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.redis import cache as module
+from proxy.redis import deployment
 from proxy.redis.cache import (
     FLUSH_STEP,
     KEY_BYTES,
@@ -20,7 +21,7 @@ from proxy.redis.cache import (
     Cache,
     Stored,
 )
-from proxy.redis.client import RedisClient, address
+from proxy.redis.client import RedisClient
 from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
 from tests.kit.clock import virtual
 
@@ -308,7 +309,7 @@ class Scanned:
         self.commands: list[tuple[Any, ...]] = []
         self.closed = 0
 
-    def __call__(self, where: Any, *, connect_timeout: float) -> Scanned:
+    def __call__(self, where: Any, *, connect_timeout: float, max_pending: int) -> Scanned:
         return self
 
     async def call(self, *command: Any, timeout: float) -> Any:
@@ -343,7 +344,7 @@ async def test_a_flush_goes_step_by_step_and_removes_our_keys_alone(monkeypatch:
     ours = [named(KEY), named(KEY, b"01")]
     foreign = [named(KEY, b"0"), named(KEY[:-1]), named(KEY, b"0123"), b"x" + named(KEY), named(KEY).upper()]
     redis = Scanned([b"7", [*ours, *foreign]], [b"9", foreign], [b"0", ours[:1]])
-    monkeypatch.setattr(module, "RedisClient", redis)
+    monkeypatch.setattr(deployment, "RedisClient", redis)
     assert await flushed(house) == 3
     scans = [command for command in redis.commands if command[0] == b"SCAN"]
     assert [command[1] for command in scans] == [b"0", b"7", b"9"]
@@ -352,7 +353,7 @@ async def test_a_flush_goes_step_by_step_and_removes_our_keys_alone(monkeypatch:
     assert redis.closed == 1
     tag = KEY[:TAG_BYTES]
     redis = Scanned([b"0", [named(KEY), named(b"\xff" * KEY_BYTES)]])
-    monkeypatch.setattr(module, "RedisClient", redis)
+    monkeypatch.setattr(deployment, "RedisClient", redis)
     assert await flushed(house, tag) == 1
     assert redis.commands[0][3] == b"gateway:" + tag.hex().encode() + b"*"
 
@@ -365,7 +366,7 @@ async def test_a_flush_that_fails_is_told_and_its_connection_closed(
     monkeypatch: pytest.MonkeyPatch, step: Any
 ) -> None:
     house, redis = House(namespace="a*b"), Scanned(step)
-    monkeypatch.setattr(module, "RedisClient", redis)
+    monkeypatch.setattr(deployment, "RedisClient", redis)
     with pytest.raises(Lost, match="gone" if isinstance(step, Lost) else "invalid reply to SCAN"):
         await flushed(house)
     assert (redis.closed, redis.commands[0][3]) == (1, b"a\\*b:*")
@@ -376,7 +377,7 @@ async def test_what_was_asked_for_before_a_flush_is_not_stored(monkeypatch: pyte
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     house = House()
-    monkeypatch.setattr(module, "RedisClient", Scanned(*([[b"0", []]] * 3)))
+    monkeypatch.setattr(deployment, "RedisClient", Scanned(*([[b"0", []]] * 3)))
     house.store(asked=0.0)
     assert len(house.stores.sent) == 1
     await flushed(house, KEY[:TAG_BYTES])
@@ -403,7 +404,7 @@ async def test_of_many_flushes_few_are_known_and_then_all_counts_as_flushed(
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     house = House()
-    monkeypatch.setattr(module, "RedisClient", Scanned([b"0", []], [b"0", []]))
+    monkeypatch.setattr(deployment, "RedisClient", Scanned([b"0", []], [b"0", []]))
     house.cache._flushed = {n.to_bytes(TAG_BYTES, "big"): 1.0 for n in range(MAX_FLUSHED - 1)}
     reader = house.cache._reader
     await flushed(house, b"\xdd" * TAG_BYTES)
@@ -415,15 +416,6 @@ async def test_of_many_flushes_few_are_known_and_then_all_counts_as_flushed(
     sent = len(house.stores.sent)
     house.store(b"\xff" * KEY_BYTES, asked=149.0)
     assert len(house.stores.sent) == sent
-
-
-def test_another_address_is_for_look_ups_and_stores_and_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    house, where = House(), address("unix:///other")
-    renewed: list[Any] = []
-    for link in (house.lookups, house.stores):
-        monkeypatch.setattr(link, "renew", renewed.append, raising=False)
-    house.cache.renew(where)
-    assert (renewed, house.cache._where) == ([where, where], where)
 
 
 def test_each_key_that_is_asked_for_is_counted() -> None:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import SettingsError
-from proxy.redis.client import RedisAddress, RedisClient, address
+from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, Lost, ReplyError
+from proxy.redis.url import RedisAddress, address
 from tests.kit.missing import REDIS_WITH_TLS, lacking
 from tests.kit.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from proxy.redis.client import MAX_PENDING, MAX_REPLY, RedisAddress, RedisClient, address, files_of
+from proxy.redis.client import MAX_PENDING, MAX_REPLY, RedisClient
 from proxy.redis.resp import Bounds, Login, Lost, ReplyError, RespConnection, pack
+from proxy.redis.url import RedisAddress, address, files_of
 from tests.kit.clock import virtual
 from tests.kit.resp_kit import HELLO_REPLY, Transport
 

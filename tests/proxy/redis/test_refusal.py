@@ -73,9 +73,9 @@ def test_the_remedy_is_said_and_no_argument_is(text: str, says: str) -> None:
 
 def test_a_remedy_is_one_line_for_a_log_and_reasons_that_share_it_are_of_one_kind() -> None:
     assert all(words.isprintable() and len(words) < 120 for words in ADVICE.values())
-    cluster = {kind_of(reason) for reason in ("ASK", "CLUSTERDOWN", "CROSSSLOT", "MOVED", "TRYAGAIN")}
+    cluster = {kind_of(reason) for reason in ("ASK", "CROSSSLOT", "MOVED", "TRYAGAIN")}
     assert len(cluster) == 1
-    assert len({kind_of(reason) for reason in REASONS}) == len(REASONS) - 4
+    assert len({kind_of(reason) for reason in REASONS}) == len(REASONS) - 3
     assert kind_of("LOADING") == kind_of(Lost("gone").reason) == "", "it follows a loss"
 
 

@@ -24,6 +24,10 @@ async def test_whether_limits_are_shared_is_told(monkeypatch: pytest.MonkeyPatch
             self.on_change = on_change
             self.availability = SimpleNamespace(trouble=None)
 
+        @property
+        def local(self) -> bool:
+            return self.availability.trouble is not None
+
         async def start(self) -> None:
             told.append("start")
 

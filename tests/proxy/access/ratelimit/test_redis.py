@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Limit, Limits, LocalLimits
 from proxy.access.ratelimit.redis import BATCH, RedisLimits
 from proxy.embedded.redis import EmbeddedRedis, server_binary
-from proxy.redis.client import RedisClient, address
+from proxy.redis.client import RedisClient
+from proxy.redis.url import address
 from tests.kit.redis_server import redis_server
 from tests.kit.running import until
 

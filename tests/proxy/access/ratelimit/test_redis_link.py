@@ -22,7 +22,7 @@ class FakeLink:
 
     made: list[FakeLink]
 
-    def __init__(self, where: object, *, connect_timeout: float) -> None:
+    def __init__(self, where: object, *, connect_timeout: float, max_pending: int) -> None:
         self.where, self.connect_timeout = where, connect_timeout
         self.sent: list[tuple[tuple[Any, ...], float, Callable[[Any], None]]] = []
         self.loads: list[str] = []
@@ -53,7 +53,7 @@ class FakeLink:
 @pytest.fixture(autouse=True)
 def links(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeLink.made = []
-    monkeypatch.setattr("proxy.access.ratelimit.redis.RedisClient", FakeLink)
+    monkeypatch.setattr("proxy.redis.deployment.RedisClient", FakeLink)
 
 
 class Desk:
@@ -303,12 +303,6 @@ async def test_a_loss_on_the_way_is_noticed_at_once_and_one_at_the_end_is_none()
     await desk.shared.stop()
     desk.link.sent[-1][2](Lost("the gateway is shutting down"))
     assert desk.told == ["gone", None]
-
-
-def test_it_may_be_found_elsewhere_from_now_on() -> None:
-    desk = Desk()
-    desk.shared.renew("elsewhere")  # type: ignore[arg-type]
-    assert desk.link.where == "elsewhere"
 
 
 @virtual
