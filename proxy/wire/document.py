@@ -17,7 +17,7 @@ _UTF8_MARK: Final = b"\xef\xbb\xbf"
 DEEPEST: Final = 1000  # levels
 TOO_DEEP: Final = "it is nested too deeply"
 COUNTED: Final = sys.version_info >= (3, 12)
-"""Python 3.11 stops reading JSON near DEEPEST levels, 3.12 and 3.13 near 10,000, 3.14 at the end of its stack."""
+"""Python 3.11 stops reading JSON near DEEPEST levels, 3.12 and 3.13 at 1,500 to 10,000, 3.14 no sooner."""
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 _STEPS: Final = {ord("["): 1, ord("]"): -1}
