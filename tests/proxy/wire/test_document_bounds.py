@@ -200,7 +200,7 @@ def test_too_deep_a_member_is_refused_whether_it_is_read_or_not(monkeypatch: pyt
     monkeypatch.setattr(openai, "COUNTED", True)
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         assert read(opening * 4 + b"1" + closing * 4) is not None
-        assert decode("completions", b'{"prompt":"","x":%b1%b}' % (opening * 3, closing * 3))
+        decode("completions", b'{"prompt":"","x":%b1%b}' % (opening * 3, closing * 3))
         with pytest.raises(GatewayError, match="nested too deeply"):
             read(b"[1," + opening * 4 + b"1" + closing * 4 + b"]")
         with pytest.raises(GatewayError, match="nested too deeply"):
