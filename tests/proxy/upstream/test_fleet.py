@@ -92,7 +92,7 @@ async def test_an_engine_gets_room_for_as_many_kept_connections_as_may_be_in_use
         assert fleet.backends.all[0].pool._max_idle == 1000
         assert repr(fleet) == "<Fleet <Backends http://127.0.0.1:9=0/1000!> leaving=0>"
         fleet.close()
-    log.close()
+    log.close(30)
 
 
 async def test_engines_that_were_removed_leave_nothing_behind_however_often_they_change(engine: Engine) -> None:
