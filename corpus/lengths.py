@@ -54,11 +54,16 @@ class Quantiles:
     low: float = field(init=False)
 
     def __post_init__(self) -> None:
+        scores = [NORMAL.inv_cdf((i + 0.5) / _GRID) for i in range(_GRID)]
+        below = [score for score in scores if score < 0]
+        above = [max(1.0, self.at(score)) for score in scores[len(below) :]]
+        median = math.log(self.p50)
         low, high = 0.0, 8.0  # a greater spread below the median means a smaller mean
         for _ in range(50):
             middle = (low + high) / 2
             object.__setattr__(self, "low", middle)
-            if self._mean() > self.mean:
+            least = [max(1.0, math.exp(median + middle * score)) for score in below]
+            if math.fsum(least + above) / _GRID > self.mean:
                 low = middle
             else:
                 high = middle
@@ -71,9 +76,6 @@ class Quantiles:
         left = min(bisect_right(scores, score) - 1, 1)
         slope = (logs[left + 1] - logs[left]) / (scores[left + 1] - scores[left])
         return min(math.exp(logs[left] + slope * (score - scores[left])), self.longest)
-
-    def _mean(self) -> float:
-        return math.fsum(max(1.0, self.at(NORMAL.inv_cdf((i + 0.5) / _GRID))) for i in range(_GRID)) / _GRID
 
     def draw(self, chance: Draw) -> int:
         return max(1, round(self.at(chance.normal())))

@@ -111,6 +111,11 @@ class ListenError(Exception):
     """The address or socket to listen on cannot be used; the message is the system's reason."""
 
 
+class StartError(Exception):
+    """A program that the gateway starts did not come up, for another reason than a setting; the message says which
+    and why."""
+
+
 def place_of(e: BaseException) -> str:
     """The innermost file and line of an exception, for the log."""
     at = e.__traceback__

@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from proxy.config import hash_of, program_name, read_keys_file, toml_string, version
+from proxy.config import Parser, hash_of, program_name, read_keys_file, toml_string, version
 from proxy.errors import SettingsError
 from proxy.terminal import run
 
@@ -55,14 +55,15 @@ def command() -> int:
     return run("proxy.keys", main, both=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Raises SettingsError: one line, without the values given, of which one may be a key."""
+    parser = Parser(
         prog=program_name(sys.argv[0], "proxy.keys"),
         description="Make API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
         "a new key goes to stderr, once: the file holds only its SHA-256.",
     )
     parser.add_argument("--version", action="version", version=version())
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="new or hash", required=True)
     for command, help in (("new", "make a key"), ("hash", "read an existing key from stdin")):
         sub = commands.add_parser(command, help=help)
         sub.add_argument("name", metavar="NAME", help="name of the key in the log")
@@ -72,7 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         sub.add_argument("--expires", metavar="TIME", help="expiry, such as 2027-01-31T00:00:00Z; default: never")
         sub.add_argument("--operator", action="store_true", help="allow the metrics, the state and the page")
-    options = parser.parse_args(argv)
+    options, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if word.startswith("-"):
+            raise SettingsError(f"unknown flag {word.partition('=')[0]}; {parser.prog} new --help lists the flags")
+        raise SettingsError("one NAME is expected, and no other argument; a key is read from stdin")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Raises SystemExit(0) after help and version."""
+    try:
+        options = _options(argv)
+    except SettingsError as e:
+        sys.stderr.write(f"proxy.keys: {e}\n")
+        return 2
     key = new_key() if options.command == "new" else _given()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")

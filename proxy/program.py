@@ -17,7 +17,7 @@ import uvloop
 
 from proxy.app import App, children, running
 from proxy.config import Settings, exposed, load, settings_as_toml
-from proxy.errors import ListenError
+from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
 from proxy.server import raise_limit
 from proxy.telemetry import Faults, Log
@@ -212,6 +212,9 @@ def start(settings: Settings) -> int:
         where = settings.listen_unix or f"{settings.host}:{settings.port}"
         say(f"proxy: cannot listen on {where}: {e}\n", wait=SAY_SECONDS)
         return 2
+    except StartError as e:
+        say(f"proxy: cannot start: {e}\n", wait=SAY_SECONDS)
+        return 1  # a supervisor may try again, which it must not with 2
     except OSError as e:
         what = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"
         say(f"proxy: cannot start: {what}\n", wait=SAY_SECONDS)

@@ -20,7 +20,7 @@ What a setting does is decided elsewhere; this room knows no request, engine or 
 
 from proxy.config.conflicts import conflicts
 from proxy.config.files import no_password, read_file, warn_if_open
-from proxy.config.flags import program_name, version
+from proxy.config.flags import Parser, program_name, version
 from proxy.config.keys_file import KeyEntry, hash_of, read_keys_file
 from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_url
@@ -51,6 +51,7 @@ __all__ = [
     "TRUNCATED",
     "KeyEntry",
     "Known",
+    "Parser",
     "Settings",
     "conflicts",
     "exposed",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from proxy import __version__
+from proxy.config.redact import mask_url
 from proxy.config.settings import Option, options
 from proxy.errors import SettingsError
 
@@ -52,10 +54,14 @@ def version() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are SettingsErrors."""
+    """argparse whose errors are SettingsErrors of one line, which name the flag."""
 
     def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
+        # argparse repeats the value of a switch, which may be a key after `--metrics-key`
+        words = re.sub(r"ignored explicit argument .*", "takes no value", message, flags=re.DOTALL)
+        words = words.replace("expected one argument", "needs a value")
+        words = re.sub(r"^argument (?:-h/)?(-[\w-]+)(/\S+)?:", r"flag \1:", words)
+        raise SettingsError(mask_url(words.removeprefix("argument ")))
 
 
 def parser_of_all(prog: str) -> Parser:

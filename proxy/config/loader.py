@@ -77,10 +77,7 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
     try:
         namespace, unknown = parser_of_all(prog).parse_known_args(list(argv))
     except SettingsError as e:
-        # argparse repeats the value of a switch, which may be a key after `--metrics-key`
-        words = re.sub(r"ignored explicit argument .*", "takes no value", str(e), flags=re.DOTALL)
-        words = words.replace("expected one argument", "needs a value")
-        problems.append(mask_url(re.sub(r"^argument (?:-h/)?([\w-]+)(/\S+)?:", r"flag \1:", words)))
+        problems.append(str(e))
         return {}
     names = [*OWN_FLAGS, *(option.flag for option in known.values())]
     after_flag = False

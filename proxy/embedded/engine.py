@@ -9,8 +9,9 @@ import socket
 import sys
 from collections.abc import Callable
 
+from proxy.embedded.engine_child import NOT_INSTALLED
 from proxy.embedded.model import model_file
-from proxy.embedded.supervise import Child
+from proxy.embedded.supervise import Child, ChildFailed
 from proxy.errors import SettingsError
 
 LOOK_SECONDS = 1.0  # for one health check
@@ -28,14 +29,20 @@ class EmbeddedEngine:
         self._child: Child | None = None
 
     async def start(self) -> str:
-        """Start it; returns its URL. Raises SettingsError where it is not installed, ChildFailed."""
+        """Start it; returns its URL. Raises SettingsError where it, or a library of it, is not installed;
+        ChildFailed."""
         if importlib.util.find_spec("xllamacpp") is None:
             raise SettingsError(FIX.format("xllamacpp is missing"))
-        model = await asyncio.to_thread(model_file, lambda what: self._on_event("fetching its model", what))
+        model = await model_file(lambda what: self._on_event("fetching its model", what))
         port = free_port()
         command = [sys.executable, "-m", "proxy.embedded.engine_child", str(model), str(port)]
         self._child = Child("embedded engine", command, lambda: _healthy(port), on_event=self._on_event)
-        await self._child.start()
+        try:
+            await self._child.start()
+        except ChildFailed as e:
+            if e.status == NOT_INSTALLED:
+                raise SettingsError(f"no --backend is given and the {e}") from None
+            raise
         return f"http://127.0.0.1:{port}"
 
     async def stop(self) -> None:

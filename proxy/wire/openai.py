@@ -10,7 +10,7 @@ import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.wire import loose
-from proxy.wire.document import read, utf8
+from proxy.wire.document import COUNTED, TOO_DEEP, read, too_deep, utf8
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -142,6 +142,8 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
             head = _HEADS[endpoint].decode(body)
         except msgspec.ValidationError:
             head = _HEADS[endpoint].decode(_ENCODE(_typed(fields)))
+        if COUNTED and too_deep(body):
+            raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {TOO_DEEP}.")
         if not _all_once(fields, body):
             _refuse_twice(body)
     except msgspec.ValidationError as e:

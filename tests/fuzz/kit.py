@@ -61,6 +61,15 @@ def strict_json(data: bytes, *, once: bool = True) -> Any:
     return json.loads(data.decode("utf-8"), parse_constant=_none, parse_int=_whole, object_pairs_hook=hook)
 
 
+def levels(value: Any) -> int:
+    """The depth of arrays and objects."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, list | dict)]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
 def lenient_json(data: bytes | None) -> Any:
     """As json.loads has it, what is not UTF-8 replaced: engines' texts pass as they came. None: no JSON."""
     try:

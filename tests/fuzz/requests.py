@@ -16,12 +16,13 @@ from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import estimate_raw
 from proxy.flights.key import Keyer
+from proxy.wire.document import DEEPEST
 from proxy.wire.http.media_type import JSON
 from proxy.wire.openai import PROMPT_FIELD, ApiRequest, Endpoint, decode, stream_extras, with_fields, with_usage
 from proxy.wire.prompt import everything, prompt_of
 from proxy.wire.raw_body import read_passed
 from proxy.wire.whole import asked_of
-from tests.fuzz.kit import Target, flagged, strict_json
+from tests.fuzz.kit import Target, flagged, levels, strict_json
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = ("chat", "completions", "embeddings")
 CAP: Final = 7
@@ -88,6 +89,8 @@ def _is_no_json(body: bytes) -> None:
     try:
         value = strict_json(body)
     except (ValueError, RecursionError):
+        return
+    if levels(value) > DEEPEST:
         return
     text = body.decode()
     assert "\\u" in text

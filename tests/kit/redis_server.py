@@ -1,12 +1,11 @@
 """Owns redis-servers for tests with options of their own (passwords, TLS), and a TLS end in front of one.
 Must not know what a test asks of them.
-Called by the tests of the way to Redis. Certificates are made by the openssl command."""
+Called by the tests of the way to Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import ssl
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from proxy.embedded.redis import server_binary
 from proxy.embedded.supervise import Child
 from proxy.redis.cache import Cache, Stored
-from tests.kit.missing import OPENSSL, lacking
+from tests.kit.certificates import self_signed
 from tests.kit.patience import run_process
 
 
@@ -57,24 +56,8 @@ class Certificate:
 
     @classmethod
     def make(cls, folder: Path) -> Certificate:
-        openssl = shutil.which("openssl")
-        if openssl is None:
-            lacking("openssl", OPENSSL)
         cert, key = folder / "cert.pem", folder / "key.pem"
-        new = [
-            openssl,
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        run_process([*new, *names, "-keyout", key, "-out", cert], check=True, capture_output=True, seconds=20)
+        self_signed(cert, key)
         return cls(cert, key)
 
     @property

@@ -51,7 +51,7 @@ async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes:
         assert app.embedder is None or len(app.embedder) == 0, repr(app.embedder)
         assert app.admission is None or app.admission.limiter.local.streams == 0, repr(app.admission.limiter)
     finally:
-        log.close()
+        log.close(30)
         os.close(fd)
 
 

@@ -24,14 +24,25 @@ BALANCERS = ("nginx.conf", "haproxy.cfg")
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that only root can make where they are
 
 
-def command(file: str, config: Path, folder: Path) -> list[str]:
+@pytest.fixture(params=BALANCERS)
+def file(request: pytest.FixtureRequest) -> str:
+    """The name of a balancer's file. The test is skipped where its program is missing, before anything starts."""
+    found = str(request.param)
+    program(found)
+    return found
+
+
+def program(file: str) -> str:
     how = "apt-get install --no-install-recommends nginx-light haproxy"
     name = file.partition(".")[0]
-    program = tool(shutil.which(name) or f"/usr/sbin/{name}", how)  # where users have no /usr/sbin in their PATH
+    return tool(shutil.which(name) or f"/usr/sbin/{name}", how)  # where users have no /usr/sbin in their PATH
+
+
+def command(file: str, config: Path, folder: Path) -> list[str]:
     if file == "haproxy.cfg":
-        return [program, "-db", "-f", str(config)]
+        return [program(file), "-db", "-f", str(config)]
     main = f"daemon off; pid {folder}/nginx.pid; error_log stderr;"
-    return [program, "-c", str(config), "-e", "stderr", "-g", main]
+    return [program(file), "-c", str(config), "-e", "stderr", "-g", main]
 
 
 @asynccontextmanager
@@ -74,7 +85,6 @@ def readers(*apps: App) -> list[int]:
     return [app.group.subscribers for app in apps]
 
 
-@pytest.mark.parametrize("file", BALANCERS)
 async def test_identical_requests_meet_at_one_gateway(file: str, tmp_path: Path) -> None:
     everyone = asyncio.Event()
 
@@ -100,7 +110,6 @@ async def test_identical_requests_meet_at_one_gateway(file: str, tmp_path: Path)
         assert prompts(engine.requests) == {f"{n}": 1 for n in range(PROMPTS)}
 
 
-@pytest.mark.parametrize("file", BALANCERS)
 async def test_a_gateway_that_is_gone_is_replaced_by_the_other(file: str, tmp_path: Path) -> None:
     async def script(turn: Turn) -> None:
         await turn.answer("one")
@@ -118,7 +127,6 @@ async def test_a_gateway_that_is_gone_is_replaced_by_the_other(file: str, tmp_pa
         assert sum(prompts(engine.requests).values()) == PROMPTS
 
 
-@pytest.mark.parametrize("file", BALANCERS)
 async def test_paths_of_one_gateway_are_not_offered(file: str, tmp_path: Path) -> None:
     async with Engine() as engine, gateway(engine) as one, balancer(file, tmp_path, one, one) as url:
         assert (await get(url, "/v1/models")).status == 200

@@ -55,7 +55,7 @@ async def begun(
             told.append("runs")
     except ChildFailed as e:
         found = str(e)
-    log.close()
+    log.close(30)
     return found, told, lines(folder / "log")
 
 

@@ -149,4 +149,4 @@ async def test_a_settings_file_is_watched_where_there_is_one_and_it_can_be_read_
         log = Log(file.fileno())
         async with wiring.running(settings, log, (lambda: settings) if reread else None):
             assert (given["FileReloads"]["reload"] is not None) is watched
-        log.close()
+        log.close(30)

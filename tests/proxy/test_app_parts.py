@@ -65,7 +65,7 @@ async def test_a_part_that_is_on_has_its_task(
             periods = {name: run.args[0] for name, run in tasks if hasattr(run, "args")}
             assert periods["the certificate check"] == certificates.EVERY
             assert periods.get("the check for expired keys", revocation.EVERY) == revocation.EVERY
-        log.close()
+        log.close(30)
 
 
 async def test_secrets_of_the_settings_are_hidden_from_the_log(

@@ -209,7 +209,7 @@ def test_tls_to_engines_is_made_where_an_engine_or_a_file_asks_for_it(tmp_path: 
     context = _tls(replace(plain, backends=("https://h",), backend_insecure=True), log)
     assert context is not None
     assert not context.check_hostname
-    log.close()
+    log.close(30)
     assert [line["detail"][:17] for line in lines(tmp_path / "log")] == ["backend_insecure:"]
 
 
@@ -221,7 +221,7 @@ def test_certificates_in_force_are_looked_after(tmp_path: Path) -> None:
         made, tls=cast(Any, object()), tls_expires=1e12, backend_cert_expires=2e12, redis_cert_expires=3e12
     )
     assert _certificates(made, metrics, log)._expiries == {"tls_cert": 1e12, "backend_cert": 2e12, "redis": 3e12}
-    log.close()
+    log.close(30)
 
 
 async def test_what_the_watchdog_heals_is_counted_and_logged(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ async def test_what_the_watchdog_heals_is_counted_and_logged(tmp_path: Path) -> 
         among = strays.pop()
         assert (among("flight"), among("other")) == (found, False)
     cast(Any, dog)._on_healed("flight", "a flight")
-    log.close()
+    log.close(30)
     (line,) = lines(tmp_path / "log")
     assert (healed, line["level"], line["what"], line["detail"]) == (["flight"], "error", "flight", "a flight")
 
@@ -274,7 +274,7 @@ async def cached(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Any, dic
         async with AsyncExitStack() as stack:
             state = RedisState("yours")
             yield await wiring._cache("redis://h", Settings(**changes), log, metrics, stack, state), made
-    log.close()
+    log.close(30)
 
 
 async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_of(tmp_path: Path) -> None:

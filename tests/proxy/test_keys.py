@@ -55,10 +55,31 @@ def test_a_key_may_be_made_to_end_and_for_an_operator(capsys: pytest.CaptureFixt
 
 
 def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([])
-    assert ended.value.code == 2
-    assert "required: command" in capsys.readouterr().err
+    assert main([]) == 2
+    assert capsys.readouterr().err == "proxy.keys: the following arguments are required: new or hash\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["new"], "the following arguments are required: NAME"),
+        (["new", "a", "--expires"], "flag --expires: needs a value"),
+        (["new", "a", "--operator=yes"], "flag --operator: takes no value"),
+        (["new", "a", "--tenat", "sk-secret"], "unknown flag --tenat; "),
+        (["new", "a", "--tenat=sk-secret"], "unknown flag --tenat; "),
+        (["hash", "a", "sk-secret"], "one NAME is expected, and no other argument; a key is read from stdin"),
+        (["make", "a"], "new or hash: invalid choice: 'make'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_flag(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"proxy.keys: {said}")
+    assert told.err.count("\n") == 1
+    assert "secret" not in told.err
 
 
 def test_a_key_that_no_header_can_hold_is_refused(

@@ -45,7 +45,7 @@ class Bench:
         return self.reload.load()()
 
     def told(self) -> list[dict[str, Any]]:
-        self.log.close()
+        self.log.close(30)
         return lines(self.path)
 
 

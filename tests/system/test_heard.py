@@ -31,7 +31,8 @@ def refused(url: str, path: str, kind: str, method: str = "POST") -> tuple[int, 
         with urllib.request.urlopen(asked, timeout=300) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as e:
-        return e.code, e.read()
+        with e:
+            return e.code, e.read()
 
 
 JSON = "application/json"

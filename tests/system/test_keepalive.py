@@ -118,6 +118,7 @@ async def test_what_fails_after_the_head_is_an_error_frame_without_a_done(engine
             await client.read_head()
             await comments(client, 1)
             if how == "drop":
+                await turn.start(role=False)
                 await turn.drop()
             elif how == "refusal":
                 await turn.respond(400, {"error": {"message": "no\nsuch", "code": "bad"}})
@@ -127,7 +128,7 @@ async def test_what_fails_after_the_head_is_an_error_frame_without_a_done(engine
         assert len(events) == 1
         code = events[0].json()["error"]["code"]
         assert code == {
-            "drop": "upstream_unreachable",
+            "drop": "upstream_truncated",
             "refusal": "bad",
             "whole": "upstream_protocol_error",
             "deadline": "deadline_exceeded",

@@ -18,7 +18,7 @@ from proxy import program as module
 from proxy import terminal
 from proxy.app import App
 from proxy.config.settings import Settings
-from proxy.errors import ListenError, SettingsError
+from proxy.errors import ListenError, SettingsError, StartError
 from proxy.program import Signals as RealSignals
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log
@@ -109,6 +109,7 @@ def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch
         (OSError(13, "Permission denied", "/x"), 2, "proxy: cannot start: Permission denied: /x\n"),
         (OSError(24, "Too many open files"), 2, "proxy: cannot start: Too many open files\n"),
         (OSError("odd"), 2, "proxy: cannot start: odd\n"),
+        (StartError("the engine ended"), 1, "proxy: cannot start: the engine ended\n"),
     ],
 )
 def test_how_it_ends_is_its_exit_code_and_its_last_words(

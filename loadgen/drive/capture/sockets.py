@@ -111,10 +111,18 @@ class TimestampedSocket(socket.socket):
         return size
 
     def send(self, data: Any, flags: int = 0, /) -> int:
+        self._sends()
+        return super().send(data, flags)
+
+    def sendmsg(self, buffers: Any, /, *more: Any) -> int:
+        """asyncio sends what it has buffered this way, from Python 3.12 on."""
+        self._sends()
+        return super().sendmsg(buffers, *more)
+
+    def _sends(self) -> None:
         self.wrote_ns = time.monotonic_ns()
         self.tx_ns = 0
         self._due = self.stamping
-        return super().send(data, flags)
 
     def _take(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         self.rx_ns = 0

@@ -67,4 +67,4 @@ def test_any_bytes_are_a_message_or_no_answer_and_nothing_else(data: bytes) -> N
 
 def test_deep_nesting_is_no_answer() -> None:
     with pytest.raises(MessageError):
-        decode_message(b'{"error":' + b"[" * 5000 + b"]" * 5000 + b"}")
+        decode_message(b'{"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}")

@@ -41,11 +41,16 @@ def test_every_read_has_the_kernels_stamp_between_the_send_and_the_read(pair: Pa
     assert ours.reads == 20
 
 
-def test_a_send_is_stamped_and_its_stamp_is_out_of_the_way_after_one_read(pair: Pair) -> None:
+@pytest.mark.parametrize("how", ["send", "sendmsg"])
+def test_a_send_is_stamped_and_its_stamp_is_out_of_the_way_after_one_read(pair: Pair, how: str) -> None:
     ours, peer = pair
     ours.setblocking(False)
-    before = time.time_ns()
-    ours.send(b"request")
+    before, began = time.time_ns(), time.monotonic_ns()
+    if how == "send":
+        ours.send(b"request")
+    else:
+        ours.sendmsg([b"req", b"uest"])
+    assert began <= ours.wrote_ns <= time.monotonic_ns()
     with pytest.raises(BlockingIOError):
         ours.recv(100)  # as the loop does when epoll reports the error queue
     assert before <= ours.tx_ns <= time.time_ns()

@@ -56,7 +56,7 @@ class Desk:
         self.made = access_policy_for(self.settings, self.rules, self.metrics, self.log, audit)
 
     def lines(self) -> list[dict[str, Any]]:
-        self.log.close()
+        self.log.close(30)
         return lines(self._path)
 
 
@@ -302,7 +302,7 @@ class Keyed:
         self.calls = KeyedCalls(self.identity, Audit(self._log, Metrics()), OPERATING, clock=lambda: self.now)
 
     def lines(self) -> list[tuple[str, str, str]]:
-        self._log.close()
+        self._log.close(30)
         return [(line["who"], line["what"], line["reason"]) for line in lines(self._path)]
 
 

@@ -103,8 +103,8 @@ async def test_when_it_is_killed_it_comes_back_at_the_same_address_and_stop_leav
     assert process.gone(0)
 
 
-def test_the_model_file_is_found_without_importing_its_package() -> None:
-    found = model_file()
+async def test_the_model_file_is_found_without_importing_its_package() -> None:
+    found = await model_file()
     assert found.read_bytes()[:4] == b"GGUF"
 
 

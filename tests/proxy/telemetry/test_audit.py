@@ -22,7 +22,7 @@ class Desk:
         self.audit = Audit(self._log, self.metrics, clock=lambda: self.now)
 
     def lines(self) -> list[dict[str, Any]]:
-        self._log.close()
+        self._log.close(30)
         return lines(self._path)
 
 

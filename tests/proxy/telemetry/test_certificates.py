@@ -52,7 +52,7 @@ def test_what_expires_soon_is_warned_of_once_a_day_and_anew_when_it_is_renewed(t
     assert samples(metrics)[left] == (WARN_DAYS - 1) * DAY
     certificates.renew("tls_cert", now - 5)
     certificates.renew("tls_cert", now - 5)
-    log.close()
+    log.close(30)
     told = [(line["level"], line["msg"], line["certificate"], line["days_left"]) for line in lines(path)]
     # The first at less than 14 days, an hour after the first day; the next one a day later is not due yet.
     assert told == [
@@ -74,7 +74,7 @@ def test_the_times_of_warnings_are_kept_to_the_second(tmp_path: Path) -> None:
         now = 1e9 + after
         certificates.look()
         certificates.look()
-    log.close()
+    log.close(30)
     told = [line for line in lines(path) if line["certificate"] == "a"]
     assert [line["days_left"] for line in told] == [14.0, 13.0, 12.0, 0.0]
     assert [line["msg"] for line in told] == ["certificate expires soon"] * 3 + ["certificate has expired"]
@@ -87,5 +87,5 @@ def test_the_same_certificate_read_again_is_not_warned_of_again_and_another_is(t
     certificates = Certificates(Metrics(), log, clock=lambda: 1e9)
     for expires in (1e9 + DAY, 1e9 + DAY, 1e9 + 2 * DAY):
         certificates.renew("a", expires)
-    log.close()
+    log.close(30)
     assert [line["days_left"] for line in lines(path)] == [1.0, 2.0]

@@ -57,7 +57,7 @@ def logged(write: Callable[[Log], None], fmt: str = "json", level: str = "info")
     sink = Sink()
     log = Log(-1, fmt, level, clock=lambda: NOW, write=sink)
     write(log)
-    assert log.close()
+    assert log.close(30)
     assert log.dropped == 0
     return sink.data
 
@@ -130,7 +130,7 @@ def test_the_time_is_utc_to_the_millisecond(now: float) -> None:
     sink = Sink()
     log = Log(-1, clock=lambda: now, write=sink)
     log.event("info", "x")
-    log.close()
+    log.close(30)
     stamp = msgspec.json.decode(sink.data)["ts"]
     assert len(stamp) == len("2025-11-24T02:14:33.123Z")
     told = datetime.fromisoformat(stamp) - datetime.fromisoformat("1970-01-01T00:00:00Z")
@@ -190,7 +190,7 @@ def test_text_has_colour_on_a_terminal_only() -> None:
     terminal, end = os.openpty()
     log = Log(end, "text")
     log.event("error", "x")
-    assert log.close()
+    assert log.close(30)
     assert b"\x1b[31m" in os.read(terminal, 4096)
     os.close(end)
     os.close(terminal)

@@ -112,7 +112,7 @@ def test_a_second_s_date_is_formatted_once_and_the_next_second_has_its_own() -> 
         log = Log(-1, clock=lambda times=times: next(times), write=sink)  # type: ignore[misc]
         for n in range(4):
             log.event("info", "x", n=n)
-        assert log.close()
+        assert log.close(30)
         stamps = [msgspec.json.decode(text)["ts"] for text in sink.data.splitlines()]
         assert stamps[0][:19] == stamps[1][:19] != stamps[2][:19] == stamps[3][:19]
         assert stamps[0].startswith("1970-01-01T00:00:0" if start < 2 else "2025-11-24T02:14:33.123")
@@ -138,7 +138,7 @@ def test_what_was_left_out_when_it_closes_is_told_at_once_at_its_own_level(fmt: 
     sink = Sink()
     log = Log(-1, fmt, clock=lambda: NOW, write=sink, ticks=lambda: 0.0)
     write(log)
-    assert log.close()
+    assert log.close(30)
     last = sink.data.splitlines()[-2:]
     if fmt == "text":
         assert last == [
@@ -190,7 +190,7 @@ def test_half_of_what_may_wait_is_open_to_all_and_the_rest_is_shared() -> None:
     # One is being written, three wait beside it; then four that are shared, and three that found no room.
     assert (asked, log.dropped, log._pending) == (list(range(1004, 1012)), 4, 8 * size)
     stuck.go.set()
-    assert log.close()
+    assert log.close(30)
     lines = [msgspec.json.decode(text) for text in stuck.data.splitlines()]
     assert [line["n"] for line in lines if line["msg"] == "x"] == list(range(1000, 1008))
     assert log._pending == 0
@@ -199,7 +199,7 @@ def test_half_of_what_may_wait_is_open_to_all_and_the_rest_is_shared() -> None:
 def filled_size() -> int:
     log, stuck, size = filled()
     stuck.go.set()
-    assert log.close()
+    assert log.close(30)
     return size
 
 
@@ -230,7 +230,7 @@ def test_a_line_that_was_cut_is_ended_before_the_next_and_a_whole_one_is_not(
             pass
     assert sink.failures == []
     log.event("info", "kept")
-    assert log.close()
+    assert log.close(30)
     first, *rest = sink.data.splitlines()
     assert (b"kept" not in first) is torn
     assert b"" not in rest
@@ -259,7 +259,7 @@ def test_a_writer_that_rests_is_woken_to_say_what_was_left_out_in_seconds_that_a
     rests(log)
     told = [msgspec.json.decode(text) for text in data.splitlines()]
     assert [line["of"] for line in told if line["msg"] == "log lines left out"] == ["x"]
-    assert log.close()
+    assert log.close(30)
     assert (b'"of":"later"' in data) is ("later" in kinds)
 
 
@@ -274,7 +274,7 @@ def test_a_known_secret_is_taken_out_of_a_text_without_a_url() -> None:
 def test_the_writer_s_thread_keeps_no_process_alive() -> None:
     log = Log(-1, write=Sink())
     assert log._thread.daemon
-    assert log.close()
+    assert log.close(30)
 
 
 def test_a_reader_that_is_gone_is_written_to_once_a_line() -> None:
@@ -289,4 +289,4 @@ def test_a_reader_that_is_gone_is_written_to_once_a_line() -> None:
     while len(tried) < 9 and not (log._idle and log.dropped):
         pass
     assert (len(tried), log.dropped) == (1, 1)
-    assert log.close()
+    assert log.close(30)

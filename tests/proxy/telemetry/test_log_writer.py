@@ -37,7 +37,7 @@ def test_a_line_is_written_without_being_asked_for(pipe: tuple[int, int]) -> Non
         while not text.endswith(b"\n"):
             text += os.read(reader, 4096)
         assert msgspec.json.decode(text)["i"] == i
-    assert log.close()
+    assert log.close(30)
 
 
 def test_a_pipe_that_takes_a_few_bytes_at_a_time_gets_all_of_them() -> None:
@@ -45,7 +45,7 @@ def test_a_pipe_that_takes_a_few_bytes_at_a_time_gets_all_of_them() -> None:
     log = Log(-1, write=sink)
     log.request(RECORD)
     log.event("info", "x")
-    assert log.close()
+    assert log.close(30)
     assert [msgspec.json.decode(text)["msg"] for text in sink.data.splitlines()] == ["request", "x"]
 
 
@@ -61,7 +61,7 @@ def test_a_stalled_reader_holds_nobody_up_and_is_told_later_what_it_missed(pipe:
     while b"log lines dropped" not in data or not data.endswith(b"\n"):
         data += os.read(reader, 65536)
     log.event("info", "after")
-    assert log.close()
+    assert log.close(30)
     data += os.read(reader, 65536)
     told = [msgspec.json.decode(text) for text in data.splitlines()]
     kept = [fields["i"] for fields in told if fields["msg"] == "x"]
@@ -82,10 +82,10 @@ def test_closing_does_not_wait_for_ever_for_a_stalled_reader(pipe: tuple[int, in
 
 def test_a_line_after_the_end_is_dropped() -> None:
     log = Log(-1, write=Sink())
-    assert log.close()
+    assert log.close(30)
     log.event("info", "x")
     assert log.dropped == 1
-    assert log.close()
+    assert log.close(30)
 
 
 def test_a_reader_that_is_gone_does_not_stop_the_process(pipe: tuple[int, int]) -> None:
@@ -93,7 +93,7 @@ def test_a_reader_that_is_gone_does_not_stop_the_process(pipe: tuple[int, int]) 
     os.close(reader)
     log = Log(writer)
     log.event("info", "x")
-    assert log.close()
+    assert log.close(30)
     assert log.dropped == 1
 
 
@@ -105,7 +105,7 @@ def test_after_a_failed_write_the_next_line_begins_anew_and_says_what_was_lost()
     while not log.dropped:
         pass
     log.event("info", "kept")
-    assert log.close()
+    assert log.close(30)
     torn, *whole = sink.data.splitlines()
     assert torn == b'{"ts":"202'
     assert [(told["msg"], told.get("count")) for told in map(msgspec.json.decode, whole)] == [
@@ -123,7 +123,7 @@ def test_a_pipe_that_someone_made_non_blocking_is_waited_for(pipe: tuple[int, in
     while not data.endswith(b"\n"):
         select.select([reader], [], [])
         data += os.read(reader, 65536)
-    assert log.close()
+    assert log.close(30)
     assert log.dropped == 0
     assert len(msgspec.json.decode(data)["value"]) == 200_000
 
@@ -154,7 +154,7 @@ def test_what_happens_again_and_again_is_some_lines_and_how_many_more_it_was() -
         now[0] = float(second)
         for _ in range(100):
             log.often("info", "unreadable request", client="1.2.3.4")
-    assert log.close()
+    assert log.close(30)
     told = [msgspec.json.decode(line) for line in sink.data.splitlines()]
     written = [line for line in told if line["msg"] == "unreadable request"]
     assert len(written) == 3 * OFTEN
@@ -173,7 +173,7 @@ def test_what_was_left_out_is_told_though_nothing_more_happens(pipe: tuple[int, 
         data += os.read(reader, 65536)
     told = msgspec.json.decode(data.splitlines()[-1])
     assert (told["of"], told["count"], told["level"]) == ("x", 100 - OFTEN, "info")
-    assert log.close()
+    assert log.close(30)
 
 
 @pytest.mark.parametrize("fmt", ["json", "text"])
@@ -197,7 +197,7 @@ def test_one_clients_lines_push_out_no_others_where_the_reader_is_slow(pipe: tup
     data = b""
     while b"log lines dropped" not in data or not data.endswith(b"\n"):
         data += os.read(reader, 65536)
-    assert log.close()
+    assert log.close(30)
     os.set_blocking(reader, False)
     with contextlib.suppress(BlockingIOError):  # what was written between the last look and the end
         while more := os.read(reader, 65536):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import Raw
 
 from proxy.errors import GatewayError
-from proxy.wire import document
-from proxy.wire.document import lone_surrogate, read, read_leniently, utf8
+from proxy.wire import document, openai
+from proxy.wire.document import lone_surrogate, read, read_leniently, too_deep, utf8
 from proxy.wire.loose import boolean, integer, number
 from proxy.wire.media import refers
 from proxy.wire.openai import decode
@@ -151,14 +154,56 @@ def test_candidates_that_are_no_number_are_for_the_engine_to_judge(given: bytes)
     assert not outgrows(msgspec.structs.replace(api_request, fields={"prompt_logprobs": Raw(given)}), 0)
 
 
-def test_depth_is_bounded_and_brackets_in_strings_do_not_count(
-    monkeypatch: pytest.MonkeyPatch,
+def _depth(value: Any) -> int:
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+TEXTS = st.text(st.sampled_from('[]{}"\\n\x00é'), max_size=6)
+VALUES = st.recursive(
+    TEXTS | st.integers(0, 9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=40,
+)
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2, 16])
+@given(value=VALUES, deepest=st.integers(1, 6), ascii_only=st.booleans())
+def test_depth_is_counted_whatever_is_in_the_strings(
+    passes: int, value: Any, deepest: int, ascii_only: bool
 ) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(document, "DEEPEST", deepest)
+        monkeypatch.setattr(document, "_PASSES", passes)
+        assert too_deep(body) == (_depth(value) > deepest)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[[]]," * 99_999 + b"[]]",
+        b"[" * 999 + b"[]," * 99_999 + b"[]" + b"]" * 999,
+        b"[" + b'"[[",' * 99_999 + b"0]",
+    ],
+    ids=["wide", "deep and wide", "in strings"],
+)
+def test_what_is_wide_is_not_deep(body: bytes) -> None:
+    assert not too_deep(body)
+    assert too_deep(body.replace(b"[]", b"[" * 1000 + b"]" * 1000, 1)) == (b"[]" in body)
+
+
+def test_too_deep_a_member_is_refused_whether_it_is_read_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "DEEPEST", 4)
-    monkeypatch.setattr(document, "BOUNDLESS", True)
+    monkeypatch.setattr(document, "COUNTED", True)
+    monkeypatch.setattr(openai, "COUNTED", True)
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         assert read(opening * 4 + b"1" + closing * 4) is not None
+        decode("completions", b'{"prompt":"","x":%b1%b}' % (opening * 3, closing * 3))
         with pytest.raises(GatewayError, match="nested too deeply"):
             read(b"[1," + opening * 4 + b"1" + closing * 4 + b"]")
+        with pytest.raises(GatewayError, match="nested too deeply"):
+            decode("completions", b'{"prompt":"","x":%b1%b}' % (opening * 4, closing * 4))
     wide = b"[" + b"[]," * 50 + b'"[[[[[[[["]'
     assert len(read(wide)) == 51

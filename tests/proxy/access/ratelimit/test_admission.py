@@ -140,7 +140,7 @@ async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_li
             free = caller("free")
             await admit(free)
             assert free.hold is None
-    log.close()
+    log.close(30)
 
 
 # Tokens

@@ -109,7 +109,7 @@ class Settings:
         )
 
     def lines(self) -> list[dict[str, Any]]:
-        self.log.close()
+        self.log.close(30)
         return lines(self._path)
 
 

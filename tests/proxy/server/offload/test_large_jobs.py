@@ -80,7 +80,7 @@ class Desk:
         (self.pool,) = Pool.made
 
     def lines(self) -> list[dict[str, Any]]:
-        self.log.close()
+        self.log.close(30)
         return lines(self._path)
 
 
