@@ -24,6 +24,15 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    """Whether the process runs: it exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 def cpu_ns(pid: int) -> int:
     """CPU time of all threads of the tree in nanoseconds, kernel included (first field of `schedstat`).
 
