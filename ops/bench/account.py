@@ -48,6 +48,26 @@ def cpu_ns(pid: int) -> int:
     return total
 
 
+def waited_ns(pid: int) -> int:
+    """Time in which threads of the tree could run and had no CPU, in nanoseconds (second field of `schedstat`)."""
+    total = 0
+    for one in tree(pid):
+        for path in Path(f"/proc/{one}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text("ascii").split()[1])
+            except OSError:
+                continue
+    return total
+
+
+def stolen_s(cpu: int) -> float:
+    """Seconds since boot in which the host ran something else on that CPU (`steal` of /proc/stat)."""
+    for line in Path("/proc/stat").read_text("ascii").splitlines():
+        if line.startswith(f"cpu{cpu} "):
+            return int(line.split()[8]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def user_share(pid: int) -> tuple[int, int]:
     """(user, system) clock ticks of the tree."""
     user = system = 0

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,8 @@ import msgspec
 
 from ops.bench.workloads import workloads
 
+BASES: Final = ("vllm-router-rr", "direct")
+PACED: Final = ("ttft",)  # workloads at a rate: in a closed loop TTFT is that of the queue
 _WORDS: Final = {workload.name: (workload.words, workload.per_event) for workload in workloads(shared=True)}
 
 
@@ -67,6 +69,42 @@ def _middle(values: Sequence[float], digits: int = 1) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
+def _paired(mine: Sequence[Part], base: Sequence[Part], of: Callable[[Part, Part], float | None]) -> list[float]:
+    """A figure of each round that both have."""
+    rounds = {part.round: part for part in base}
+    values = (of(part, rounds[part.round]) for part in mine if part.round in rounds)
+    return [value for value in values if value is not None]
+
+
+def _ratio(mine: Part, base: Part) -> float | None:
+    return mine.cpu_us / base.cpu_us if base.cpu_us else None
+
+
+def _ratios(
+    by: Mapping[tuple[str, str], Sequence[Part]], present: Sequence[str], subjects: Sequence[str], against: str
+) -> list[str]:
+    """CPU as a multiple of that of `against`, and TTFT as the difference to its, round by round."""
+    others = [name for name in subjects if name != against]
+    lines = ["", f"| compared with {against} | " + " | ".join(others) + " |", "|" + "---|" * (1 + len(others))]
+    for workload in present:
+        words, _ = _WORDS[workload]
+        cells = [
+            _middle(_paired(by[name, workload], by[against, workload], _ratio), 2) if name != "direct" else "–"
+            for name in others
+        ]
+        if against != "direct":
+            lines.append("| " + " | ".join([f"CPU, times: {words}", *cells]) + " |")
+        cells = [
+            _middle(
+                _paired(by[name, workload], by[against, workload], lambda a, b: a.ttft_ms[0] - b.ttft_ms[0]), 2
+            )
+            for name in others
+        ]
+        if workload in PACED:
+            lines.append("| " + " | ".join([f"TTFT p50, ms more: {words}", *cells]) + " |")
+    return lines
+
+
 def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, str], where: str) -> str:
     """The results as Markdown: medians of the rounds with their spread."""
     lines = [f"{where}. {max((part.round for part in parts), default=0) + 1} rounds; median (min–max).", ""]
@@ -91,6 +129,9 @@ def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, s
                 text += f" · {ratio:.2f}×"
             cells.append(text)
         lines.append("| " + " | ".join(cells) + " |")
+    for against in BASES:
+        if against in subjects:
+            lines += _ratios(by, present, subjects, against)
     lines += ["", "| milliseconds, p50 / p99 | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
     for workload in present:
         for what in ("ttft_ms", "gap_ms"):

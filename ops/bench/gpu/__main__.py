@@ -30,7 +30,7 @@ from ops.bench.gpu.engine import (
 )
 from ops.bench.gpu.measure import EngineEnded, Load, Subject, measure
 from ops.bench.gpu.model import SHAPES, write_model
-from ops.bench.gpu.plan import Clock, cells
+from ops.bench.gpu.plan import STREAMS, Cell, Clock, cells
 from ops.bench.gpu.report import Report, markdown, write
 from ops.bench.peers import HOME
 from ops.bench.peers.pypi import ROUND_ROBIN, VLLM_ROUTER, router
@@ -251,6 +251,11 @@ class Run:
         by_name["direct"] = Subject("direct", engine.url, None, engine.log)
         load = Load(args.tokens, args.seconds, self._shared_streams(), args.requests, args.corpus_set)
         sharing = [name for name in by_name if name != "vllm-router"]
+        warm_up = Cell(STREAMS, sorted(args.streams)[len(args.streams) // 2], 0, ("direct",))
+        measure(
+            warm_up, by_name["direct"], engine, load, work / "warm-up"
+        )  # the first requests compile and allocate
+        self.say("warmed up")
         plan = cells(args.streams, args.duplicates, [*by_name], sharing, args.rounds)
         self._clock = clock = Clock(plan, args.seconds, self._began + args.budget - REPORT_SECONDS)
         while (cell := clock.next(time.monotonic())) is not None:

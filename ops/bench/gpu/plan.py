@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from typing import Final
 
 STREAMS: Final = "streams"
@@ -47,14 +46,13 @@ def cells(
     Two stream counts come before each share of duplicates; of these the largest first. `sharing`: the subjects of
     the cells with duplicates.
     """
-    found = []
+    found: list[Cell] = []
     for round_ in range(rounds):
         turned = [*subjects[round_ % len(subjects) :], *subjects[: round_ % len(subjects)]]
         of = [Cell(STREAMS, value, round_, tuple(turned)) for value in important_first(streams)]
         shared = [Cell(DUPLICATES, value, round_, tuple(sharing)) for value in sorted(set(shares), reverse=True)]
-        pairs = [of[at : at + 2] for at in range(0, len(of), 2)]
-        mixed = zip_longest(pairs, ([cell] for cell in shared), fillvalue=[])
-        found += [*chain.from_iterable(chain.from_iterable(mixed))]
+        for at in range(max(len(of), 2 * len(shared))):
+            found += [*of[at : at + 1], *(shared[at // 2 : at // 2 + 1] if at % 2 else [])]
     return found
 
 

@@ -61,7 +61,7 @@ def _status(rows: Sequence[Row]) -> str:
     failed = sum(row.failed for row in rows)
     found = [f"{failed} requests failed"] if failed else []
     if invalid := sorted({reason for row in rows for reason in row.invalid}):
-        found.append(f"the client is the limit: {'; '.join(invalid)}")
+        found.append(f"the client is inexact: {'; '.join(invalid)}")
     return "; ".join([*dict.fromkeys(errors), *found]).replace("|", "/") or "sound"
 
 

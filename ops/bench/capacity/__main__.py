@@ -1,0 +1,126 @@
+"""How much one worker carries: `python -m ops.bench.capacity streams`, `hits` or `memory`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvloop
+
+from ops.bench.capacity import hits, memory, streams
+from ops.bench.capacity.table import Result, markdown, picture
+from ops.bench.stage import DIRECT, OURS, Choice, Cpus, StageError, choose, chosen_of, cpus, stage
+from ops.bench.table import machine
+
+SUBJECTS: Final = {
+    "streams": "direct,nginx,gateway",
+    "hits": "gateway",
+    "memory": "nginx,vllm-router-rr,gateway",
+}
+
+
+def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Choice, Cpus]:
+    parser = argparse.ArgumentParser(
+        prog="python -m ops.bench.capacity",
+        description="Measures how much one worker carries. streams: 64 tokens, one every 20 ms, 1 to 1,024 "
+        "streams: all bytes, no gap over twice the pace. hits: answers a second out of Redis. memory: of each "
+        "open stream and each queued request. Writes PART.json and PART.md, and streams.svg.",
+    )
+    add = parser.add_argument
+    add("part", choices=[*SUBJECTS])
+    add("--subjects", metavar="NAME,…", help="direct, gateway, gateway-private, those of --command, and the peers "
+        "of `python -m ops.bench.peers` (default: direct,nginx,gateway; hits: gateway; memory: "
+        "nginx,vllm-router-rr,gateway)")  # fmt: skip
+    add("--counts", default=",".join(map(str, streams.COUNTS)), metavar="N,…",
+        help="numbers of streams (default %(default)s)")  # fmt: skip
+    add("--count", type=int, default=1000, help="memory: streams, or queued requests (default 1000)")
+    add("--seconds", type=float, default=2.0, help="of load for each figure (default 2)")
+    add("--rounds", type=int, default=3, help="rounds, each with fresh processes (default 3)")
+    add("--out", type=Path, default=Path("out/capacity"), help="folder of the results (default %(default)s)")
+    choose(parser)
+    args = parser.parse_args(arguments)
+    try:
+        args.counts = sorted({int(text) for text in args.counts.split(",")})
+    except ValueError:
+        args.counts = []
+    if not args.counts or args.counts[0] < 1 or args.counts[-1] > 8192:
+        parser.error("--counts: whole numbers from 1 to 8192, separated by commas")
+    if not 1 <= args.count <= 8192 or args.rounds < 1 or not 0.1 <= args.seconds <= 60:
+        parser.error("--count is from 1 to 8192, --rounds at least 1, --seconds from 0.1 to 60")
+    args.names = (args.subjects or SUBJECTS[args.part]).split(",")
+    if args.part == "hits" and args.names != ["gateway"]:
+        parser.error("hits: only `gateway` stores answers")
+    if args.part == "memory" and DIRECT in args.names:
+        parser.error("memory: `direct` has no process of its own to measure")
+    try:
+        return args, chosen_of(args, args.names), cpus(spare=True)
+    except StageError as error:
+        parser.error(str(error))
+
+
+def measure(args: argparse.Namespace, choice: Choice, on: Cpus) -> Result:
+    """All rounds of the part. Raises RuntimeError if a process does not start or a load cannot be set up."""
+    began = time.monotonic()
+    result = Result(
+        command=shlex.join(["python", "-m", "ops.bench.capacity", *sys.argv[1:]]), machine=machine(), versions={},
+        seconds=0.0,
+    )  # fmt: skip
+    os.sched_setaffinity(0, {on.client})
+    for round_ in range(args.rounds):
+        for name in args.names:
+            say(f"round {round_ + 1} of {args.rounds}: {name}")
+            if args.part == "memory":
+                whats = [memory.STREAM, *([memory.QUEUED] if name in OURS else [])]
+                for what in whats:
+                    with stage(name, choice, on, memory.QUEUE if what == memory.QUEUED else ()) as staged:
+                        result.versions[name] = staged.version
+                        one = uvloop.run(memory.measure(name, what, round_, args.count, staged))
+                        result.memory.append(one)
+                continue
+            with stage(name, choice, on) as staged:
+                result.versions[name] = staged.version
+                if args.part == "hits":
+                    for kind in hits.KINDS:
+                        result.hits.append(uvloop.run(hits.measure(kind, round_, args.seconds, staged)))
+                    continue
+                for count in args.counts:
+                    row = uvloop.run(streams.measure(name, count, round_, args.seconds, staged, on))
+                    result.streams.append(row)
+                    if not row.whole:
+                        say(f"{name}, {count} streams: {row.stalls} stalls, {row.broken} broken {row.words[:1]}")
+    return msgspec.structs.replace(result, seconds=time.monotonic() - began)
+
+
+def say(text: str) -> None:
+    print(f"capacity: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if every answer was right, 1 if one was not or a process failed, 2 for a wrong command line."""
+    args, choice, on = parsed(arguments)
+    try:
+        result = measure(args, choice, on)
+    except RuntimeError as error:
+        say(str(error))
+        return 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{args.part}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    text = markdown(result)
+    drawn = picture(result.streams)
+    if drawn is not None:
+        (args.out / f"{args.part}.svg").write_bytes(drawn)
+    (args.out / f"{args.part}.md").write_text(text + "\n")
+    print(text)
+    wrong = sum(row.broken for row in result.streams) + sum(row.wrong for row in result.hits)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
