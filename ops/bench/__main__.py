@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from ops.bench import subjects as start
 from ops.bench.account import cpu_ns, rss_mb, user_share
 from ops.bench.client import Load, Tally
 from ops.bench.stage import StageError, choose, chosen_of, cpus, stage
-from ops.bench.table import Part, machine, render
+from ops.bench.table import Part, Result, machine, ran, render
 from ops.bench.workloads import NAMES, Workload, workloads
 
 
@@ -35,9 +36,10 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="factor for the duration of every part (default 1)"
     )
-    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON lines")
+    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON")
     choose(parser)
     args = parser.parse_args()
+    began = time.monotonic()
     names = args.subjects.split(",")
     chosen = args.workloads.split(",")
     unknown = sorted(set(chosen) - set(NAMES))
@@ -61,10 +63,14 @@ def main() -> int:
                     for workload in workloads(shared=name != "gateway-private")
                     if workload.name in chosen and not (workload.ours_only and name != "gateway")
                 ]
+    result = Result(
+        command=ran("ops.bench"), machine=machine(), seconds=time.monotonic() - began, subjects=names,
+        versions=versions, parts=parts,
+    )  # fmt: skip
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_bytes(b"".join(msgspec.json.encode(part) + b"\n" for part in parts))
-    print(render(parts, names, versions, machine()))
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    print(render(result))
     return 1 if any(part.wrong for part in parts) else 0
 
 

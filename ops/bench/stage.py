@@ -137,7 +137,7 @@ def stage(name: str, choice: Choice, on: Cpus, flags: Sequence[str] = ()) -> Ite
             words = f"aiohttp {version('aiohttp')}, uvloop {version('uvloop')}"
         elif name in choice.commands:
             argv = shlex.split(choice.commands[name].replace("{port}", str(port)).replace("{engine}", engine))
-            command, words = start.Command(argv), choice.commands[name]
+            command, words = start.Command(argv), "a command of the user's own"
             ready = partial(start.listens, port)
         else:
             other = peer(name)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +49,22 @@ class Part(msgspec.Struct, kw_only=True):
         return (values[len(values) // 2], values[int(len(values) * 0.99)], values[-1])
 
 
+class Result(msgspec.Struct, kw_only=True):
+    """What one run of the benchmark measured."""
+
+    command: str
+    machine: str  # CPUs, system, Python and date
+    seconds: float  # that the command took
+    subjects: list[str]
+    versions: dict[str, str]
+    parts: list[Part]
+
+
+def ran(module: str) -> str:
+    """The command line of this program, without the folders of absolute paths: they say nothing elsewhere."""
+    return re.sub(r"(?<![\w.~:/])/(?:[^\s/]+/)+", "", shlex.join(["python", "-m", module, *sys.argv[1:]]))
+
+
 def machine() -> str:
     """The machine, Python and date, for the head of a report."""
     try:
@@ -80,34 +99,38 @@ def _ratio(mine: Part, base: Part) -> float | None:
     return mine.cpu_us / base.cpu_us if base.cpu_us else None
 
 
-def _ratios(
+def _more_ttft(mine: Part, base: Part) -> float:
+    return mine.ttft_ms[0] - base.ttft_ms[0]
+
+
+def _compared(
     by: Mapping[tuple[str, str], Sequence[Part]], present: Sequence[str], subjects: Sequence[str], against: str
 ) -> list[str]:
     """CPU as a multiple of that of `against`, and TTFT as the difference to its, round by round."""
-    others = [name for name in subjects if name != against]
-    lines = ["", f"| compared with {against} | " + " | ".join(others) + " |", "|" + "---|" * (1 + len(others))]
+    others = [name for name in subjects if name not in (against, "direct")]
+    lines = []
     for workload in present:
         words, _ = _WORDS[workload]
-        cells = [
-            _middle(_paired(by[name, workload], by[against, workload], _ratio), 2) if name != "direct" else "–"
-            for name in others
-        ]
-        if against != "direct":
-            lines.append("| " + " | ".join([f"CPU, times: {words}", *cells]) + " |")
-        cells = [
-            _middle(
-                _paired(by[name, workload], by[against, workload], lambda a, b: a.ttft_ms[0] - b.ttft_ms[0]), 2
-            )
-            for name in others
-        ]
+        figures: dict[str, Callable[[Part, Part], float | None]] = {f"CPU, times: {words}": _ratio}
+        if against == "direct":
+            figures.clear()
         if workload in PACED:
-            lines.append("| " + " | ".join([f"TTFT p50, ms more: {words}", *cells]) + " |")
-    return lines
+            figures[f"TTFT p50, ms more: {words}"] = _more_ttft
+        for row, of in figures.items():
+            cells = [_middle(_paired(by[name, workload], by[against, workload], of), 2) for name in others]
+            lines.append("| " + " | ".join([row, *cells]) + " |")
+    head = [f"| compared with {against} | " + " | ".join(others) + " |", "|" + "---|" * (1 + len(others))]
+    return ["", *head, *lines] if lines else []
 
 
-def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, str], where: str) -> str:
+def render(result: Result) -> str:
     """The results as Markdown: medians of the rounds with their spread."""
-    lines = [f"{where}. {max((part.round for part in parts), default=0) + 1} rounds; median (min–max).", ""]
+    parts, subjects, versions = result.parts, result.subjects, result.versions
+    rounds = max((part.round for part in parts), default=0) + 1
+    lines = [
+        f"`{result.command}` ({result.seconds:.0f} s). {result.machine}. {rounds} rounds; median (min–max).",
+        "",
+    ]
     present = [name for name in _WORDS if any(part.workload == name for part in parts)]
     by = {
         (name, workload): [p for p in parts if p.subject == name and p.workload == workload]
@@ -131,7 +154,7 @@ def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, s
         lines.append("| " + " | ".join(cells) + " |")
     for against in BASES:
         if against in subjects:
-            lines += _ratios(by, present, subjects, against)
+            lines += _compared(by, present, subjects, against)
     lines += ["", "| milliseconds, p50 / p99 | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
     for workload in present:
         for what in ("ttft_ms", "gap_ms"):

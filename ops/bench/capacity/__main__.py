@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import uvloop
 from ops.bench.capacity import hits, memory, streams
 from ops.bench.capacity.table import Result, markdown, picture
 from ops.bench.stage import DIRECT, OURS, Choice, Cpus, StageError, choose, chosen_of, cpus, stage
-from ops.bench.table import machine
+from ops.bench.table import machine, ran
 
 SUBJECTS: Final = {
     "streams": "direct,nginx,gateway",
@@ -31,7 +30,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Choice,
         prog="python -m ops.bench.capacity",
         description="Measures how much one worker carries. streams: 64 tokens, one every 20 ms, 1 to 1,024 "
         "streams: all bytes, no gap over twice the pace. hits: answers a second out of Redis. memory: of each "
-        "open stream and each queued request. Writes PART.json and PART.md, and streams.svg.",
+        "open stream and each queued request. Writes PART.json, and streams.svg.",
     )
     add = parser.add_argument
     add("part", choices=[*SUBJECTS])
@@ -69,7 +68,7 @@ def measure(args: argparse.Namespace, choice: Choice, on: Cpus) -> Result:
     """All rounds of the part. Raises RuntimeError if a process does not start or a load cannot be set up."""
     began = time.monotonic()
     result = Result(
-        command=shlex.join(["python", "-m", "ops.bench.capacity", *sys.argv[1:]]), machine=machine(), versions={},
+        command=ran("ops.bench.capacity"), machine=machine(), versions={},
         seconds=0.0,
     )  # fmt: skip
     os.sched_setaffinity(0, {on.client})
@@ -112,12 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{args.part}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
-    text = markdown(result)
     drawn = picture(result.streams)
     if drawn is not None:
         (args.out / f"{args.part}.svg").write_bytes(drawn)
-    (args.out / f"{args.part}.md").write_text(text + "\n")
-    print(text)
+    print(markdown(result))
     wrong = sum(row.broken for row in result.streams) + sum(row.wrong for row in result.hits)
     return 1 if wrong else 0
 

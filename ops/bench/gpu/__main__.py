@@ -34,7 +34,7 @@ from ops.bench.gpu.plan import STREAMS, Cell, Clock, cells
 from ops.bench.gpu.report import Report, markdown, write
 from ops.bench.peers import HOME
 from ops.bench.peers.pypi import ROUND_ROBIN, VLLM_ROUTER, router
-from ops.bench.table import machine
+from ops.bench.table import machine, ran
 from ops.bench.vllm.real import ROOT
 from proxy import __version__
 
@@ -153,7 +153,7 @@ class Run:
         self._logs: Path = args.out / "logs"
         self._clock = Clock([], 0, 0)
         self.report = Report(
-            command=shlex.join(["python", "-m", "ops.bench.gpu", *sys.argv[1:]]),
+            command=ran("ops.bench.gpu"),
             machine=machine(), gpu="" if args.toy or args.small else gpu(), vllm="", model="none",
             subjects={}, missing=[],
             load=f"Unique prompts of the corpus ({args.corpus_set}), answers of {args.tokens} tokens, temperature "

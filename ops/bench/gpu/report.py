@@ -122,30 +122,38 @@ def sharing_table(report: Report) -> list[str]:
     return _table(head, lines)
 
 
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", "\n  ")
+
+
 def markdown(report: Report) -> str:
     """The whole report."""
+    return f"# vLLM {report.vllm} on {report.gpu or 'a CPU'}\n\n{section(report)}"
+
+
+def section(report: Report) -> str:
+    """The report without its title."""
     lines = [
-        f"# vLLM {report.vllm} on {report.gpu or 'a CPU'}", "",
         f"`{report.command}`", "",
-        f"{report.machine}. GPU: {report.gpu or 'none'}. Model: {report.model}. {report.load} Medians of the "
-        "rounds (smallest to largest). *Added* is the difference to direct in the same round; it is no finding "
-        "where the rounds do not agree in its sign, or there is one round. CPU is of all threads of the part, "
-        "between the first and the last sample with nine of ten streams generating.", "",
+        f"vLLM {report.vllm}. {report.machine}. GPU: {report.gpu or 'none'}. Model: {report.model}. "
+        f"{report.load} Medians of the rounds (smallest to largest). *Added* is the difference to direct in the "
+        "same round; it is no finding where the rounds do not agree in its sign, or there is one round. CPU is of "
+        "all threads of the part, between the first and the last sample with nine of ten streams generating.", "",
         f"The engine was ready after {report.ready:.0f} s; the run took {report.took:.0f} of "
         f"{report.budget:.0f} s.",
         "",
     ]  # fmt: skip
     lines += [f"- {name}: {what}" for name, what in report.subjects.items()]
-    lines += [f"- not measured: {what}" for what in report.missing]
+    lines += [f"- not measured: {_indented(what)}" for what in report.missing]
     if report.ended:
-        lines += [f"- **ended early**: {report.ended}"]
+        lines += [f"- **ended early**: {_indented(report.ended)}"]
     if report.dropped:
         lines += [f"- no time for: {'; '.join(report.dropped)}"]
     lines.append("")
     if any(row.kind == STREAMS for row in report.rows):
-        lines += ["## Streams", "", *streams_table(report), ""]
+        lines += ["**Streams**", "", *streams_table(report), ""]
     if any(row.kind == DUPLICATES for row in report.rows):
-        lines += ["## Sharing", "", *sharing_table(report), ""]
+        lines += ["**Sharing**", "", *sharing_table(report), ""]
     if not report.rows:
         lines += ["Nothing was measured.", ""]
     return "\n".join(lines)
