@@ -44,7 +44,7 @@ START_SECONDS: Final = 60.0  # of the gateway, and of the router
 REPORT_SECONDS: Final = 10.0  # of the budget, kept for ending the children and writing the report
 GATEWAY: Final = ("--max-inflight", "4096", "--queue-limit", "4096")
 BIG: Final = {
-    "shape": "8b", "streams": [1.0, 8.0, 32.0, 128.0, 512.0], "tokens": 128, "seconds": 8.0, "requests": 256,
+    "shape": "8b", "streams": [1.0, 8.0, 32.0, 128.0, 512.0], "tokens": 128, "seconds": 5.0, "requests": 192,
     "budget": 480.0,
 }  # fmt: skip
 SMALL: Final = {
@@ -114,8 +114,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--duplicates", type=_numbers(0, 0.95), default=[0.0, 0.2, 0.5], metavar="SHARE,…",
         help="shares of requests that repeat an earlier one (default 0,0.2,0.5)")  # fmt: skip
     add("--tokens", type=_whole(2, 4096), help="tokens of an answer (default 128)")
-    add("--seconds", type=_number(1, 120), help="load of one row (default 8)")
-    add("--requests", type=_whole(8, 100_000), help="requests of a row with duplicates (default 256)")
+    add("--seconds", type=_number(1, 120), help="load of one row (default 5)")
+    add("--requests", type=_whole(8, 100_000), help="requests of a row with duplicates (default 192)")
     add("--rounds", type=_whole(1, 9), default=3, help="rounds, as far as there is time (default 3)")
     add("--budget", type=_number(20, 36_000), metavar="SECONDS", help="for everything (default 480)")
     add("--engine-flags", type=shlex.split, default=[], metavar="FLAGS", help="further flags of vLLM")
@@ -131,6 +131,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
             setattr(args, name, value)
     if args.budget < REPORT_SECONDS + 2 * args.seconds:
         parser.error(f"--budget {args.budget:g} is too short for one row of {args.seconds:g} seconds")
+    try:
+        (args.out / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error.strerror}")
     return args
 
 
@@ -152,10 +156,10 @@ class Run:
         self._engine_cpus, self._way_cpus, self._client_cpus = layout([*os.sched_getaffinity(0)])
         self._logs: Path = args.out / "logs"
         self._clock = Clock([], 0, 0)
+        on_cpu = args.toy or args.small
         self.report = Report(
-            command=ran("ops.bench.gpu"),
-            machine=machine(), gpu="" if args.toy or args.small else gpu(), vllm="", model="none",
-            subjects={}, missing=[],
+            command=ran("ops.bench.gpu"), machine=machine(),
+            gpu="" if on_cpu else gpu() or "unknown (no nvidia-smi)", vllm="", model="none", subjects={}, missing=[],
             load=f"Unique prompts of the corpus ({args.corpus_set}), answers of {args.tokens} tokens, temperature "
             f"0, {args.seconds:g} s a row; rows with duplicates: {args.requests} requests, "
             f"{self._shared_streams()} at a time.",
@@ -164,7 +168,6 @@ class Run:
 
     def measure(self) -> None:
         """Everything for which there is time. Raises Unusable if the engine cannot be had."""
-        self._logs.mkdir(parents=True, exist_ok=True)
         for old in self._logs.glob("*.log"):
             old.unlink()
         os.sched_setaffinity(0, self._client_cpus)

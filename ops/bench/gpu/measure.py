@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from msgspec import Struct, structs
 
 from ops.bench.account import alive, cpu_ns
-from ops.bench.gpu.engine import last_lines
+from ops.bench.gpu.engine import last_lines, why
 from ops.bench.gpu.plan import STREAMS, Cell
 from ops.bench.vllm.real import counted, loadgen
 
@@ -112,16 +112,17 @@ class Sampler:
         self._thread.join(15)
 
 
-def steady(points: Sequence[Point], streams: float) -> tuple[float, float, float] | None:
+def steady(points: Sequence[Point], streams: float) -> tuple[float, float | None, float | None] | None:
     """Tokens a second and CPU µs a token of engine and subject, between the first and the last sample with nearly
-    all streams generating; None with fewer than two such samples, or no token between them."""
+    all streams generating; None with fewer than two such samples, or no token between them. CPU is None where the
+    system does not count it."""
     busy = [point for point in points if point.running >= BUSY * streams]
     if len(busy) < 2 or busy[-1].generated <= busy[0].generated:
         return None
     first, last = busy[0], busy[-1]
     tokens = last.generated - first.generated
-    engine, subject = (1e6 * part / tokens for part in (last.engine - first.engine, last.subject - first.subject))
-    return tokens / (last.at - first.at), engine, subject
+    engine, subject = last.engine - first.engine, last.subject - first.subject
+    return tokens / (last.at - first.at), 1e6 * engine / tokens or None, 1e6 * subject / tokens or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ def measure(cell: Cell, subject: Subject, engine: Subject, load: Load, folder: P
         row = structs.replace(row, error=" ".join(str(error).split())[-600:])
     for one in (engine, subject):
         if one.pid is not None and not alive(one.pid):
-            said = f"the process of {one.name} ended; its log ends with: {last_lines(one.log, 5)}"
+            cause = why(one.log)
+            head = f"the process of {one.name} ended{f': {cause}' if cause else ''}"
+            said = f"{head}; its log ends with: {last_lines(one.log, 5)}"
             if one is engine:
                 raise EngineEnded(said)
             row = structs.replace(row, error=said)
@@ -186,8 +189,7 @@ def _figures(cell: Cell, subject: Subject, engine: Subject, load: Load, folder: 
     found["work"] = {name: after[name] - before[name] for name in COUNTERS if name != "running"}
     pace = steady(sampler.points, cell.value) if cell.kind == STREAMS else None
     if pace is not None:
-        found["tokens_per_s"], found["engine_us"], subject_us = pace
-        found["subject_us"] = None if subject.pid is None else subject_us
+        found["tokens_per_s"], found["engine_us"], found["subject_us"] = pace
         found["client_us"] = 1e6 * result["loadgen"]["run"]["lag"]["cpu"] / pace[0]
     return found
 

@@ -127,6 +127,8 @@ def test_the_pace_is_that_of_the_time_in_which_nearly_all_streams_generate() -> 
     assert steady(points, 10) == pytest.approx((200.0, 2500.0, 1000.0))
     assert steady(points[:2], 10) is None
     assert steady([points[1], points[1]], 10) is None
+    uncounted = [Point(point.at, point.generated, point.running, 0.0, 0.0) for point in points]
+    assert steady(uncounted, 10) == (200.0, None, None)
 
 
 RESULT: dict[str, Any] = {
@@ -291,6 +293,7 @@ def test_a_taken_port_is_refused() -> None:
         (["--tokens", "2.5"], "a whole number from 2 to 4096"),
         (["--rounds", "0"], "numbers from 1 to 9"),
         (["--budget", "20", "--seconds", "60"], "too short for one row"),
+        (["--out", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(
@@ -303,9 +306,10 @@ def test_a_wrong_value_is_refused_by_name(
     assert words in said
 
 
-def test_in_small_only_what_is_not_given_is_smaller() -> None:
-    assert (parsed([]).shape, parsed([]).budget) == ("8b", 480.0)
-    small = parsed(["--small", "--streams", "3"])
+def test_in_small_only_what_is_not_given_is_smaller(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path)]
+    assert (parsed(out).shape, parsed(out).budget) == ("8b", 480.0)
+    small = parsed(["--small", "--streams", "3", *out])
     assert (small.shape, small.streams, small.tokens) == ("tiny", [3.0], 8)
 
 
