@@ -15,7 +15,7 @@ from ops.bench import subjects as start
 from ops.bench.account import cpu_ns, rss_mb, user_share
 from ops.bench.client import Load, Tally
 from ops.bench.stage import StageError, choose, chosen_of, cpus, stage
-from ops.bench.table import Part, Result, machine, ran, render
+from ops.bench.table import Part, Result, machine, picture, ran, render
 from ops.bench.workloads import NAMES, Workload, workloads
 
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="factor for the duration of every part (default 1)"
     )
-    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON")
+    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON; beside it a plot")
     choose(parser)
     args = parser.parse_args()
     began = time.monotonic()
@@ -70,6 +70,8 @@ def main() -> int:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+        if (drawn := picture(result)) is not None:
+            args.out.with_suffix(".svg").write_bytes(drawn)
     print(render(result))
     return 1 if any(part.wrong for part in parts) else 0
 

@@ -47,6 +47,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "--workloads json,c64,ttft --scale 0.4 --engine-port 9000 "
         "--command 'skeleton=python SKELETON/gateway.py {port}' --out out/sample/proxies/proxies.json",
         _proxies,
+        "CPU of each program by workload",
     ),
     "streams": Section(
         "capacity/streams.json",

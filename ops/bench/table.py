@@ -15,6 +15,8 @@ from typing import Final
 
 import msgspec
 
+from loadgen.report.plot_style import BLUE, INK, MUTED, canvas, file_svg, saved, styled
+from loadgen.report.plots import plots_available
 from ops.bench.workloads import workloads
 
 BASES: Final = ("vllm-router-rr", "direct")
@@ -121,6 +123,29 @@ def _compared(
             lines.append("| " + " | ".join([row, *cells]) + " |")
     head = [f"| compared with {against} | " + " | ".join(others) + " |", "|" + "---|" * (1 + len(others))]
     return ["", *head, *lines] if lines else []
+
+
+def picture(result: Result) -> bytes | None:
+    """CPU of each subject for each workload, as SVG: bars with the least and the most; None without matplotlib."""
+    if not plots_available() or not result.parts:
+        return None
+    names = [name for name in result.subjects if name != "direct"]
+    present = [name for name in _WORDS if any(part.workload == name for part in result.parts)]
+    with styled():
+        figure, axes = canvas(1, len(present), height=1.2 + 0.3 * len(names))
+        for one, workload in zip(axes, present, strict=True):
+            for place, name in enumerate(reversed(names)):
+                cpu = [part.cpu_us for part in result.parts if (part.subject, part.workload) == (name, workload)]
+                if cpu:
+                    middle = statistics.median(cpu)
+                    ends = [[middle - min(cpu)], [max(cpu) - middle]]
+                    colour = BLUE if name.startswith("gateway") else MUTED
+                    one.barh(place, middle, xerr=ends, color=colour, height=0.6, error_kw={"ecolor": INK, "lw": 1})
+            words, per_event = _WORDS[workload]
+            one.set_title(words)
+            one.set_xlabel(f"CPU µs per {'event' if per_event else 'request'}")
+            one.set_yticks(range(len(names)), list(reversed(names)) if one is axes[0] else [""] * len(names))
+        return file_svg(saved(figure, "svg"))
 
 
 def render(result: Result) -> str:

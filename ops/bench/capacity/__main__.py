@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ SUBJECTS: Final = {
     "hits": "gateway",
     "memory": "nginx,vllm-router-rr,gateway",
 }
+
+SPARE_FILES: Final = 200  # beside the two connections of a stream
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Choice, Cpus]:
@@ -58,6 +61,13 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Choice,
         parser.error("hits: only `gateway` stores answers")
     if args.part == "memory" and DIRECT in args.names:
         parser.error("memory: `direct` has no process of its own to measure")
+    most = args.count if args.part == "memory" else args.counts[-1]
+    need = 2 * most + SPARE_FILES
+    if open_files() < need:
+        parser.error(
+            f"{most} streams need {need} file descriptors in one process; this system allows {open_files()}: run "
+            f"`ulimit -n {need}` first (as root, or raise the hard limit), or measure fewer"
+        )
     try:
         return args, chosen_of(args, args.names), cpus(spare=True)
     except StageError as error:
@@ -97,6 +107,12 @@ def measure(args: argparse.Namespace, choice: Choice, on: Cpus) -> Result:
     return msgspec.structs.replace(result, seconds=time.monotonic() - began)
 
 
+def open_files() -> int:
+    """The most file descriptors that a process of this user may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return 65536 if hard == resource.RLIM_INFINITY else hard
+
+
 def say(text: str) -> None:
     print(f"capacity: {text}", file=sys.stderr, flush=True)
 
@@ -104,6 +120,7 @@ def say(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every answer was right, 1 if one was not or a process failed, 2 for a wrong command line."""
     args, choice, on = parsed(arguments)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     try:
         result = measure(args, choice, on)
     except RuntimeError as error:

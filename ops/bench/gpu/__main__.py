@@ -159,7 +159,8 @@ class Run:
         on_cpu = args.toy or args.small
         self.report = Report(
             command=ran("ops.bench.gpu"), machine=machine(),
-            gpu="" if on_cpu else gpu() or "unknown (no nvidia-smi)", vllm="", model="none", subjects={}, missing=[],
+            gpu="" if on_cpu else gpu() or "unknown (no nvidia-smi)",
+            vllm="", model="none", subjects={}, missing=[],
             load=f"Unique prompts of the corpus ({args.corpus_set}), answers of {args.tokens} tokens, temperature "
             f"0, {args.seconds:g} s a row; rows with duplicates: {args.requests} requests, "
             f"{self._shared_streams()} at a time.",

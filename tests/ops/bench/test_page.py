@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from ops.bench.page import PAGE, SECTIONS, text_of, with_sections
-from ops.bench.table import Part, Result, ran, render
+from ops.bench.table import Part, Result, picture, ran, render
+from tests.kit.missing import module
 
 
 def test_the_page_is_the_one_that_its_figures_make() -> None:
@@ -69,6 +70,15 @@ def test_the_added_ttft_is_the_difference_to_direct() -> None:
     found = render(result(part("direct", "ttft", 0, 0.0, 10.0), part("nginx", "ttft", 0, 1.0, 10.8)))
     assert "| TTFT p50, ms more: 50 requests/s, 8 tokens × 10 ms | 0.80 |" in found
     assert "CPU, times" not in found
+
+
+def test_the_plot_names_every_subject_but_direct() -> None:
+    module("matplotlib", "plots")
+    drawn = picture(result(*(part(name, "json", 0, 100.0) for name in ("direct", "nginx", "gateway"))))
+    assert drawn is not None
+    assert "nginx" in drawn.decode()
+    assert "direct" not in drawn.decode()
+    assert picture(result()) is None
 
 
 def test_the_figures_can_be_read_again(tmp_path: Path) -> None:

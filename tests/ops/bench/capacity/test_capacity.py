@@ -153,6 +153,15 @@ def test_a_wrong_command_line_is_refused(flags: list[str], words: str, capsys: p
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+def test_more_streams_than_file_descriptors_are_refused_with_the_limit_to_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (256, 1024))
+    with pytest.raises(SystemExit, match="2"):
+        parsed(["streams", "--subjects", "direct"])
+    assert "1024 streams need 2248 file descriptors" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("flags", "rows"),
