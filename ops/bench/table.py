@@ -132,8 +132,12 @@ def picture(result: Result) -> bytes | None:
     names = [name for name in result.subjects if name != "direct"]
     present = [name for name in _WORDS if any(part.workload == name for part in result.parts)]
     with styled():
-        figure, axes = canvas(1, len(present), height=1.2 + 0.3 * len(names))
-        for one, workload in zip(axes, present, strict=True):
+        columns = min(3, len(present))
+        rows = -(-len(present) // columns)
+        figure, axes = canvas(rows, columns, height=rows * (1.2 + 0.3 * len(names)))
+        for spare in axes[len(present) :]:
+            spare.remove()
+        for at, (one, workload) in enumerate(zip(axes, present, strict=False)):
             for place, name in enumerate(reversed(names)):
                 cpu = [part.cpu_us for part in result.parts if (part.subject, part.workload) == (name, workload)]
                 if cpu:
@@ -144,7 +148,7 @@ def picture(result: Result) -> bytes | None:
             words, per_event = _WORDS[workload]
             one.set_title(words)
             one.set_xlabel(f"CPU µs per {'event' if per_event else 'request'}")
-            one.set_yticks(range(len(names)), list(reversed(names)) if one is axes[0] else [""] * len(names))
+            one.set_yticks(range(len(names)), [""] * len(names) if at % columns else list(reversed(names)))
         return file_svg(saved(figure, "svg"))
 
 

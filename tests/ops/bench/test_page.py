@@ -10,6 +10,7 @@ import pytest
 
 from ops.bench.page import PAGE, SECTIONS, text_of, with_sections
 from ops.bench.table import Part, Result, picture, ran, render
+from ops.bench.workloads import NAMES
 from tests.kit.missing import module
 
 
@@ -74,7 +75,8 @@ def test_the_added_ttft_is_the_difference_to_direct() -> None:
 
 def test_the_plot_names_every_subject_but_direct() -> None:
     module("matplotlib", "plots")
-    drawn = picture(result(*(part(name, "json", 0, 100.0) for name in ("direct", "nginx", "gateway"))))
+    names = ("direct", "nginx", "gateway")
+    drawn = picture(result(*(part(name, workload, 0, 100.0) for workload in NAMES for name in names)))
     assert drawn is not None
     assert "nginx" in drawn.decode()
     assert "direct" not in drawn.decode()
