@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from ops.bench.gpu.engine import (
 )
 from ops.bench.gpu.measure import EngineEnded, Load, Subject, measure
 from ops.bench.gpu.model import SHAPES, write_model
-from ops.bench.gpu.plan import STREAMS, Cell, Clock, cells
+from ops.bench.gpu.plan import Clock, cells
 from ops.bench.gpu.report import Report, markdown, write
 from ops.bench.peers import HOME
 from ops.bench.peers.pypi import ROUND_ROBIN, VLLM_ROUTER, router
@@ -156,6 +156,7 @@ class Run:
         self._engine_cpus, self._way_cpus, self._client_cpus = layout([*os.sched_getaffinity(0)])
         self._logs: Path = args.out / "logs"
         self._clock = Clock([], 0, 0)
+        self._router: Program | None = None
         on_cpu = args.toy or args.small
         self.report = Report(
             command=ran("ops.bench.gpu"), machine=machine(),
@@ -174,9 +175,9 @@ class Run:
         os.sched_setaffinity(0, self._client_cpus)
         with ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            ways = self._ways(stack, work)
+            engine = self._engine(stack, work)
             try:
-                self._rows(ways, work)
+                self._rows(engine, self._ways(stack, work, engine), work)
             except EngineEnded as error:
                 self.report.ended = str(error)
                 print(f"gpu: {error}", file=sys.stderr, flush=True)
@@ -193,13 +194,13 @@ class Run:
     def _shared_streams(self) -> int:
         return 4 if self._args.small or self._args.toy else 32
 
-    def _ways(self, stack: ExitStack, work: Path) -> list[Subject]:
-        """Start everything: direct first, then what could be started."""
+    def _engine(self, stack: ExitStack, work: Path) -> Subject:
+        """Start vLLM. Raises Unusable."""
         args, report = self._args, self.report
         port = args.port or start.free_port()
         check_port(port)
         vllm = Program(Path(sys.executable), "(a fake engine)") if args.toy else find_vllm(args.vllm)
-        found_router = find_router(args.router, HOME.expanduser(), vllm)
+        self._router = find_router(args.router, HOME.expanduser(), vllm)
         if args.toy:
             argv = [sys.executable, "-m", "ops.bench.vllm.fake_engine", "--port", str(port), *args.engine_flags]
             command = start.Command(argv, cwd=ROOT)
@@ -216,24 +217,23 @@ class Run:
         )
         report.ready = engine.seconds
         self.say(f"vLLM is ready after {engine.seconds:.0f} s")
-        url = f"http://127.0.0.1:{port}"
-        report.subjects["direct"] = f"vLLM {vllm.version}"
-        return [Subject("direct", url, engine.pid, log), *self._others(stack, work, url, found_router)]
+        return Subject("vLLM", f"http://127.0.0.1:{port}", engine.pid, log)
 
-    def _others(self, stack: ExitStack, work: Path, engine: str, found: Program | None) -> list[Subject]:
-        """Gateway and router; one that does not start is reported as missing."""
+    def _ways(self, stack: ExitStack, work: Path, engine: Subject) -> dict[str, Subject]:
+        """Direct, the gateway and the router by name; one that does not start is reported as missing."""
         report, port, router_port = self.report, start.free_port(), start.free_port()
+        report.subjects["direct"] = f"vLLM {report.vllm}"
+        subjects = {"direct": Subject("direct", engine.url, None, engine.log)}
         flags = [*GATEWAY, *self._args.gateway_flags]
-        argv = [sys.executable, "-m", "proxy", "--port", str(port), "--backend", engine, *flags]
+        argv = [sys.executable, "-m", "proxy", "--port", str(port), "--backend", engine.url, *flags]
         words = f"{__version__}, Python {platform.python_version()}, `{shlex.join(flags)}`"
         ways = [("gateway", start.Command(argv, cwd=ROOT), port, "/ready", words)]
-        if found is None:
+        if self._router is None:
             report.missing.append("vllm-router: not present (--router PATH, python -m ops.bench.peers install)")
         else:
-            command = router(found.python, VLLM_ROUTER, ROUND_ROBIN, router_port, engine, work)
-            words = f"{found.version}, one thread, round robin"
+            command = router(self._router.python, VLLM_ROUTER, ROUND_ROBIN, router_port, engine.url, work)
+            words = f"{self._router.version}, one thread, round robin"
             ways.append(("vllm-router", command, router_port, "/readiness", words))
-        subjects = []
         for name, command, port, ready, words in ways:
             log = self._logs / f"{name}.log"
             try:
@@ -242,39 +242,34 @@ class Run:
                 report.missing.append(f"{name}: {error}")
                 self.say(str(error))
                 continue
-            subjects.append(Subject(name, f"http://127.0.0.1:{port}", way.pid, log))
+            subjects[name] = Subject(name, f"http://127.0.0.1:{port}", way.pid, log)
             report.subjects[name] = words
             if '"no redis"' in log.read_text("utf-8", "replace"):
                 report.subjects[name] += ", without Redis: it shares only what is being generated"
         return subjects
 
-    def _rows(self, ways: Sequence[Subject], work: Path) -> None:
+    def _rows(self, engine: Subject, ways: Mapping[str, Subject], work: Path) -> None:
         args, report = self._args, self.report
-        engine = Subject("vLLM", ways[0].url, ways[0].pid, ways[0].log)
-        by_name = {way.name: way for way in ways}
-        by_name["direct"] = Subject("direct", engine.url, None, engine.log)
         load = Load(args.tokens, args.seconds, self._shared_streams(), args.requests, args.corpus_set)
-        sharing = [name for name in by_name if name != "vllm-router"]
-        warm_up = Cell(STREAMS, sorted(args.streams)[len(args.streams) // 2], 0, ("direct",))
-        measure(
-            warm_up, by_name["direct"], engine, load, work / "warm-up"
-        )  # the first requests compile and allocate
-        self.say("warmed up")
-        plan = cells(args.streams, args.duplicates, [*by_name], sharing, args.rounds)
+        sharing = [name for name in ways if name != "vllm-router"]
+        plan = cells(args.streams, args.duplicates, [*ways], sharing, args.rounds)
         self._clock = clock = Clock(plan, args.seconds, self._began + args.budget - REPORT_SECONDS)
-        while (cell := clock.next(time.monotonic())) is not None:
-            for name in cell.subjects:
-                folder = work / f"{len(report.rows)}"
-                try:
-                    row = measure(cell, by_name[name], engine, load, folder)
-                except EngineEnded:
-                    clock.stop()
-                    raise
-                shutil.rmtree(folder, ignore_errors=True)
-                report.rows.append(row)
-                clock.took(row.seconds)
-                self.say(f"{cell.name}, {name}: {_words(row.error, row.ttft_p50, row.tokens_per_s)}")
-            self.save(plot=False)
+        try:
+            measure(
+                plan[0], ways["direct"], engine, load, work / "first"
+            )  # it compiles and allocates: not counted
+            self.say("the first requests, which are not counted, are over")
+            while (cell := clock.next(time.monotonic())) is not None:
+                for name in cell.subjects:
+                    folder = work / f"{len(report.rows)}"
+                    row = measure(cell, ways[name], engine, load, folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    report.rows.append(row)
+                    clock.took(row.seconds)
+                    self.say(f"{cell.name}, {name}: {_words(row.error, row.ttft_p50, row.tokens_per_s)}")
+                self.save(plot=False)
+        finally:
+            clock.stop()
 
 
 def _words(error: str | None, ttft: float | None, pace: float | None) -> str:

@@ -20,7 +20,7 @@ from ops.bench.vllm.real import counted, loadgen
 
 SAMPLES: Final = 8  # a row
 BUSY: Final = 0.9  # share of the streams that must be generating for a sample to count
-GUARD_SECONDS: Final = 45.0  # beyond its load, after which a load generator is killed
+GUARD_SECONDS: Final = 90.0  # beyond its load, after which a load generator is killed
 IDLE_SECONDS: Final = 5.0  # waited before a row for requests that the one before it left behind
 COUNTERS: Final = {
     "requests": "vllm:request_success_total",
@@ -146,6 +146,7 @@ class Load:
             "--ignore-eos", "--unique", "--temperature", "0", "--corpus-set", self.sets,
             "--max-seconds", f"{self.seconds if streams else 3 * self.seconds:g}",
             "--num-warmups", str(min(at_once, 8)) if streams else "0", "--seed", str(cell.round),
+            "--idle-timeout", "30",
             "--duplicates", "0" if streams else f"{cell.value:g}", "--label", "row",
         ]  # fmt: skip
 
