@@ -55,14 +55,18 @@ def main() -> int:
     for round_ in range(args.rounds):
         for name in names:
             print(f"round {round_ + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
-            with stage(name, choice, on) as staged:
-                versions[name] = staged.version
-                load = Load(staged.port, staged.headers, staged.check)
-                parts += [
-                    _measure(name, round_, workload, args.scale, load, staged.subject)
-                    for workload in workloads(shared=name != "gateway-private")
-                    if workload.name in chosen and not (workload.ours_only and name != "gateway")
-                ]
+            try:
+                with stage(name, choice, on) as staged:
+                    versions[name] = staged.version
+                    load = Load(staged.port, staged.headers, staged.check)
+                    parts += [
+                        _measure(name, round_, workload, args.scale, load, staged.subject)
+                        for workload in workloads(shared=name != "gateway-private")
+                        if workload.name in chosen and not (workload.ours_only and name != "gateway")
+                    ]
+            except RuntimeError as error:
+                print(f"bench: {error}", file=sys.stderr)
+                return 1
     result = Result(
         command=ran("ops.bench"), machine=machine(), seconds=time.monotonic() - began, subjects=names,
         versions=versions, parts=parts,

@@ -44,7 +44,7 @@ START_SECONDS: Final = 60.0  # of the gateway, and of the router
 REPORT_SECONDS: Final = 10.0  # of the budget, kept for ending the children and writing the report
 GATEWAY: Final = ("--max-inflight", "4096", "--queue-limit", "4096")
 BIG: Final = {
-    "shape": "8b", "streams": [1.0, 8.0, 32.0, 128.0, 512.0], "tokens": 128, "seconds": 5.0, "requests": 192,
+    "shape": "8b", "streams": [1.0, 8.0, 32.0, 128.0, 512.0], "tokens": 64, "seconds": 5.0, "requests": 192,
     "budget": 480.0,
 }  # fmt: skip
 SMALL: Final = {
@@ -113,7 +113,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--streams", type=_streams, metavar="N,…", help="concurrent streams (default 1,8,32,128,512)")
     add("--duplicates", type=_numbers(0, 0.95), default=[0.0, 0.2, 0.5], metavar="SHARE,…",
         help="shares of requests that repeat an earlier one (default 0,0.2,0.5)")  # fmt: skip
-    add("--tokens", type=_whole(2, 4096), help="tokens of an answer (default 128)")
+    add("--tokens", type=_whole(2, 4096), help="tokens of an answer (default 64)")
     add("--seconds", type=_number(1, 120), help="load of one row (default 5)")
     add("--requests", type=_whole(8, 100_000), help="requests of a row with duplicates (default 192)")
     add("--rounds", type=_whole(1, 9), default=3, help="rounds, as far as there is time (default 3)")
@@ -275,7 +275,8 @@ class Run:
 def _words(error: str | None, ttft: float | None, pace: float | None) -> str:
     if error is not None:
         return f"FAILED: {error}"
-    return f"TTFT p50 {ttft or 0:.1f} ms, {pace or 0:.0f} tokens/s"
+    first = "too few answers for a TTFT" if ttft is None else f"TTFT p50 {ttft:.1f} ms"
+    return f"{first}, {pace or 0:.0f} tokens/s"
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -22,6 +22,8 @@ from tests.kit.running import until
 
 ROOT = Path(__file__).parents[4]
 
+MINE = ("--command", f"mine={sys.executable} -m ops.bench.peers.naive_proxy --port {{port}} --engine {{engine}}")
+
 
 def row(subject: str = "gateway", count: int = 8, round_: int = 0, **more: Any) -> streams.Row:
     plain: dict[str, Any] = {
@@ -166,7 +168,7 @@ def test_more_streams_than_file_descriptors_are_refused_with_the_limit_to_set(
 @pytest.mark.parametrize(
     ("flags", "rows"),
     [
-        (["streams", "--subjects", "direct,gateway", "--counts", "1,2", "--seconds", "0.1"], 4),
+        (["streams", "--subjects", "direct,gateway,mine", "--counts", "2", "--seconds", "0.1", *MINE], 3),
         (["hits", "--seconds", "0.3"], 2),
         (["memory", "--subjects", "gateway", "--count", "12"], 2),
     ],
