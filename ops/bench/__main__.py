@@ -52,6 +52,7 @@ def main() -> int:
     os.sched_setaffinity(0, {on.client})
     parts: list[Part] = []
     versions: dict[str, str] = {}
+    failures: list[str] = []
     for round_ in range(args.rounds):
         for name in names:
             print(f"round {round_ + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
@@ -64,12 +65,12 @@ def main() -> int:
                         for workload in workloads(shared=name != "gateway-private")
                         if workload.name in chosen and not (workload.ours_only and name != "gateway")
                     ]
-            except RuntimeError as error:
-                print(f"bench: {error}", file=sys.stderr)
-                return 1
+            except (RuntimeError, OSError) as error:
+                failures.append(f"round {round_ + 1}, {name}: {error}")
+                print(f"bench: {failures[-1]}", file=sys.stderr, flush=True)
     result = Result(
         command=ran("ops.bench"), machine=machine(), seconds=time.monotonic() - began, subjects=names,
-        versions=versions, parts=parts,
+        versions=versions, parts=parts, failures=failures,
     )  # fmt: skip
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def main() -> int:
         if (drawn := picture(result)) is not None:
             args.out.with_suffix(".svg").write_bytes(drawn)
     print(render(result))
-    return 1 if any(part.wrong for part in parts) else 0
+    return 1 if failures or any(part.wrong for part in parts) else 0
 
 
 def _measure(
@@ -115,4 +116,5 @@ def _measure(
 
 
 if __name__ == "__main__":
+    start.end_on_sigterm()
     sys.exit(main())

@@ -61,6 +61,11 @@ def listens(port: int) -> bool:
     return True
 
 
+def end_on_sigterm() -> None:
+    """Have SIGTERM run every `finally`, which ends the children."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 class _Kept:
     """Defers SIGTERM and SIGINT until `act`: before the `finally` that ends the child, it would outlive us."""
 

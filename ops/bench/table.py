@@ -60,6 +60,7 @@ class Result(msgspec.Struct, kw_only=True):
     subjects: list[str]
     versions: dict[str, str]
     parts: list[Part]
+    failures: list[str] = []  # subjects that could not be measured in a round
 
 
 def ran(module: str) -> str:
@@ -209,6 +210,7 @@ def render(result: Result) -> str:
         mine = [[part for part in parts if part.subject == name] for name in subjects]
         lines.append(f"| {words} | " + " | ".join(of(found) if found else "–" for found in mine) + " |")
     lines += ["", *(f"- {name}: {version}" for name, version in versions.items())]
+    lines += [f"- FAILED {failure}" for failure in result.failures]
     for part in parts:
         lines += [f"- WRONG {part.subject} {part.workload}: {text}" for text in part.wrong[:3]]
     return "\n".join(lines)

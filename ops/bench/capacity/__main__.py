@@ -17,6 +17,7 @@ import uvloop
 from ops.bench.capacity import hits, memory, streams
 from ops.bench.capacity.table import Result, markdown, picture
 from ops.bench.stage import DIRECT, OURS, Choice, Cpus, StageError, choose, chosen_of, cpus, stage
+from ops.bench.subjects import end_on_sigterm
 from ops.bench.table import machine, ran
 
 SUBJECTS: Final = {
@@ -75,36 +76,48 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Choice,
 
 
 def measure(args: argparse.Namespace, choice: Choice, on: Cpus) -> Result:
-    """All rounds of the part. Raises RuntimeError if a process does not start or a load cannot be set up."""
+    """All rounds of the part. A subject that fails in a round is named in the result's failures."""
     began = time.monotonic()
     result = Result(
-        command=ran("ops.bench.capacity"), machine=machine(), versions={},
-        seconds=0.0,
+        command=ran("ops.bench.capacity"), machine=machine(), versions={}, seconds=0.0,
     )  # fmt: skip
     os.sched_setaffinity(0, {on.client})
     for round_ in range(args.rounds):
         for name in args.names:
             say(f"round {round_ + 1} of {args.rounds}: {name}")
-            if args.part == "memory":
-                whats = [memory.STREAM, *([memory.QUEUED] if name in OURS else [])]
-                for what in whats:
-                    with stage(name, choice, on, memory.QUEUE if what == memory.QUEUED else ()) as staged:
-                        result.versions[name] = staged.version
-                        one = uvloop.run(memory.measure(name, what, round_, args.count, staged))
-                        result.memory.append(one)
-                continue
-            with stage(name, choice, on) as staged:
-                result.versions[name] = staged.version
-                if args.part == "hits":
-                    for kind in hits.KINDS:
-                        result.hits.append(uvloop.run(hits.measure(kind, round_, args.seconds, staged)))
-                    continue
-                for count in args.counts:
-                    row = uvloop.run(streams.measure(name, count, round_, args.seconds, staged, on))
-                    result.streams.append(row)
-                    if not row.whole:
-                        say(f"{name}, {count} streams: {row.stalls} stalls, {row.broken} broken {row.words[:1]}")
+            try:
+                PARTS[args.part](args, name, round_, choice, on, result)
+            except (RuntimeError, OSError) as error:
+                result.failures.append(f"round {round_ + 1}, {name}: {error}")
+                say(result.failures[-1])
     return msgspec.structs.replace(result, seconds=time.monotonic() - began)
+
+
+def _streams(args: argparse.Namespace, name: str, round_: int, choice: Choice, on: Cpus, result: Result) -> None:
+    with stage(name, choice, on) as staged:
+        result.versions[name] = staged.version
+        for count in args.counts:
+            row = uvloop.run(streams.measure(name, count, round_, args.seconds, staged, on))
+            result.streams.append(row)
+            if not row.whole:
+                say(f"{name}, {count} streams: {row.stalls} stalls, {row.broken} broken {row.words[:1]}")
+
+
+def _hits(args: argparse.Namespace, name: str, round_: int, choice: Choice, on: Cpus, result: Result) -> None:
+    with stage(name, choice, on) as staged:
+        result.versions[name] = staged.version
+        for kind in hits.KINDS:
+            result.hits.append(uvloop.run(hits.measure(kind, round_, args.seconds, staged)))
+
+
+def _memory(args: argparse.Namespace, name: str, round_: int, choice: Choice, on: Cpus, result: Result) -> None:
+    for what in (memory.STREAM, memory.QUEUED) if name in OURS else (memory.STREAM,):
+        with stage(name, choice, on, memory.QUEUE if what == memory.QUEUED else ()) as staged:
+            result.versions[name] = staged.version
+            result.memory.append(uvloop.run(memory.measure(name, what, round_, args.count, staged)))
+
+
+PARTS: Final = {"streams": _streams, "hits": _hits, "memory": _memory}
 
 
 def open_files() -> int:
@@ -121,11 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every answer was right, 1 if one was not or a process failed, 2 for a wrong command line."""
     args, choice, on = parsed(arguments)
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    try:
-        result = measure(args, choice, on)
-    except RuntimeError as error:
-        say(str(error))
-        return 1
+    result = measure(args, choice, on)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{args.part}.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     drawn = picture(result.streams)
@@ -133,8 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (args.out / f"{args.part}.svg").write_bytes(drawn)
     print(markdown(result))
     wrong = sum(row.broken for row in result.streams) + sum(row.wrong for row in result.hits)
-    return 1 if wrong else 0
+    return 1 if wrong or result.failures else 0
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -128,12 +128,16 @@ def limit(row: Row, direct: Row | None) -> str:
 
 def carried(rows: Sequence[Row], name: str) -> tuple[int, str]:
     """The largest number of streams up to which every round was whole, and what the limit was beyond it: `the
-    subject` if it was in a round, else `the machine`; empty if all were whole."""
+    subject` if it was in a round, else `the machine`; `not measured` where the subject failed; empty if all were
+    whole."""
     most = 0
     for streams in sorted({row.streams for row in rows}):
         at = [row for row in rows if row.streams == streams]
         direct = {row.round: row for row in at if row.subject == DIRECT}
-        limits = {limit(row, direct.get(row.round)) for row in at if row.subject == name} - {""}
+        mine = [row for row in at if row.subject == name]
+        if not mine:
+            return most, "not measured"
+        limits = {limit(row, direct.get(row.round)) for row in mine} - {""}
         if limits:
             return most, "the subject" if "the subject" in limits else "the machine"
         most = streams

@@ -22,6 +22,7 @@ class Result(msgspec.Struct, kw_only=True):
     streams: list[streams.Row] = []
     hits: list[hits.Hits] = []
     memory: list[memory.Memory] = []
+    failures: list[str] = []  # subjects that could not be measured in a round
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -34,6 +35,8 @@ def _names(rows: Sequence[streams.Row] | Sequence[memory.Memory]) -> list[str]:
 
 def _whole(rows: Sequence[streams.Row], direct: dict[int, streams.Row]) -> str:
     """`whole`, or what was not, and what the limit was."""
+    if not rows:
+        return "–"
     if all(row.whole for row in rows):
         return "whole"
     stalls, frames = sum(row.stalls for row in rows), sum(row.frames for row in rows)
@@ -47,6 +50,10 @@ def _whole(rows: Sequence[streams.Row], direct: dict[int, streams.Row]) -> str:
 def _added(rows: Sequence[streams.Row], direct: dict[int, streams.Row], of: Callable[[streams.Row], float]) -> str:
     found = [of(row) - of(direct[row.round]) for row in rows if row.round in direct]
     return spread(found, 2) if found else "–"
+
+
+def _cpu(rows: Sequence[streams.Row]) -> str:
+    return spread([row.cpu_us for row in rows], 1) if rows else "–"
 
 
 def streams_tables(rows: Sequence[streams.Row]) -> list[str]:
@@ -80,7 +87,7 @@ def streams_tables(rows: Sequence[streams.Row]) -> list[str]:
             by[count, name], direct[count], lambda row: row.ttft_ms[1]
         ),
         "gap p99 added, ms": lambda count, name: _added(by[count, name], direct[count], lambda row: row.gap_ms[1]),
-        "CPU a frame, µs": lambda count, name: spread([row.cpu_us for row in by[count, name]], 1),
+        "CPU a frame, µs": lambda count, name: _cpu(by[count, name]),
     }
     head = ["streams", *(f"{words}: {name}" for words in columns for name in others)]
     cells = [[f"{count:,}", *(of(count, name) for of in columns.values() for name in others)] for count in counts]
@@ -148,6 +155,7 @@ def markdown(result: Result) -> str:
     if result.memory:
         lines += [*memory_table(result.memory), ""]
     versions = "; ".join(f"{name}: {words}" for name, words in result.versions.items() if name != DIRECT)
+    lines += [f"- FAILED {failure}" for failure in result.failures]
     return "\n".join([*lines, f"Versions: {versions}."])
 
 

@@ -33,7 +33,8 @@ def test_the_figures_are_kept_and_the_table_is_theirs(tmp_path: Path) -> None:
 
 def test_a_subject_that_does_not_start_is_named_with_its_last_words(tmp_path: Path) -> None:
     command = f"mine={sys.executable} -c 'raise SystemExit(\"my last words\")' {{port}}"
-    argv = [sys.executable, "-m", "ops.bench", "--subjects", "mine", "--command", command]
+    argv = [sys.executable, "-m", "ops.bench", "--subjects", "mine", "--command", command, "--rounds", "1"]
     done = run_process(argv, cwd=ROOT, capture_output=True, text=True, seconds=50)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("is not ready; its output ends with: my last words")
+    assert "- FAILED round 1, mine: " in done.stdout

@@ -104,6 +104,15 @@ def test_the_tables_say_what_was_whole_and_what_was_the_limit() -> None:
     assert "Versions: nginx: 1." in text
 
 
+def test_a_subject_that_failed_in_the_middle_keeps_its_rows() -> None:
+    rows = [row(name, count) for name in ("direct", "gateway") for count in (1, 8)]
+    text = markdown(result(streams=rows[:-1], failures=["round 1, gateway: connection refused"]))
+    assert "gateway **1** (then not measured)" in text
+    assert "| 8 | whole | – |" in text
+    assert "| 8 | – | – | – | – |" in text
+    assert "- FAILED round 1, gateway: connection refused" in text
+
+
 def test_hits_name_the_part_that_had_no_time_left() -> None:
     plain: dict[str, Any] = {"kind": "body", "per_s": 5000.0, "cpu_us": 200.0, "hit_share": 1.0, "wrong": 0}
     rows = [
@@ -189,9 +198,11 @@ def test_each_command_measures_briefly(flags: list[str], rows: int, tmp_path: Pa
 
 
 def test_a_subject_that_does_not_start_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
-    command = f"mine={sys.executable} -c raise(SystemExit('my last words')) {{port}}"
+    command = f"mine={sys.executable} -c 'raise SystemExit(\"my last words\")' {{port}}"
     flags = ["streams", "--subjects", "mine", "--command", command, "--out", str(tmp_path)]
     argv = [sys.executable, "-m", "ops.bench.capacity", *flags]
     done = run_process(argv, cwd=ROOT, capture_output=True, text=True, seconds=50)
     assert done.returncode == 1
-    assert "is not ready; its output ends with: " in done.stderr
+    assert "round 1, mine: " in done.stderr
+    assert "is not ready; its output ends with: my last words" in done.stderr
+    assert "- FAILED round 3, mine: " in done.stdout
