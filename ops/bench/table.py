@@ -17,6 +17,7 @@ import msgspec
 
 from loadgen.report.plot_style import BLUE, INK, MUTED, canvas, file_svg, saved, styled
 from loadgen.report.plots import plots_available
+from ops.bench.vllm.tables import compared
 from ops.bench.workloads import workloads
 
 BASES: Final = ("vllm-router-rr", "direct")
@@ -114,14 +115,14 @@ def _compared(
     lines = []
     for workload in present:
         words, _ = _WORDS[workload]
-        figures: dict[str, Callable[[Part, Part], float | None]] = {f"CPU, times: {words}": _ratio}
-        if against == "direct":
-            figures.clear()
+        figures: list[tuple[str, Callable[[Part, Part], float | None], float]] = []
+        if against != "direct":
+            figures.append((f"CPU, times: {words}", _ratio, 1.0))
         if workload in PACED:
-            figures[f"TTFT p50, ms more: {words}"] = _more_ttft
-        for row, of in figures.items():
-            cells = [_middle(_paired(by[name, workload], by[against, workload], of), 2) for name in others]
-            lines.append("| " + " | ".join([row, *cells]) + " |")
+            figures.append((f"TTFT p50, ms more: {words}", _more_ttft, 0.0))
+        for row, of, neutral in figures:
+            pairs = [_paired(by[name, workload], by[against, workload], of) for name in others]
+            lines.append("| " + " | ".join([row, *(compared(values, 2, neutral) for values in pairs)]) + " |")
     head = [f"| compared with {against} | " + " | ".join(others) + " |", "|" + "---|" * (1 + len(others))]
     return ["", *head, *lines] if lines else []
 

@@ -9,7 +9,7 @@ import msgspec
 
 from ops.bench.capacity import hits, memory, streams
 from ops.bench.stage import DIRECT
-from ops.bench.vllm.tables import Panel, draw, spread
+from ops.bench.vllm.tables import Panel, compared, draw, spread
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -49,7 +49,7 @@ def _whole(rows: Sequence[streams.Row], direct: dict[int, streams.Row]) -> str:
 
 def _added(rows: Sequence[streams.Row], direct: dict[int, streams.Row], of: Callable[[streams.Row], float]) -> str:
     found = [of(row) - of(direct[row.round]) for row in rows if row.round in direct]
-    return spread(found, 2) if found else "–"
+    return compared(found, 2)
 
 
 def _cpu(rows: Sequence[streams.Row]) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from ops.bench.gpu.measure import Row
 from ops.bench.gpu.plan import DUPLICATES, STREAMS
-from ops.bench.vllm.tables import Panel, draw, spread
+from ops.bench.vllm.tables import Panel, compared, draw, spread
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -45,14 +45,11 @@ def cell(rows: Sequence[Row], field: str, digits: int) -> str:
 
 
 def added(rows: Sequence[Row], direct: Sequence[Row], field: str, digits: int) -> str:
-    """The difference to direct, round by round. Of both signs, or of one round alone, it is no finding."""
+    """The difference to direct, round by round."""
     base = {row.round: value for row in direct if (value := getattr(row, field)) is not None}
     found = [getattr(row, field) - base[row.round] for row in rows if getattr(row, field) is not None
              and row.round in base]  # fmt: skip
-    if not found:
-        return "–"
-    text = spread(found, digits)
-    return text if len(found) > 1 and (min(found) > 0 or max(found) < 0) else f"{text}, no finding"
+    return compared(found, digits)
 
 
 def _status(rows: Sequence[Row]) -> str:

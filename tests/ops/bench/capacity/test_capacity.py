@@ -94,13 +94,18 @@ def result(**more: Any) -> Result:
 
 
 def test_the_tables_say_what_was_whole_and_what_was_the_limit() -> None:
-    rows = [row(name, count) for name in ("direct", "nginx", "gateway") for count in (1, 1024)]
-    rows[-1] = row("gateway", 1024, stalls=7, broken=2, ttft_ms=(31.5, 40.0, 50.0), words=["cut"])
+    names, rounds = ("direct", "nginx", "gateway"), range(2)
+    rows = [row(name, count, n) for n in rounds for name in names for count in (1, 1024)]
+    rows[-1] = row("gateway", 1024, 1, stalls=7, broken=2, ttft_ms=(31.5, 40.0, 50.0), words=["cut"])
+    rows[5] = row("gateway", 1024, 0, ttft_ms=(31.5, 40.0, 50.0))
     text = markdown(result(streams=rows))
     assert "`a command` (3 s). A machine." in text
     assert "nginx **1,024** (all that were tried); gateway **1** (then the subject)." in text
-    assert "| 1,024 | whole | whole | 7 stalls in 536 frames, 2 of 10 answers broken: the subject |" in text
-    assert "| 1,024 | 0.00 | 10.50 | 0.00 | 18.00 | 0.00 | 0.00 | 30.0 | 30.0 |" in text
+    assert "| 1,024 | whole | whole | 7 stalls in 1,072 frames, 2 of 18 answers broken: the subject |" in text
+    same, cpu = "0.00 (0.00 to 0.00), no finding", "30.0 (30.0 to 30.0)"
+    first, last = "10.50 (10.50 to 10.50)", "18.00 (18.00 to 18.00)"
+    line = f"| 1,024 | {same} | {first} | {same} | {last} | {same} | {same} | {cpu} | {cpu} |"
+    assert line in text
     assert "Versions: nginx: 1." in text
 
 
