@@ -65,8 +65,10 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 def ran(module: str) -> str:
-    """The command line of this program, without the folders of absolute paths: they say nothing elsewhere."""
-    return re.sub(r"(?<![\w.~:/])/(?:[^\s/]+/)+", "", shlex.join(["python", "-m", module, *sys.argv[1:]]))
+    """The command line of this program, without folders outside the current one: they say nothing elsewhere."""
+    return re.sub(
+        r"(?<![\w.~:/])(?:\.\./|/)(?:[^\s/]+/)*", "", shlex.join(["python", "-m", module, *sys.argv[1:]])
+    )
 
 
 def machine() -> str:

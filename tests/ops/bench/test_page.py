@@ -96,7 +96,7 @@ def test_the_figures_can_be_read_again(tmp_path: Path) -> None:
     [
         (["--out", "out/x.json"], "--out out/x.json"),
         (["--out", "/one/two/x.json"], "--out x.json"),
-        (["--command", "a=/usr/bin/python ../b/c.py {port}"], "--command 'a=python ../b/c.py {port}'"),
+        (["--command", "a=/usr/bin/python ../b/c.py {port}"], "--command 'a=python c.py {port}'"),
         (["--base", "http://127.0.0.1:8000/v1"], "--base http://127.0.0.1:8000/v1"),
     ],
 )
