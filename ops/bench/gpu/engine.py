@@ -62,8 +62,11 @@ def _interpreter(path: Path) -> Path:
         return path / "bin" / "python"
     if path.name.startswith("python"):
         return path
-    with path.open("rb") as script:
-        first = script.readline(1000)
+    try:
+        with path.open("rb") as script:
+            first = script.readline(1000)
+    except OSError:
+        first = b""
     said = Path(os.fsdecode(first[2:].split()[0])) if first.startswith(b"#!/") and first[2:].split() else path
     return said if said.name.startswith("python") and said.exists() else path.parent / "python"
 

@@ -80,10 +80,10 @@ class Point(Struct, frozen=True):
 
 
 def counters(engine: str) -> dict[str, float]:
-    """The engine's counters. Raises OSError if it does not answer."""
+    """The counters that the engine has. Raises OSError if it does not answer."""
     with urllib.request.urlopen(f"{engine}/metrics", timeout=10) as answer:  # noqa: S310 - started here
         page = answer.read().decode()
-    return {name: counted(page, series) for name, series in COUNTERS.items()}
+    return {name: counted(page, series) for name, series in COUNTERS.items() if series in page}
 
 
 class Sampler:
@@ -180,14 +180,18 @@ def _figures(cell: Cell, subject: Subject, engine: Subject, load: Load, folder: 
     def sample() -> Point:
         values = counters(engine.url)
         engine_s, subject_s = (cpu_ns(one.pid) / 1e9 if one.pid is not None else 0.0 for one in (engine, subject))
-        return Point(time.monotonic(), values["generated"], values["running"], engine_s, subject_s)
+        generated, running = values.get("generated", 0.0), values.get("running", 0.0)
+        return Point(time.monotonic(), generated, running, engine_s, subject_s)
 
     guard = 3 * load.seconds + GUARD_SECONDS
     with Sampler(sample, load.seconds / SAMPLES) as sampler:
         result = loadgen(*load.arguments(cell, subject.url), folder=folder, seconds=guard)
     after = counters(engine.url)
     found = figures(result)
-    found["work"] = {name: after[name] - before[name] for name in COUNTERS if name != "running"}
+    if absent := [series for name, series in COUNTERS.items() if name not in after and name != "cached"]:
+        raise RuntimeError(f"the engine's /metrics has no {', '.join(absent)}")
+    work = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in COUNTERS if name != "running"}
+    found["work"] = work
     pace = steady(sampler.points, cell.value) if cell.kind == STREAMS else None
     if pace is not None:
         found["tokens_per_s"], found["engine_us"], found["subject_us"] = pace
@@ -218,5 +222,5 @@ def figures(result: Mapping[str, Any]) -> dict[str, Any]:
 def _until_idle(engine: str) -> None:
     """Wait until the engine runs nothing, at most IDLE_SECONDS."""
     until = time.monotonic() + IDLE_SECONDS
-    while counters(engine)["running"] and time.monotonic() < until:
+    while counters(engine).get("running") and time.monotonic() < until:
         time.sleep(0.1)

@@ -149,11 +149,12 @@ def ended_process() -> int:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Counters that grow, and a load generator that returns `result` or raises it."""
-    state: dict[str, Any] = {"result": RESULT, "tokens": 0.0}
+    state: dict[str, Any] = {"result": RESULT, "tokens": 0.0, "absent": ()}
 
     def counters(_: str) -> dict[str, float]:
         state["tokens"] += 16.0
-        return dict.fromkeys(measuring.COUNTERS, state["tokens"]) | {"running": 0.0}
+        known = [name for name in measuring.COUNTERS if name not in state["absent"]]
+        return dict.fromkeys(known, state["tokens"]) | {"running": 0.0}
 
     def loadgen(*arguments: str, folder: Path, seconds: float) -> Any:
         if isinstance(state["result"], Exception):
@@ -176,6 +177,18 @@ def test_a_row_has_the_client_s_figures_and_the_engine_s_work(fake: dict[str, An
     row = measure(CELL, subject("direct", None, tmp_path), engine, LOAD, tmp_path)
     assert (row.error, row.completed, row.failed, row.ttft_p50) == (None, 4, 1, 10.0)
     assert row.work == dict.fromkeys(("requests", "prompt", "cached", "generated"), 16.0)
+
+
+def test_counters_that_an_engine_lacks_are_named_and_never_taken_for_savings(
+    fake: dict[str, Any], tmp_path: Path
+) -> None:
+    engine, direct = subject("vLLM", os.getpid(), tmp_path), subject("direct", None, tmp_path)
+    fake["absent"] = ("generated",)
+    row = measure(CELL, direct, engine, LOAD, tmp_path)
+    assert row.error == "the engine's /metrics has no vllm:generation_tokens_total"
+    assert row.work == {}
+    fake["absent"] = ("cached",)  # without prefix caching
+    assert measure(CELL, direct, engine, LOAD, tmp_path).work["cached"] == 0.0
 
 
 @pytest.mark.parametrize(
