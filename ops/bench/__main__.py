@@ -5,111 +5,80 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
-from contextlib import ExitStack
+import time
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import uvloop
 
 from ops.bench import subjects as start
 from ops.bench.account import cpu_ns, rss_mb, user_share
-from ops.bench.client import Load, Tally, same_bytes, same_text
-from ops.bench.table import Part, machine, render
+from ops.bench.client import Load, Tally
+from ops.bench.stage import StageError, choose, chosen_of, cpus, stage
+from ops.bench.table import Part, Result, machine, picture, ran, render
 from ops.bench.workloads import NAMES, Workload, workloads
-
-HARNESS_CPU: Final = 0  # engine, client and Redis
-SUBJECT_CPU: Final = 1
-OURS: Final = ("gateway", "gateway-private")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ops.bench",
         description="Compares gateways: CPU time per event and per request, added latency, memory. Engine, client "
-        "and Redis run on CPU 0, the subject on CPU 1 with one worker. Needs Linux and 2 CPUs.",
+        "and Redis run on one CPU, the subject on another with one worker. Needs Linux and 2 CPUs.",
     )
     parser.add_argument(
         "--subjects", default="gateway,gateway-private", metavar="NAME,…",
         help="gateway (sharing possible: each prompt costs key, look-up and store), gateway-private (sampled "
-        "prompts: no sharing), direct (no gateway), and the peers of `python -m ops.bench.peers`",
+        "prompts: no sharing), direct (no gateway), those of --command, and the peers of `python -m "
+        "ops.bench.peers`",
     )  # fmt: skip
     parser.add_argument("--workloads", default=",".join(NAMES), metavar="NAME,…", help=", ".join(NAMES))
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with fresh processes (default 3)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="factor for the duration of every part (default 1)"
     )
-    parser.add_argument("--home", type=Path, default=Path.home() / ".cache/streaming-gateway/bench",
-                        help="where the peers are installed")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON lines")
+    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON; beside it a plot")
+    choose(parser)
     args = parser.parse_args()
+    began = time.monotonic()
     names = args.subjects.split(",")
     chosen = args.workloads.split(",")
     unknown = sorted(set(chosen) - set(NAMES))
     if unknown:
         parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(NAMES)}")
-    if (os.cpu_count() or 1) < 2:
-        parser.error("2 CPUs are required: one is reserved for the subject")
-    os.sched_setaffinity(0, {HARNESS_CPU})
+    try:
+        choice, on = chosen_of(args, names), cpus(spare=False)
+    except StageError as error:
+        parser.error(str(error))
+    os.sched_setaffinity(0, {on.client})
     parts: list[Part] = []
     versions: dict[str, str] = {}
+    failures: list[str] = []
     for round_ in range(args.rounds):
         for name in names:
             print(f"round {round_ + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
-            parts += _subject(name, chosen, round_, args.scale, args.home, versions)
+            try:
+                with stage(name, choice, on) as staged:
+                    versions[name] = staged.version
+                    load = Load(staged.port, staged.headers, staged.check)
+                    parts += [
+                        _measure(name, round_, workload, args.scale, load, staged.subject)
+                        for workload in workloads(shared=name != "gateway-private")
+                        if workload.name in chosen and not (workload.ours_only and name != "gateway")
+                    ]
+            except (RuntimeError, OSError) as error:
+                failures.append(f"round {round_ + 1}, {name}: {error}")
+                print(f"bench: {failures[-1]}", file=sys.stderr, flush=True)
+    result = Result(
+        command=ran("ops.bench"), machine=machine(), seconds=time.monotonic() - began, subjects=names,
+        versions=versions, parts=parts, failures=failures,
+    )  # fmt: skip
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_bytes(b"".join(msgspec.json.encode(part) + b"\n" for part in parts))
-    print(render(parts, names, versions, machine()))
-    return 1 if any(part.wrong for part in parts) else 0
-
-
-def _subject(
-    name: str, chosen: list[str], round_: int, scale: float, home: Path, versions: dict[str, str]
-) -> list[Part]:
-    found = []
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        engine_port, port = start.free_port(), start.free_port()
-        stack.enter_context(
-            start.started(
-                start.engine_command(engine_port), engine_port, {HARNESS_CPU},
-                ready=lambda: start.answers(engine_port, "/health", {}), log=work / "engine.log",
-            )
-        )  # fmt: skip
-        headers: dict[str, str] = {}
-        check = same_bytes
-        subject = None
-        if name == "direct":
-            port = engine_port
-        else:
-            ready = "/ready"
-            if name in OURS:
-                redis, url = start.redis_command(work)
-                stack.enter_context(
-                    start.started(redis, 0, {HARNESS_CPU}, ready=(work / "redis.sock").exists, log=work / "r.log")
-                )
-                command = start.gateway(port, engine_port, url)
-                versions[name] = _own_version()
-            else:
-                from ops.bench.peers import peer
-
-                other = peer(name)
-                command = other.command(home, work, port, f"http://127.0.0.1:{engine_port}")
-                headers, ready = other.headers(f"http://127.0.0.1:{engine_port}"), other.ready
-                check = same_text if other.reserialises else same_bytes
-                versions[name] = other.version(home)
-            subject = stack.enter_context(
-                start.started(
-                    command, port, {SUBJECT_CPU}, ready=lambda: start.answers(port, ready, headers),
-                    log=work / "subject.log",
-                )
-            )  # fmt: skip
-        for workload in workloads(shared=name != "gateway-private"):
-            if workload.name in chosen and not (workload.ours_only and name != "gateway"):
-                found.append(_measure(name, round_, workload, scale, Load(port, headers, check), subject))
-    return found
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+        if (drawn := picture(result)) is not None:
+            args.out.with_suffix(".svg").write_bytes(drawn)
+    print(render(result))
+    return 1 if failures or any(part.wrong for part in parts) else 0
 
 
 def _measure(
@@ -146,11 +115,6 @@ def _measure(
     )
 
 
-def _own_version() -> str:
-    from importlib.metadata import version
-
-    return f"aiohttp {version('aiohttp')}, uvloop {version('uvloop')}"
-
-
 if __name__ == "__main__":
+    start.end_on_sigterm()
     sys.exit(main())

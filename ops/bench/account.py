@@ -24,6 +24,15 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    """Whether the process runs: it exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 def cpu_ns(pid: int) -> int:
     """CPU time of all threads of the tree in nanoseconds, kernel included (first field of `schedstat`).
 
@@ -37,6 +46,26 @@ def cpu_ns(pid: int) -> int:
             except OSError:
                 continue
     return total
+
+
+def waited_ns(pid: int) -> int:
+    """Time in which threads of the tree could run and had no CPU, in nanoseconds (second field of `schedstat`)."""
+    total = 0
+    for one in tree(pid):
+        for path in Path(f"/proc/{one}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text("ascii").split()[1])
+            except OSError:
+                continue
+    return total
+
+
+def stolen_s(cpu: int) -> float:
+    """Seconds since boot in which the host ran something else on that CPU (`steal` of /proc/stat)."""
+    for line in Path("/proc/stat").read_text("ascii").splitlines():
+        if line.startswith(f"cpu{cpu} "):
+            return int(line.split()[8]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def user_share(pid: int) -> tuple[int, int]:

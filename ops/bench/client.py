@@ -181,8 +181,11 @@ class Load:
             )
         return client
 
-    async def closed(self, connections: int, specs: Iterator[Spec], seconds: float) -> Tally:
-        """Closed loop: each connection sends its next request after each answer. Waits for the last answers."""
+    async def closed(self, connections: int, specs: Iterator[Spec], seconds: float, *, ramp: float = 0.0) -> Tally:
+        """Closed loop: each connection sends its next request after each answer. Waits for the last answers.
+
+        `ramp`: seconds over which the first requests are spread.
+        """
         loop = asyncio.get_running_loop()
         self.tally = Tally()
         clients = [await self.open() for _ in range(connections)]
@@ -200,7 +203,9 @@ class Load:
                 over.set_result(None)
 
         began = time.perf_counter()
-        for client in clients:
+        for number, client in enumerate(clients):
+            if ramp and (pause := began + ramp * number / connections - time.perf_counter()) > 0:
+                await asyncio.sleep(pause)
             client.send(next(specs), again)
         try:
             async with asyncio.timeout(seconds + 60):

@@ -1,5 +1,5 @@
 """The mock engine: vLLM's wire format at a known pace, at so little CPU that the engine is not what is measured.
-It counts its requests; `GET /bench/counts` has the numbers."""
+It counts its requests; `GET /bench/counts` has the numbers, and how late its events were since the last look."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Pacer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._late = 0.0
         self._heap: list[tuple[float, int, Exchange]] = []
         self._ids = itertools.count()
         self._armed = False
@@ -46,6 +47,11 @@ class Pacer:
         if not self._armed:
             self._arm()
 
+    def take_late(self) -> float:
+        """Seconds by which the latest event since the last call was sent after it was due."""
+        late, self._late = self._late, 0.0
+        return late
+
     def _arm(self) -> None:
         self._armed = True
         self._loop.call_later(max(0.0, self._heap[0][0] - time.monotonic()), self._tick)
@@ -53,10 +59,12 @@ class Pacer:
     def _tick(self) -> None:
         now = time.monotonic() + 0.0005  # uvloop's timers have a resolution of 1 ms
         heap = self._heap
+        due = now
         while heap and heap[0][0] <= now:
             due, _, exchange = heapq.heappop(heap)
             if exchange.step():
                 heapq.heappush(heap, (due + exchange.gap, next(self._ids), exchange))
+        self._late = max(self._late, time.monotonic() - due)
         self._armed = False
         if heap:
             self._arm()
@@ -95,11 +103,11 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     counts: dict[str, int]
-    adaptive_limit: Pacer
+    pacer: Pacer
 
-    def __init__(self, counts: dict[str, int], adaptive_limit: Pacer) -> None:
+    def __init__(self, counts: dict[str, int], pacer: Pacer) -> None:
         self.counts = counts
-        self.adaptive_limit = adaptive_limit
+        self.pacer = pacer
         self.transport: asyncio.Transport
         self._new()
 
@@ -129,7 +137,8 @@ class Connection(asyncio.Protocol):
         elif path.endswith(b"/models"):
             self.transport.write(_plain("200 OK", _MODELS))
         elif path.endswith(b"/bench/counts"):
-            text = ",".join(f'"{name}":{count}' for name, count in self.counts.items())
+            counts = {**self.counts, "late_us": round(1e6 * self.pacer.take_late())}
+            text = ",".join(f'"{name}":{count}' for name, count in counts.items())
             self.transport.write(_plain("200 OK", f"{{{text}}}".encode()))
         elif path.endswith((b"/health", b"/get_model_info", b"/server_info")):
             self.transport.write(_plain("200 OK", b"{}"))
@@ -154,7 +163,7 @@ class Connection(asyncio.Protocol):
         if spec.itl_us:
             exchange = Exchange(self, spec)
             if exchange.step():
-                self.adaptive_limit.add(exchange, time.monotonic() + exchange.gap)
+                self.pacer.add(exchange, time.monotonic() + exchange.gap)
             return
         for event in events(spec):
             self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
@@ -165,8 +174,8 @@ async def serve(port: int) -> None:
     """Serve until the process is terminated."""
     loop = asyncio.get_running_loop()
     counts = {"generations": 0, "connections": 0}
-    adaptive_limit = Pacer(loop)
-    server = await loop.create_server(lambda: Connection(counts, adaptive_limit), "127.0.0.1", port, backlog=2048)
+    pacer = Pacer(loop)
+    server = await loop.create_server(lambda: Connection(counts, pacer), "127.0.0.1", port, backlog=2048)
     async with server:
         await server.serve_forever()
 

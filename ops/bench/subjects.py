@@ -52,6 +52,20 @@ def answers(port: int, path: str, headers: Mapping[str, str]) -> bool:
         return False
 
 
+def listens(port: int) -> bool:
+    """Whether the port of 127.0.0.1 accepts a connection."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM run every `finally`, which ends the children."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 class _Kept:
     """Defers SIGTERM and SIGINT until `act`: before the `finally` that ends the child, it would outlive us."""
 

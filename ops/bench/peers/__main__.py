@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from ops.bench.peers import HOME, PEERS, InstallError, Peer, peer
 from ops.bench.peers.check import check
 from ops.bench.peers.folder import say
+from ops.bench.subjects import end_on_sigterm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,10 +55,6 @@ def _check(one: Peer, home: Path) -> bool:
     return found.right
 
 
-def _terminated(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # runs every `finally`, which ends the children
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_sigterm()
     sys.exit(main())

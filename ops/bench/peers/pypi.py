@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -69,6 +70,20 @@ class Distribution:
         return need(home / self._distribution / "venv" / "bin" / "python", self.name)
 
 
+def router(
+    python: Path, launch: Sequence[str], flags: Sequence[str], port: int, engine: str, work: Path
+) -> Command:
+    """The command of a router of `python`, with one thread."""
+    return Command(
+        [
+            str(python), *launch, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", engine,
+            "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()), *flags,
+        ],
+        ONE_THREAD,
+        work,
+    )  # fmt: skip
+
+
 class Router(Distribution):
     """A router written in Rust with a Python launcher; its threads are Tokio's."""
 
@@ -79,15 +94,7 @@ class Router(Distribution):
         self._flags = flags
 
     def command(self, home: Path, work: Path, port: int, engine: str) -> Command:
-        return Command(
-            [
-                str(self._python(home)), *self._launch, "--host", "127.0.0.1", "--port", str(port),
-                "--worker-urls", engine, "--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()),
-                *self._flags,
-            ],
-            ONE_THREAD,
-            work,
-        )  # fmt: skip
+        return router(self._python(home), self._launch, self._flags, port, engine, work)
 
 
 class LiteLLM(Distribution):
@@ -121,16 +128,17 @@ class LiteLLM(Distribution):
         )  # fmt: skip
 
 
+VLLM_ROUTER: Final = ("-m", "vllm_router.launch_router")
+ROUND_ROBIN: Final = ("--log-level", "warning", "--policy", "round_robin")
+
+
 def vllm_router(run: Run = run) -> Router:
     """Its default policy is cache_aware: the engine renders each prompt, and the router routes by the tokens."""
-    launch = ("-m", "vllm_router.launch_router")
-    return Router("vllm-router", "vllm-router", launch, "--log-level", "warning", run=run)
+    return Router("vllm-router", "vllm-router", VLLM_ROUTER, "--log-level", "warning", run=run)
 
 
 def vllm_router_round_robin(run: Run = run) -> Router:
-    launch = ("-m", "vllm_router.launch_router")
-    flags = ("--log-level", "warning", "--policy", "round_robin")
-    return Router("vllm-router-rr", "vllm-router", launch, *flags, run=run)
+    return Router("vllm-router-rr", "vllm-router", VLLM_ROUTER, *ROUND_ROBIN, run=run)
 
 
 def sglang_router(run: Run = run) -> Router:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -22,6 +22,7 @@ class FakeEngine:
         self._prefill = prefill
         self._step = step
         self._running = self._waiting = self._queries = self._hits = 0
+        self._ended = self._prompt = self._generated = 0
         self._known: dict[str, None] = {}
 
     def app(self) -> web.Application:
@@ -46,6 +47,9 @@ class FakeEngine:
         lines = {
             "vllm:num_requests_running": self._running,
             "vllm:num_requests_waiting": self._waiting,
+            "vllm:request_success_total": self._ended,
+            "vllm:prompt_tokens_total": self._prompt,
+            "vllm:generation_tokens_total": self._generated,
             "vllm:prefix_cache_queries_total": self._queries,
             "vllm:prefix_cache_hits_total": self._hits,
         }
@@ -61,23 +65,32 @@ class FakeEngine:
             self._waiting -= 1
         self._running += 1
         try:
-            return await self._answer(request, int(body.get("max_tokens") or 16))
+            return await self._answer(request, body)
         finally:
             self._running -= 1
             self._slots.release()
 
-    async def _answer(self, request: web.Request, tokens: int) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        """One token a frame. The prompt has as many tokens as words."""
+        tokens = int(body.get("max_tokens") or 16)
+        prompt = len(json.dumps(body["messages"]).split())
         answer = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await asyncio.sleep(self._prefill)
+        self._prompt += prompt
         await answer.prepare(request)
+        plain = {"id": "toy", "object": "chat.completion.chunk", "model": MODEL}
         for n in range(tokens):
             if n:
                 await asyncio.sleep(self._step)
+            self._generated += 1
             end = "length" if n == tokens - 1 else None
             choice = {"index": 0, "delta": {"role": "assistant", "content": f"{n} "}, "finish_reason": end}
-            frame = {"id": "toy", "object": "chat.completion.chunk", "model": MODEL, "choices": [choice]}
-            await answer.write(b"data: %b\n\n" % json.dumps(frame).encode())
+            await answer.write(b"data: %b\n\n" % json.dumps(plain | {"choices": [choice]}).encode())
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+            await answer.write(b"data: %b\n\n" % json.dumps(plain | {"choices": [], "usage": usage}).encode())
         await answer.write(b"data: [DONE]\n\n")
+        self._ended += 1
         return answer
 
     def _count_prefix(self, prompt: str) -> None:

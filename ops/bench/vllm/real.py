@@ -59,10 +59,16 @@ def work_of(url: str, pid: int | None) -> Work:
     return Work(**values, cpu_s=None if pid is None else cpu_ns(pid) / 1e9)
 
 
-def loadgen(*arguments: str, folder: Path) -> dict[str, Any]:
-    """Run the load generator and return its result. Raises RuntimeError with its output if there is none."""
+def loadgen(*arguments: str, folder: Path, seconds: float | None = None) -> dict[str, Any]:
+    """Run the load generator and return its result. It is killed after `seconds`; None: never.
+
+    Raises RuntimeError with its output if there is no result.
+    """
     argv = [sys.executable, "-m", "loadgen", *arguments, "--quiet", "--result-dir", str(folder)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"loadgen did not end within {seconds:.0f} s") from error
     made = sorted(folder.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
     if not made:
         raise RuntimeError(f"loadgen exited {done.returncode}: {done.stderr[-800:]}")

@@ -19,6 +19,15 @@ def spread(values: Sequence[float], digits: int) -> str:
     return middle if len(values) < 2 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def compared(values: Sequence[float], digits: int, neutral: float = 0.0) -> str:
+    """Like `spread`, for differences, or for ratios with `neutral` 1: where the rounds do not agree on which side
+    of it they are, or there is one round, it is no finding. A dash without a value."""
+    if not values:
+        return "–"
+    agree = len(values) > 1 and (min(values) > neutral or max(values) < neutral)
+    return spread(values, digits) + ("" if agree else ", no finding")
+
+
 def percentile(values: Sequence[float], p: float) -> float | None:
     """Nearest rank; None for an empty sample."""
     ordered = sorted(values)
