@@ -234,6 +234,7 @@ async def test_gateway_and_redis_serve_as_processes_what_they_would_as_container
     project = rendered(VLLM_HOST=engine.url)
     given: dict[str, str] = environment() | project["services"]["gateway"]["environment"]
     given["GATEWAY_HOST"] = "127.0.0.1"
+    given["GATEWAY_REDIS_TIMEOUT_MS"] = "5000"  # a busy machine may miss the default
     async with redis_server(*redis_options(project)) as path:
         given["GATEWAY_REDIS_URL"] = given["GATEWAY_REDIS_URL"].replace("redis://", "unix://").replace(
             "@redis:6379/0", f"@{path}"
