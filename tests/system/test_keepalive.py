@@ -130,7 +130,7 @@ async def test_what_fails_after_the_head_is_an_error_frame_without_a_done(engine
         assert code == {
             "drop": "upstream_truncated",
             "refusal": "bad",
-            "whole": "upstream_protocol_error",
+            "whole": "upstream_protocol",
             "deadline": "deadline_exceeded",
         }[how]  # fmt: skip
 
