@@ -53,7 +53,8 @@ Failure = Literal[
     "refused",  # no connection
     "timeout",
     "status",  # an HTTP status other than 2xx
-    "truncated",  # the stream ended without [DONE], or the body before its end
+    "truncated",  # the stream ended without [DONE] or without a finish_reason, or the body before its end
+    "aborted",  # a finish_reason that is none of OpenAI's, such as vLLM's `abort` and `error`
     "error_frame",  # an error event inside a 200
     "garbage",  # not a response of this API
     "cancelled",  # the run ended first (Ctrl-C, --max-seconds); not the server's failure
@@ -126,6 +127,7 @@ class Run(msgspec.Struct, kw_only=True):
     workers: int = 1
     interrupted: bool = False
     lag: Lag = msgspec.field(default_factory=Lag)
-    invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
+    invalid: list[str] = []  # reasons why figures must not be used; empty: valid
+    touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure
     warnings: list[str] = []
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

@@ -72,4 +72,5 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int | None = None
     open_loop: bool = False
     shed: bool = False  # drop requests above the cap and count them, instead of queueing
-    max_seconds: float | None = None
+    max_seconds: float | None = None  # after it nothing more is sent
+    grace_seconds: float = 0.0  # after `max_seconds`, for requests in flight to end by themselves

@@ -5,10 +5,11 @@ The nouns:
 - `Measured`: one request's TTFT, TPOT, ITL and E2E, from its `Record` (`definitions.py` says how each is
   defined and how other tools differ). A time that the kernel merged with others is a `Span` with bounds.
 - `Sample`: values in clusters that may depend on each other. `Stat`: its mean and `Quantile`s, each with a 95 %
-  interval; a percentile that the sample cannot support has no value.
+  interval, where the sample is large enough for one.
 - `Summary`: a run as counts, rates and `Stat`s; a `Group` for the whole, each target, each stage, each cache
   verdict.
-- `SweepStage`: one rate of a sweep. The knee is the highest rate that the server keeps up with.
+- `SweepStage`: one rate of a sweep. `Limit`: the highest rate that the server keeps up with (the knee), and the
+  lowest one that was too much.
 - `Pairs`: an `ab` run, request by request: B minus A.
 - `Shift`: the difference of two runs with its interval. `Rule`: one `--fail-if`, which a comparison passes or
   breaks.
@@ -24,21 +25,27 @@ from loadgen.analysis.effect import (
     size_of,
 )
 from loadgen.analysis.format import (
+    FEW,
     UNKNOWN,
     amount,
     cell,
+    count,
     digits,
+    duration,
     interval_text,
     ms,
     percent,
+    point,
     rate,
     signed,
 )
 from loadgen.analysis.goodput import BadGoodput, parse_goodput
+from loadgen.analysis.histogram import Bin, histogram
 from loadgen.analysis.knee import (
+    Limit,
     SweepStage,
     completion_ratio,
-    find_knee,
+    find_limit,
     next_rate,
     unsteady_warning,
 )
@@ -53,12 +60,8 @@ from loadgen.analysis.paired import (
 )
 from loadgen.analysis.stages import (
     by_rate,
-    done_rate,
     focus,
-    good_rate,
-    knee_of,
-    rate_of,
-    token_rate,
+    limit_of,
     unsteady_warning_of,
 )
 from loadgen.analysis.stats import (
@@ -76,6 +79,7 @@ from loadgen.analysis.summary import (
     in_order,
     measure_records,
     pooled,
+    rate_of,
     sample_of,
     summarise,
     summarise_measured,
@@ -90,6 +94,7 @@ from loadgen.analysis.thresholds import (
 from loadgen.analysis.timeline import SECOND, bin_timeline
 
 __all__ = [
+    "FEW",
     "PAIRED_MEASURES",
     "PER_REQUEST",
     "POOLED",
@@ -97,9 +102,11 @@ __all__ = [
     "UNKNOWN",
     "BadGoodput",
     "BadRule",
+    "Bin",
     "Bounds",
     "Finding",
     "Group",
+    "Limit",
     "Measured",
     "Pairs",
     "Quantile",
@@ -116,16 +123,17 @@ __all__ = [
     "cliffs_delta",
     "comparable_pairs",
     "completion_ratio",
+    "count",
     "digits",
-    "done_rate",
-    "find_knee",
+    "duration",
+    "find_limit",
     "focus",
-    "good_rate",
+    "histogram",
     "in_order",
     "interpolated",
     "interval_text",
     "judge_rule",
-    "knee_of",
+    "limit_of",
     "measure_records",
     "ms",
     "next_rate",
@@ -136,6 +144,7 @@ __all__ = [
     "parse_goodput",
     "parse_rule",
     "percent",
+    "point",
     "pooled",
     "rate",
     "rate_of",
@@ -145,7 +154,6 @@ __all__ = [
     "size_of",
     "summarise",
     "summarise_measured",
-    "token_rate",
     "unsteady_warning",
     "unsteady_warning_of",
 ]

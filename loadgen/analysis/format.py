@@ -8,6 +8,8 @@ from typing import Final
 from loadgen.analysis.stats import Bounds, Quantile, Stat
 
 UNKNOWN: Final = "…"
+FEW: Final = "~"
+"""In front of a figure whose sample is too small for an interval."""
 
 
 def digits(value: float, n: int = 3) -> str:
@@ -39,8 +41,23 @@ def percent(share: float) -> str:
 def ms(value: float | Quantile | None) -> str:
     """Milliseconds, without the unit."""
     if isinstance(value, Quantile):
-        value = value.value
+        return point(value)
     return UNKNOWN if value is None else digits(value)
+
+
+def point(what: Quantile | Stat | None) -> str:
+    """A percentile, or a mean, without its interval; marked by `FEW` where there is none."""
+    value, interval = estimate(what)
+    if value is None:
+        return UNKNOWN
+    return digits(value) if interval is not None else f"{FEW}{digits(value)}"
+
+
+def estimate(what: Quantile | Stat | None) -> tuple[float | None, Bounds | None]:
+    """A percentile's value, or a mean, and its interval."""
+    if what is None:
+        return None, None
+    return (what.value, what.interval) if isinstance(what, Quantile) else (what.mean, what.mean_interval)
 
 
 def signed(value: float, unit: str = "") -> str:
@@ -56,13 +73,21 @@ def interval_text(bounds: Bounds, *, sign: bool = False) -> str:
 
 
 def cell(what: Quantile | Stat | None, *, sign: bool = False) -> str:
-    """A percentile, or a mean, with its interval."""
-    if what is None:
-        return UNKNOWN
-    value, interval = (
-        (what.value, what.interval) if isinstance(what, Quantile) else (what.mean, what.mean_interval)
-    )
+    """A percentile, or a mean, with its interval; marked by `FEW` where there is none."""
+    value, interval = estimate(what)
     if value is None:
         return UNKNOWN
     text = signed(value) if sign else digits(value)
-    return text if interval is None else f"{text} ({interval_text(interval, sign=sign)})"
+    return f"{FEW}{text}" if interval is None else f"{text} ({interval_text(interval, sign=sign)})"
+
+
+def count(n: int, noun: str) -> str:
+    """1 request, 2 requests, 1,000 requests."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(milliseconds: float) -> str:
+    """0.217 ms, 58.5 s."""
+    if abs(milliseconds) >= 10_000:
+        return f"{digits(milliseconds / 1000)} s"
+    return f"{digits(milliseconds)} ms"

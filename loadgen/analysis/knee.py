@@ -18,12 +18,34 @@ FINE: Final = 1.12
 
 
 class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
-    """One stage's result. Rates in requests per second, of successful requests; TTFT counts from due."""
+    """One stage's result. Rates in requests per second; TTFT counts from due."""
 
     requested: float
-    achieved: float
+    pace: float  # the completed share of the requests, times `completion_ratio`
     ttft_p50_ms: float | None
     failed: float = 0.0  # share of requests
+    completed: float = 0.0  # measured, the drain after the last arrival included
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server's limit lies, in requests per second. Both None: no stage was measured."""
+
+    kept: float | None = (
+        None  # the highest rate below `over` that the server kept up with; None: not even the lowest
+    )
+    over: float | None = None  # the lowest rate that was too much; None: none was
+
+    @property
+    def knee(self) -> float | None:
+        """`kept`, if a higher rate was too much: without one the limit was not found."""
+        return self.kept if self.over is not None else None
+
+    def __str__(self) -> str:
+        if self.over is None:
+            return "nothing was measured" if self.kept is None else f"no limit found up to {self.kept:g} req/s"
+        if self.kept is None:
+            return f"below {self.over:g} req/s, the lowest rate tried"
+        return f"{self.kept:g} req/s; {self.over:g} was too much"
 
 
 def completion_ratio(dues: Sequence[int], ends: Sequence[int]) -> float:
@@ -44,7 +66,7 @@ def _spread(moments: Sequence[int]) -> float:
 
 
 def saturated(stage: SweepStage, base_ms: float | None) -> bool:
-    if stage.achieved < stage.requested * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
+    if stage.pace < KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
         return True
     return base_ms is not None and stage.ttft_p50_ms > base_ms * SLOWER
 
@@ -66,19 +88,19 @@ def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
         return None
     return (
         f"the lightest rate was slower than a heavier one (TTFT p50 {slow:,.0f} ms at {light:.4g}/s, {quick:,.0f} "
-        f"ms at {heavy:.4g}/s): something other than load slowed the server, and the knee may be too high"
+        f"ms at {heavy:.4g}/s): something other than load slowed the server, and its limit may be lower"
     )
 
 
-def find_knee(stages: Sequence[SweepStage]) -> float | None:
-    """The highest requested rate below the first saturated one; None if even the lightest is saturated."""
+def find_limit(stages: Sequence[SweepStage]) -> Limit:
+    """The highest requested rate below the first saturated one, and that one."""
     base = base_of(stages)
-    best: float | None = None
+    kept: float | None = None
     for stage in sorted(stages, key=lambda stage: stage.requested):
         if saturated(stage, base):
-            break
-        best = stage.requested
-    return best
+            return Limit(kept=kept, over=stage.requested)
+        kept = stage.requested
+    return Limit(kept=kept)
 
 
 def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refine: bool = True) -> float | None:
@@ -93,7 +115,7 @@ def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refin
     if not bad:
         highest = max(stage.requested for stage in stages)
         return None if highest >= limit else min(highest * 2, limit)
-    low, high = find_knee(stages), min(bad)
+    low, high = find_limit(stages).kept, min(bad)
     if low is None:
         lower = high / 4
         return lower if len(stages) < 4 else None

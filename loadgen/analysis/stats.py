@@ -29,10 +29,10 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Quantile(msgspec.Struct, frozen=True, kw_only=True):
-    """One percentile. `value` is None if the sample does not support it; `needs` says how many values would."""
+    """One percentile. `interval` is None if the sample is too small; `needs` says how many values would do."""
 
     p: float
-    value: float | None = None
+    value: float | None = None  # None: there are no values
     interval: Bounds | None = None  # for sampling and censoring together
     censoring: Bounds | None = None  # from censoring alone; None: the values are exact
     needs: int  # independent values without which there is no interval
@@ -185,7 +185,7 @@ def quantile(
     Each true value lies between its bounds, so the order statistics lie between theirs: the interval's low end is
     taken from `lows`, its high end from `highs` (sorted). `blocks` (each sorted) are the values again, in
     blocks that may depend on each other; the interval is widened by their design effect (Woodruff 1952).
-    **The rule**: a percentile has a value only if both ends of its interval are inside the sample.
+    **The rule**: a percentile always has a value, but an interval only if both its ends are inside the sample.
     """
     n, q = len(ordered), p / 100
     needs = needed(q, confidence)
@@ -196,14 +196,14 @@ def quantile(
     effect = design_effect(counts, [bisect_right(block, value) for block in blocks])
     effective = max(1, floor(n / effect))
     interval_ranks = ranks(effective, q, confidence)
-    if interval_ranks is None:
-        return Quantile(p=p, needs=needs, effective=effective)
-    low = max(1, floor(interval_ranks[0] * n / effective)) - 1
-    high = min(n, ceil(interval_ranks[1] * n / effective)) - 1
     lows, highs = ordered if lows is None else lows, ordered if highs is None else highs
     inside = None
     if lows is not ordered or highs is not ordered:
         inside = Bounds(interpolated(lows, q), interpolated(highs, q))
+    if interval_ranks is None:
+        return Quantile(p=p, value=value, censoring=inside, needs=needs, effective=effective)
+    low = max(1, floor(interval_ranks[0] * n / effective)) - 1
+    high = min(n, ceil(interval_ranks[1] * n / effective)) - 1
     interval = Bounds(lows[low], highs[high])
     return Quantile(p=p, value=value, interval=interval, censoring=inside, needs=needs, effective=effective)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.analysis.definitions import Definitions, Gaps, Measured, Span, measure
 from loadgen.analysis.goodput import Goodput, Slos, goodput
+from loadgen.analysis.knee import Limit
 from loadgen.analysis.stats import PERCENTILES, Sample, Stat, describe
 from loadgen.analysis.timeline import SECOND, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Record, Run
@@ -27,6 +28,8 @@ PER_REQUEST: Final[Mapping[str, Callable[[Measured], Value]]] = {
     "e2el_due": lambda request: request.e2e_due,
     "queue": lambda request: request.queued if request.sent_ns is not None else None,
     "tokens_per_second": lambda request: request.tokens_per_second,
+    "input_tokens": lambda request: request.prompt_tokens,
+    "output_tokens": lambda request: request.output_tokens,
 }
 POOLED: Final[Mapping[str, Callable[[Measured], Gaps | None]]] = {
     "itl": lambda request: request.itl,
@@ -35,7 +38,7 @@ POOLED: Final[Mapping[str, Callable[[Measured], Gaps | None]]] = {
 
 
 class Group(msgspec.Struct, kw_only=True):
-    """One set of requests. Statistics are of completed ones, in milliseconds, except tokens_per_second."""
+    """One set of requests. Statistics are of completed ones, in milliseconds, except those of tokens."""
 
     requests: int  # all but warm-up
     completed: int
@@ -54,7 +57,7 @@ class Group(msgspec.Struct, kw_only=True):
     total_token_throughput: float
     peak_output_throughput: float
     peak_in_flight: int
-    kept_up: float  # share of due requests that completed as fast as they arrived; below 1: the queue grew
+    kept_up: float  # the completed share of the requests, times `completion_ratio`; below 1: the queue grew
     itl_by: ItlBy
     censored: float  # share of generated events whose time is an interval
     stats: dict[str, Stat]
@@ -69,7 +72,7 @@ class Summary(msgspec.Struct, kw_only=True):
     by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran; latencies without shared responses
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared responses; None if there are none
-    knee: float | None = None  # requests per second, as the sweep itself found it
+    limit: Limit | None = None  # as the sweep itself found it
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -122,11 +125,13 @@ def summarise_measured(
             if len(targets) > 1
         },
         by_stage={
-            name: _group(part, slos, _length(part), run.seed, fresh=True) for name, part in stages.items() if name
+            name: _group(part, slos, _length(part, name), run.seed, fresh=True)
+            for name, part in stages.items()
+            if name
         },
         by_shared=groups(shared) if reported else {},
         fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
-        knee=run.config.get("knee"),
+        limit=msgspec.convert(run.config["limit"], Limit) if "limit" in run.config else None,
     )
 
 
@@ -143,9 +148,21 @@ def _split(requests: Sequence[Measured], key: Callable[[Measured], str]) -> dict
     return parts
 
 
-def _length(requests: Sequence[Measured]) -> float:
+def rate_of(stage: str) -> float | None:
+    """8.0 for "rate=8"; None for a stage that is not a rate."""
+    key, _, text = stage.partition("=")
+    try:
+        return float(text) if key == "rate" else None
+    except ValueError:
+        return None
+
+
+def _length(requests: Sequence[Measured], stage: str) -> float:
+    """Seconds from the first due to the last end, but at least those in which a stage's arrivals came: one answer
+    in 170 ms is not 5.9 requests per second."""
     start, end = window(requests)
-    return (end - start) / SECOND
+    rate = rate_of(stage)
+    return max((end - start) / SECOND, len(requests) / rate if rate else 0.0)
 
 
 def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, *, fresh: bool = False) -> Group:
@@ -173,7 +190,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         input_tokens=inputs,
         output_tokens=outputs,
         generated_tokens=sum(request.output_tokens or 0 for request in done if request.fresh),
-        without_usage=sum(request.output_tokens is None for request in done),
+        without_usage=sum(map(_lacks_usage, done)),
         cached_tokens=sum(cached) if cached else None,
         request_throughput=rate(len(done)),
         output_throughput=rate(outputs),
@@ -186,6 +203,11 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         stats=_stats([request for request in done if request.fresh] if fresh else done, requests, seed),
         goodput=goodput(requests, slos, seconds),
     )
+
+
+def _lacks_usage(request: Measured) -> bool:
+    """An embedding has no output tokens, so a count of its prompt is all of its usage."""
+    return request.output_tokens is None and (request.prompt_tokens is None or request.ttft is not None)
 
 
 def _itl_by(done: Iterable[Measured]) -> ItlBy:

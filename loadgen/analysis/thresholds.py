@@ -81,14 +81,15 @@ def check_metric(rule: Rule, a: Values, b: Values) -> None:
 def judge_rule(
     rule: Rule, a: Values, b: Values, intervals: Mapping[str, Bounds] | None = None, *, certain: bool = False
 ) -> Finding:
-    """Whether the rule is broken. A missing figure breaks it: an unknown value never passes.
+    """Whether the rule is broken. A missing figure breaks it: an unknown value never passes. A figure
+    without an interval is judged by its value alone.
 
     `intervals`: 95 % of B minus A, by metric. `certain`: broken only if the whole interval is beyond the limit.
     """
     before, after = a.get(rule.metric), b.get(rule.metric)
     if after is None or (rule.against != "value" and before is None):
         side = "B" if after is None else "A"
-        return _finding(rule, True, f"cannot be judged: {side} has no {rule.metric} (not enough samples?)")
+        return _finding(rule, True, f"cannot be judged: {side} has no {rule.metric}")
     if rule.against == "value":
         broken = _SIGNS[rule.sign](after, rule.limit)
         return _finding(rule, broken, f"{rule.metric} is {digits(after)}")
@@ -104,7 +105,8 @@ def judge_rule(
     broken = _SIGNS[rule.sign](change, rule.limit)
     interval = (intervals or {}).get(rule.metric)
     if interval is None:
-        return _finding(rule, broken, words)
+        few = " (too few samples for an interval)" if rule.metric.endswith("_ms") else ""
+        return _finding(rule, broken, words + few)
     ends = sorted((interval.low * scale, interval.high * scale))
     words += f" (95 %: {signed(ends[0], unit)} to {signed(ends[1], unit)})"
     sure = all(_SIGNS[rule.sign](end, rule.limit) for end in ends)

@@ -226,9 +226,10 @@ async def stage(
         outcome = await session.phase(schedule_requests([prompt] * count, times), pace, _discard)
     lag = lag_of(measured.records, [outcome.worker_error])
     limits = Limits()
-    wrong = judge_self_error(
+    faults, _ = judge_self_error(
         lag, measured.records, limits, outcome.worker_error.step_ns, open_loop=rate is not None
-    )[0]
+    )
+    wrong = [fault.text for fault in faults]
     ttft, itl = percentiles_ms(measured.ttft_ns), percentiles_ms(measured.itl_ns)
     wrong += _errors(ttft, itl, limits)
     failed = sum(record.failure is not None for record in measured.records)

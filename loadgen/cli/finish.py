@@ -1,10 +1,11 @@
-"""The end of a measurement: its verdict, its files and reports, the summary on the terminal, the exit code."""
+"""The end of a measurement: its verdict, its files and reports, the results on the terminal, the exit code."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,9 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from loadgen import store
-from loadgen.analysis import BadGoodput, parse_goodput, summarise
+from loadgen.analysis import BadGoodput, count, parse_goodput, summarise
+from loadgen.cli.terminal.results import WIDTH, text_of
 from loadgen.drive import (
+    Fault,
     WorkerError,
     beyond_calibration,
     judge_self_error,
@@ -23,7 +28,7 @@ from loadgen.drive import (
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.report import write_reports
+from loadgen.report import HOW_TO, Files, plots_available, write_reports
 from loadgen.spec import Limits
 
 OK: Final = 0
@@ -97,16 +102,20 @@ def judge(
     Each stage of a sweep is judged by itself, with its own entry of `worker_errors`.
     """
     run.lag = lag_of(records, worker_errors)
+    faults: list[Fault] = []
     stages = list(dict.fromkeys(record.stage for record in records if not record.warmup))
     for number, stage in enumerate(stages):
         part = records if len(stages) == 1 else [record for record in records if record.stage == stage]
         stage_errors = worker_errors if len(stages) == 1 else worker_errors[number : number + 1]
         lag = lag_of(part, stage_errors)
         steps = max((error.step_ns for error in stage_errors), default=0)
-        invalid, warnings = judge_self_error(lag, part, limits, steps, open_loop=open_loop)
+        found, warnings = judge_self_error(lag, part, limits, steps, open_loop=open_loop)
+        faults += found
         name = f"{stage}: " if stage else ""
-        run.invalid += [name + text for text in invalid]
+        run.invalid += [name + fault.text for fault in found]
         run.warnings += [name + text for text in warnings]
+    if all(fault.touches for fault in faults):
+        run.touched = sorted(frozenset().union(*(fault.touches for fault in faults)))
     if all(record.warmup for record in records):
         run.invalid.append("nothing was measured")
     known = load_calibration()
@@ -118,37 +127,62 @@ def judge(
         run.warnings.append(
             f"{resent} requests were sent again because the server had closed their kept-alive connection"
         )
-    without_usage = sum(record.completion_tokens is None for record in _completed(records))
-    if without_usage and run.endpoint.endswith("completions"):
-        run.warnings.append(f"{without_usage} responses had no usage: their tokens are not counted")
     end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
     due_times = [record.due_ns for record in records if not record.warmup]
     run.duration_ns = max(end_times) - min(due_times) if end_times else 0
 
 
-def _completed(records: Sequence[Record]) -> list[Record]:
-    return [record for record in records if record.failure is None and not record.warmup]
-
-
-def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
-    """130 after Ctrl-C; 1 if too many requests failed, or none ended; 3 if the measurement is invalid; else 0."""
+def exit_code(run: Run, records: Sequence[Record], max_error_rate: float, *, lost: bool = False) -> int:
+    """130 after Ctrl-C; 1 if too many requests failed, none ended, or a file was `lost`; 3 if the measurement is
+    invalid; else 0."""
     measured = [record for record in records if not record.warmup and record.failure != "cancelled"]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:
         return INTERRUPTED
-    if not measured or failed > max_error_rate * len(measured):
+    if lost or not measured or failed > max_error_rate * len(measured):
         return FAILED
     return INVALID if run.invalid else OK
 
 
-def report(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
-    """Write run.json and the reports, and print the verdicts, the headline and the own error on stderr."""
-    store.write_run(folder, run)
-    view = write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ()))).view
-    lines = [view.measurement, view.result]
-    lines += [f"  {name:<18} {value} ({detail})" for name, value, detail in view.headline]
-    details = {record.failure: record.detail for record in reversed(records) if not record.warmup}
-    lines += [f"  {failure}: {detail}" for failure, detail in details.items() if failure is not None]
+def report(
+    folder: Path,
+    run: Run,
+    records: Sequence[Record],
+    objectives: Sequence[str] | None,
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> bool:
+    """Write run.json and the reports; print the results on stdout and what concerns the run itself on stderr.
+
+    `as_json`: stdout gets result.json alone, and stderr the results unless `quiet`. Returns whether every file was
+    written: a full disk costs files and no figures.
+    """
+    files = Files(folder)
+    files.write(store.RUN, store.encoded_run(run))
+    written = write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ())))
+    lost = [*files.lost, *written.lost]
+    shown = f"{text_of(written.view, _width())}\n"
+    if as_json:
+        sys.stdout.write(f"{msgspec.json.encode(written.result).decode()}\n")
+    if not (as_json and quiet):
+        print(shown, file=sys.stderr if as_json else sys.stdout)
+    lines = [] if quiet else [_own_error(run)]
+    lines += [f"warning: {text}" for text in written.view.warnings]
+    lines += [f"could not write {text}" for text in lost]
+    if not quiet:
+        lines += [] if plots_available() else [HOW_TO]
+        lines.append(f"written to {folder}" + (f", without {count(len(lost), 'file')}" if lost else ""))
+    if lines:
+        print("\n".join(lines), file=sys.stderr)
+    return not lost
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+
+
+def _own_error(run: Run) -> str:
     lag = run.lag
     error = [f"receive clock {lag.clock}, send clock {lag.send_clock}"]
     for name, values in (
@@ -158,11 +192,8 @@ def report(folder: Path, run: Run, records: Sequence[Record], objectives: Sequen
     ):
         if values:
             error.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")
-    error.append(f"merged events {lag.censored:.1%}, CPU {lag.cpu:.0%}")
-    lines.append(f"own error: {'; '.join(error)}")
-    lines += [f"warning: {text}" for text in view.warnings]
-    lines.append(f"written to {folder}")
-    print("\n".join(lines), file=sys.stderr)
+    error.append(f"merged reads {lag.censored:.1%}, CPU {lag.cpu:.0%}")
+    return f"own error: {'; '.join(error)}"
 
 
 def now() -> datetime:

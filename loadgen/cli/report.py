@@ -39,18 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
-    """0, or 2 for a folder or an objective that cannot be used."""
+    """0; 1 if a file could not be written; 2 for a folder or an objective that cannot be used."""
     try:
         run = read_run(args.folder)
         slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
-        written = write_measured(args.out or args.folder, run, requests, summary).paths
+        written = write_measured(args.out or args.folder, run, requests, summary)
     except (StoreError, BadGoodput) as error:
         return refuse(str(error))
-    except OSError as error:
-        return refuse(f"{error.filename}: {error.strerror}")
-    print("\n".join(map(str, written)))
-    return 0
+    print("\n".join(map(str, written.paths)))
+    for lost in written.lost:
+        print(f"loadgen: could not write {lost}", file=sys.stderr)
+    return 1 if written.lost else 0
 
 
 def main_report(argv: Sequence[str]) -> int:

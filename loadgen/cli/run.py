@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from loadgen import store
+from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
@@ -146,8 +148,9 @@ def end(
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    finish.report(folder, run, records, args.goodput)
-    return finish.exit_code(run, records, args.max_error_rate)
+    written = finish.report(folder, run, records, args.goodput, as_json=args.json, quiet=args.quiet)
+    lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
+    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
 
 
 async def prepare(
@@ -205,6 +208,7 @@ def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model:
         max_in_flight=connection_limit(pace.max_concurrency),
         kernel=args.clock == "kernel",
         secrets=flags.secrets_of(args, os.environ),
+        objectives=parse_goodput(args.goodput or ()),
         workers=getattr(args, "workers", 1),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
@@ -256,6 +260,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         open_loop=schedule.open_loop,
         shed=args.shed,
         max_seconds=args.max_seconds,
+        grace_seconds=args.grace_seconds,
     )
     return schedule, pace
 

@@ -8,14 +8,16 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
+
+import msgspec
 
 from loadgen import store
 from loadgen.analysis import (
     SweepStage,
     completion_ratio,
-    find_knee,
+    find_limit,
     next_rate,
     unsteady_warning,
 )
@@ -29,9 +31,9 @@ from loadgen.drive import (
     Job,
     Session,
     WorkerError,
+    counted_times,
     medians_ms,
     new_loop,
-    open_loop_times,
     prompts_of,
     schedule_requests,
     session_of,
@@ -46,6 +48,7 @@ from loadgen.workload import Prompt, Workload, open_workload
 
 START_RATE: Final = 1.0
 STAGE_SECONDS: Final = 30.0
+MAX_ARRIVALS: Final = 1_000_000  # of one stage
 GIVEN: Final = "--num-prompts or --rates"  # with these there is no probe
 
 
@@ -143,6 +146,7 @@ class Sweep:
                 max_concurrency=self._job.pace.max_concurrency,
                 open_loop=True,
                 max_seconds=None if limit is None else max(limit - self._elapsed_s, 0.0),
+                grace_seconds=self._args.grace_seconds,
             ),
             records.append,
             start_ns=zero_ns,
@@ -161,11 +165,11 @@ class Sweep:
         return stage
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
-        burst, seed = self._args.burstiness, self._args.seed + len(self.stages)
-        for at in open_loop_times(rate, burst, seed=seed):
-            if at > self._args.stage_seconds:
-                return
-            yield start_s + at
+        """As many arrivals as the rate has in a stage: their number is not left to chance."""
+        count = max(round(rate * self._args.stage_seconds), 1)
+        count = min(count, self._job.num_prompts or MAX_ARRIVALS)  # the prompts end before the arrivals do
+        seed = self._args.seed + len(self.stages)
+        return (start_s + at for at in counted_times(rate, count, self._args.burstiness, seed=seed))
 
     def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
         """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""
@@ -178,22 +182,24 @@ class Sweep:
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
-    """The stage's result. Achieved: the requested rate times the successful share times the `completion_ratio` of
-    the responses that were not shared: a cache always keeps up."""
+    """The stage's result. Its pace is that of the responses that were not shared: a cache always keeps up."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
-        return SweepStage(requested=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+        return SweepStage(requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
     judged = [record for record in measured if record.shared in FRESH] or measured
     kept = completion_ratio(
         [record.due_ns for record in judged],
         [record.end_ns for record in judged if record.failure is None and record.end_ns is not None],
     )
+    ends = [record.end_ns for record in measured if record.end_ns is not None]
+    seconds = (max(ends) - min(record.due_ns for record in measured)) / 1e9
     return SweepStage(
         requested=rate,
-        achieved=rate * kept * len(good) / len(measured),
+        pace=kept * len(good) / len(measured),
         ttft_p50_ms=medians_ms(good)[0],
         failed=1 - len(good) / len(measured),
+        completed=len(good) / max(seconds, len(measured) / rate),
     )
 
 
@@ -209,45 +215,35 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     warm: list[Record] = []
     with live.view(quiet=args.quiet) as view:
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop)
+            stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, warm.append)
             sweep = Sweep(args, job, workload, session)
             zero = session.now()
-            with (folder / store.EVENTS).open("wb") as file:
+            with store.EventsFile(folder / store.EVENTS) as file:
                 for record in warm:
-                    store.append(file, record)
+                    file.append(record)
                 while (rate := sweep.next_rate()) is not None:
                     written = len(sweep.records)
                     stage = await sweep.stage(rate, zero)
                     for record in sweep.records[written:]:
-                        store.append(file, record)
+                        file.append(record)
                     cut = "" if stage in sweep.stages else " (cut off)"
-                    print(line_of(stage) + cut, file=sys.stderr, flush=True)
+                    view.note(line_of(stage) + cut)
             run.interrupted = session.stopped
+    run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = sweep.start_unix_ns
-    knee = find_knee(sweep.stages)
-    run.config["knee"] = knee
+    limit = find_limit(sweep.stages)
+    run.config["limit"] = msgspec.to_builtins(limit)
     if sweep.ran_out:
         run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
-    if sweep.stages:
-        print(f"knee: {knee_words(sweep.stages)}", file=sys.stderr)
+    print(f"knee: {limit}", file=sys.stderr)
     if (warning := unsteady_warning(sweep.stages)) is not None:
         print(f"warning: {warning}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
 
 
-def knee_words(stages: Sequence[SweepStage]) -> str:
-    knee = find_knee(stages)
-    if knee is None:
-        return "below the lowest rate"
-    above = min((stage.requested for stage in stages if stage.requested > knee), default=None)
-    if above is None:
-        return f"at least {knee:g} requests/s, the highest rate that was tried"
-    return f"{knee:g} requests/s; {above:g} was too much"
-
-
 def line_of(stage: SweepStage) -> str:
     ttft = "–" if stage.ttft_p50_ms is None else f"{stage.ttft_p50_ms:.1f} ms"
-    rates = f"{stage.requested:8.2f} req/s requested, {stage.achieved:8.2f} completed"
+    rates = f"{stage.requested:8.2f} req/s requested, {stage.completed:8.2f} completed"
     return f"{rates}, TTFT p50 {ttft}, failed {stage.failed:.1%}"

@@ -27,7 +27,7 @@ from loadgen.drive.capture.client import Client, failure_of
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.pacer import Ramp, open_loop_times
+from loadgen.drive.pacer import Ramp, counted_times, open_loop_times
 from loadgen.drive.processes.job import (
     Job,
     Schedule,
@@ -47,6 +47,7 @@ from loadgen.drive.requests import (
     schedule_requests,
 )
 from loadgen.drive.self_error import (
+    Fault,
     WorkerError,
     judge_self_error,
     lag_of,
@@ -60,6 +61,7 @@ __all__ = [
     "Client",
     "Clock",
     "Exchange",
+    "Fault",
     "Job",
     "Ramp",
     "RequestBuilder",
@@ -68,6 +70,7 @@ __all__ = [
     "Session",
     "WorkerError",
     "beyond_calibration",
+    "counted_times",
     "failure_of",
     "job_schedule",
     "judge_self_error",

@@ -61,6 +61,19 @@ def open_loop_times(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> I
     return itertools.accumulate(gaps(rate, burstiness, random.Random(seed)))  # noqa: S311 - not for secrets
 
 
+def counted_times(rate: float, count: int, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
+    """`count` arrival times within count/rate seconds, so that the rate is exact.
+
+    For Poisson arrivals this is the process itself, given its count: n of n + 1 exponential gaps over their sum
+    are n ordered uniform times (Devroye 1986, V.3).
+    """
+    if math.isinf(burstiness):
+        return itertools.islice(open_loop_times(rate, burstiness), count)
+    drawn = list(itertools.islice(gaps(rate, burstiness, random.Random(seed)), count + 1))  # noqa: S311 - not for secrets
+    scale = count / rate / (sum(drawn) or 1.0)
+    return (at * scale for at in itertools.accumulate(drawn[:-1]))
+
+
 def ramp_times(shape: Ramp, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
     """Arrival times in seconds whose rate changes with each request; after the last one the final rate holds."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets

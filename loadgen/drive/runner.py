@@ -49,6 +49,7 @@ class Runner:
         self._build = build
         self._on_end = on_end
         self._max_in_flight = max_in_flight  # the cap that file descriptors impose
+        self._closing = False  # after `max_seconds`: nothing more is sent
         self._due_now = False  # closed loop: a request is due when its user is free
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[PreparedRequest] = deque()
@@ -90,8 +91,23 @@ class Runner:
         try:
             limit = None if pace.max_seconds is None else pace.max_seconds + self._lead()
             await asyncio.wait({firing, stopping}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not firing.done() and not stopping.done():
+                await self._grace(firing, stopping, pace.grace_seconds)
         finally:
             await self._end(firing, stopping)
+
+    async def _grace(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool], seconds: float) -> None:
+        """Send nothing more, and wait so long for what is in flight: cut off, the longest responses would be
+        missing in every figure."""
+        self._closing = True
+        firing.cancel()
+        self._abandon_waiting()
+        if self._tasks and seconds:
+            self._idle.clear()
+            drained = asyncio.create_task(self._drained())
+            await asyncio.wait({drained, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            drained.cancel()
+            await asyncio.gather(drained, return_exceptions=True)
 
     def _lead(self) -> float:
         """Seconds until the run's start."""
@@ -99,7 +115,8 @@ class Runner:
 
     async def _end(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool]) -> None:
         broken = firing.exception() if firing.done() and not firing.cancelled() else None
-        whole = firing.done() and broken is None and not self.overrun
+        cut = self._closing and bool(self._tasks)  # the grace was too short
+        whole = firing.done() and broken is None and not self.overrun and not cut
         for task in (firing, stopping):
             task.cancel()
         if not whole:
@@ -107,13 +124,16 @@ class Runner:
             await asyncio.sleep(0)  # a task that is cancelled before its first step never reports its end
             for task in list(self._tasks):
                 task.cancel()
-            while self._waiting:
-                self._give_up(self._waiting.popleft(), "cancelled", "the run ended before it could be sent")
+            self._abandon_waiting()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(firing, stopping, return_exceptions=True)
         error = self._error or broken  # a bug, or a workload that failed half-way
         if error is not None:
             raise error
+
+    def _abandon_waiting(self) -> None:
+        while self._waiting:
+            self._give_up(self._waiting.popleft(), "cancelled", "the run ended before it could be sent")
 
     # Closed loop: each user has one request at a time
 
@@ -137,7 +157,7 @@ class Runner:
         return True
 
     def _continue_closed(self) -> None:
-        if not self._stopped.is_set():
+        if not self._stopped.is_set() and not self._closing:
             self._next()
 
     # Open loop: by the clock; a request above the cap waits, and its wait counts from when it was due

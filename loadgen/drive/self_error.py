@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,21 @@ class WorkerError(msgspec.Struct, kw_only=True):
     user_reads: int = 0
     kernel_sends: int = 0
     user_sends: int = 0
+
+
+FROM_DUE: Final = frozenset({"ttft_due", "e2el_due", "queue"})
+FROM_FIRST: Final = frozenset({"ttft", "ttft_due", "ttft_role", "tpot", "tokens_per_second"})
+GAPS: Final = frozenset({"itl", "chunk_gap"})
+LATENCIES: Final = FROM_DUE | FROM_FIRST | GAPS | {"e2el"}
+EVERYTHING: Final[frozenset[str]] = frozenset()
+
+
+class Fault(NamedTuple):
+    """An error of the generator's above its limit, and the measures that it touches, by their names in a summary's
+    `stats`; `EVERYTHING` (empty): every figure."""
+
+    text: str
+    touches: frozenset[str]
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
@@ -98,35 +113,62 @@ def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
 
 def judge_self_error(
     lag: Lag, records: Sequence[Record], limits: Limits, step_ns: int = 0, *, open_loop: bool
-) -> tuple[list[str], list[str]]:
-    """Reasons why the run is invalid, and warnings. Each states the measured value and the limit.
+) -> tuple[list[Fault], list[str]]:
+    """What makes figures invalid, and warnings. Each states the measured value and the limit.
 
-    Lateness counts in an open loop only: in a closed loop a request is due when its user is free.
+    Lateness counts in an open loop only: in a closed loop a request is due when its user is free. Of requests that
+    are all due at once it is the time that sending them takes, which is no error.
     """
-    invalid: list[str] = []
+    faults: list[Fault] = []
     warnings: list[str] = []
+    dues = {record.due_ns for record in records if not record.warmup}
+    at_once = len(dues) == 1 and sum(not record.warmup for record in records) > 1
     ttft, itl = medians_ms(records)
     loop, for_itl = lag.loop_ms.get("p99", 0.0), limits.allowed_ms(itl)
     for share, allowed in (("p50", limits.allowed_ms(ttft)), ("p99", limits.allowed_late_ms(ttft))):
         late = lag.late_ms.get(share, 0.0)
-        if open_loop and late > allowed:
-            invalid.append(f"requests were sent {late:.2f} ms late ({share}), limit {allowed:.2f} ms")
+        if not open_loop or late <= allowed:
+            continue
+        if not at_once:
+            faults.append(
+                Fault(f"requests were sent {late:.2f} ms late ({share}), limit {allowed:.2f} ms", FROM_DUE)
+            )
+        elif share == "p99":
+            warnings.append(
+                f"all requests were due at once, and sending 99 % of them took {late:.0f} ms, which is in the "
+                "figures from due"
+            )
     if lag.clock != "kernel" and loop > for_itl:
-        invalid.append(
+        text = (
             f"the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms, and time stamps "
             f"are the program's own (clock {lag.clock})"
         )
+        faults.append(Fault(text, LATENCIES))
     width = lag.censored_width_ms.get("p50", 0.0)
     if lag.censored > limits.censored and width > for_itl:
         merged = f"{lag.censored:.1%} of events were merged with others, in intervals of {width:.2f} ms (p50)"
         if loop > for_itl:
-            invalid.append(f"{merged}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms")
+            text = f"{merged}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms"
+            faults.append(Fault(text, GAPS | FROM_FIRST if _merged_firsts(records) > limits.censored else GAPS))
         else:
             warnings.append(
                 f"{merged}; the event loop was on time (p99 {loop:.2f} ms), so the server sent them together"
             )
     if lag.cpu > limits.cpu:
-        invalid.append(f"the generator used {lag.cpu:.0%} of a core, limit {limits.cpu:.0%} (use --workers)")
+        text = f"the generator used {lag.cpu:.0%} of a core, limit {limits.cpu:.0%} (use --workers)"
+        faults.append(Fault(text, EVERYTHING))
     if lag.clock != "user" and step_ns > limits.step_ms * 1e6:
-        invalid.append(f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run")
-    return invalid, warnings
+        text = f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run"
+        faults.append(Fault(text, LATENCIES))
+    return faults, warnings
+
+
+def _merged_firsts(records: Sequence[Record]) -> float:
+    """Share of requests whose first generated event was merged with others."""
+    firsts = [
+        next((event for event in record.events if event.kind in GENERATED), None)
+        for record in records
+        if not record.warmup and record.shared in FRESH
+    ]
+    known = [event for event in firsts if event is not None]
+    return sum(event.low_ns < event.at_ns for event in known) / len(known) if known else 0.0

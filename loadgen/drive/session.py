@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -22,7 +22,7 @@ from loadgen.drive.requests import RequestBuilder, ScheduledRequest
 from loadgen.drive.runner import Runner
 from loadgen.drive.self_error import WorkerError, quantile
 from loadgen.record import Record
-from loadgen.snapshot import View
+from loadgen.snapshot import View, time_left
 from loadgen.spec import Http, Pace
 
 TICK: Final = 0.25  # seconds between samples of the clocks and checks for silent requests
@@ -59,6 +59,7 @@ class Session:
         hide: Callable[[str], str] = str,
         view: View | None = None,
         inspect: Inspect | None = None,
+        objectives: Mapping[str, float] | None = None,
     ) -> None:
         self._http = http
         self._builder = builder
@@ -68,6 +69,7 @@ class Session:
         self._hide = hide
         self._view = view
         self._inspect = inspect
+        self._objectives = objectives
         self._runner: Runner | None = None
         self._stopped = False
         self._start_ns = 0  # of the phase
@@ -117,7 +119,7 @@ class Session:
         """
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
-        progress = Progress()
+        progress = Progress(self._objectives, clock.zero)
         worker_error = WorkerError()
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
@@ -134,7 +136,7 @@ class Session:
         if self._stopped:
             runner.stop()
         self._start_ns = max(clock.zero, clock.now())
-        ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage))
+        ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage, pace.max_seconds))
         with _calm_collector():
             self._probe.clear()
             began, cpu = time.monotonic(), time.process_time()
@@ -179,6 +181,7 @@ class Session:
         total: int | None,
         rate: float | None,
         stage: str,
+        max_seconds: float | None,
     ) -> None:
         """Four times a second: sample the clocks, end silent requests, update the live view."""
         ticks = 0
@@ -189,13 +192,14 @@ class Session:
             ticks += 1
             if self._view is None or ticks % VIEW_TICKS:
                 continue
-            snapshot = progress.snapshot()
+            seconds = (clock.now() - self._start_ns) / 1e9
+            snapshot = progress.snapshot(self.client.open, seconds=seconds, sent=runner.sent)
             snapshot.stage, snapshot.total, snapshot.requested_rate = stage, total, rate
-            snapshot.seconds = (clock.now() - self._start_ns) / 1e9
-            snapshot.due, snapshot.sent = runner.due, runner.sent
+            snapshot.due = runner.due
             snapshot.under_way, snapshot.waiting = runner.in_flight, runner.waiting
             recent = sorted(self._probe.samples[-1000:])
             snapshot.lag_ms = quantile(recent, 0.99) / 1e6 if recent else None
+            snapshot.seconds_left = time_left(snapshot, max_seconds)
             self._view(snapshot)
 
 

@@ -22,17 +22,25 @@ from loadgen.report.compare import (
     metrics_of,
 )
 from loadgen.report.markdown import escape_markdown, markdown_table
+from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
-from loadgen.report.write import write_measured, write_reports
+from loadgen.report.tables import Table
+from loadgen.report.view import View
+from loadgen.report.write import Files, write_measured, write_reports
 
 __all__ = [
+    "HOW_TO",
     "Comparison",
+    "Files",
     "Line",
+    "Table",
+    "View",
     "compare_runs",
     "escape_markdown",
     "flat_metrics",
     "markdown_table",
     "metrics_of",
+    "plots_available",
     "result_json",
     "write_measured",
     "write_reports",

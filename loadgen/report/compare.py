@@ -25,7 +25,7 @@ from loadgen.analysis import (
 )
 from loadgen.record import Run
 from loadgen.report.result import FLAT
-from loadgen.report.view import NAMES
+from loadgen.report.tables import NAMES
 
 MEASURES: Final = ("ttft", "ttft_due", "tpot", "itl", "e2el", "e2el_due")
 POINTS: Final = (50.0, 95.0, 99.0, 99.9)
@@ -47,7 +47,7 @@ EXPECTED: Final = frozenset(
         "header",
         "quiet",
     }
-    | {"knee", "goodput", "machine load_1m", "probe", "chosen_by_probe"}
+    | {"knee", "limit", "json", "goodput", "machine load_1m", "probe", "chosen_by_probe"}
 )
 """Settings that are often what is compared, or do not matter: listed without a warning."""
 
@@ -151,7 +151,7 @@ def _quantile(name: str, flat: str, a: Quantile | None, b: Quantile | None, p: f
         few = [
             f"{side} has {q.effective:,} of {q.needs:,}"
             for side, q in (("A", a), ("B", b))
-            if q and q.value is None
+            if q and q.interval is None
         ]
         return Line(
             metric=metric,

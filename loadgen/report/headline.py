@@ -9,63 +9,88 @@ from loadgen.analysis import (
     amount,
     by_rate,
     digits,
-    done_rate,
     focus,
     interval_text,
-    knee_of,
-    ms,
+    limit_of,
     percent,
+    point,
     rate,
     signed,
-    token_rate,
 )
+from loadgen.record import Run
+from loadgen.report.tables import touches
 
 Tile = tuple[str, str, str]  # label, value, detail
 
 
-def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
+def headline(run: Run, summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
     if pairs is not None and summary.by_target:
-        saved = (tile for name, part in summary.by_target.items() for tile in _saved(part, f" at {name}"))
-        errors = (_errors(part, f" at {name}") for name, part in summary.by_target.items())
-        return [*_overhead(pairs), *saved, *errors]
+        return [*_overhead(pairs), *rates(summary)]
     _, stage, latency = focus(summary)
-    whole = summary.whole
+    where = ""
     if stage:
-        rates = by_rate(summary.by_stage)
-        most = max(done_rate(requested, part) for requested, part in rates)
-        tokens = max(token_rate(requested, part) for requested, part in rates)
-        knee = knee_of(summary)
+        limit = limit_of(summary)
+        where = " at the knee" if limit.knee else ", highest rate" if limit.kept else ", lowest rate"
+    return [*_latency(run, latency, where), *rates(summary)]
+
+
+def rates(summary: Summary) -> list[Tile]:
+    """The tiles that are no latencies: throughput, tokens, what was saved, errors, goodput."""
+    if summary.by_target:
+        parts = summary.by_target.items()
+        saved = (tile for name, part in parts for tile in _saved(part, f" at {name}"))
+        return [*saved, *(_errors(part, f" at {name}") for name, part in parts)]
+    whole = summary.whole
+    if by_rate(summary.by_stage):
+        stages = [group for _, group in by_rate(summary.by_stage)]
+        limit = limit_of(summary)
+        knee = f"{limit.knee:.4g} req/s" if limit.knee else "not found"
         return [
-            ("knee", f"{knee:.4g} req/s" if knee else "none", "the highest rate the server kept up with"),
-            *_latency(latency, " at the knee" if knee else ", lightest rate"),
-            ("peak completed", f"{rate(most)} req/s", f"at most {amount(whole.peak_in_flight)} in flight"),
-            ("output", f"{rate(tokens)} tok/s", "at the best rate"),
+            ("knee", knee, str(limit) if limit.knee is None else f"{limit.over:.4g} req/s was too much"),
+            (
+                "most completed",
+                f"{rate(max(stage.request_throughput for stage in stages))} req/s",
+                f"at most {amount(whole.peak_in_flight)} in flight",
+            ),
+            *_tokens(max(stages, key=lambda stage: stage.output_throughput), ", best rate"),
             *_saved(whole, ""),
             _errors(whole, ""),
         ]
     good = whole.goodput
-    peak = f"peak {rate(whole.peak_output_throughput)}" if whole.output_tokens else "no usage reported"
     return [
-        *_latency(latency, ""),
         (
             "throughput",
             f"{rate(whole.request_throughput)} req/s",
             f"at most {amount(whole.peak_in_flight)} in flight",
         ),
-        ("output", f"{rate(whole.output_throughput)} tok/s" if whole.output_tokens else "…", peak),
+        *_tokens(whole, ""),
         *_saved(whole, ""),
         _errors(whole, ""),
         *([("goodput", percent(good.attainment), f"{rate(good.per_second)} good req/s")] if good else []),
     ]
 
 
-def _latency(group: Group, where: str) -> list[Tile]:
-    shown = [("TTFT", group.stats["ttft"]), ("E2E", group.stats["e2el"])]
+def _latency(run: Run, group: Group, where: str) -> list[Tile]:
+    shown = [("TTFT", "ttft"), ("E2E", "e2el")]
     return [
-        (f"{name} p50{where}", f"{ms(stat.at(50))} ms", f"p95 {ms(stat.at(95))}, p99 {ms(stat.at(99))}")
-        for name, stat in shown
-        if stat.n
+        (
+            f"{name}{' (unsound)' if touches(run, measure) else ''} p50{where}",
+            f"{point(stat.at(50))} ms",
+            f"p95 {point(stat.at(95))}, p99 {point(stat.at(99))}",
+        )
+        for name, measure in shown
+        if (stat := group.stats[measure]).n
     ]
+
+
+def _tokens(group: Group, where: str) -> list[Tile]:
+    """Output tokens; for embeddings, which have none, input tokens."""
+    if group.output_tokens:
+        peak = f"peak {rate(group.peak_output_throughput)}"
+        return [(f"output{where}", f"{rate(group.output_throughput)} tok/s", peak)]
+    if group.input_tokens:
+        return [(f"input{where}", f"{rate(group.total_token_throughput)} tok/s", "no output by usage")]
+    return [(f"output{where}", "…", "no usage reported")] if group.completed else []
 
 
 def _saved(group: Group, where: str) -> list[Tile]:
@@ -90,14 +115,17 @@ def _overhead(pairs: Pairs) -> list[Tile]:
     for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
         paired = pairs.measures[name]
         middle = paired.evened or paired.difference.at(50)
-        if not paired.n or middle is None:
+        if not paired.n or middle is None or middle.value is None:
             continue
-        if middle.value is None or middle.interval is None:
-            tiles.append((f"{title}, b − a", "…", f"{amount(paired.n)} pairs: not enough"))
+        if middle.interval is None:
+            few = f"{amount(paired.n)} pairs: too few for an interval"
+            tiles.append((f"{title}, b − a", f"~{signed(middle.value)} ms", few))
             continue
-        tiles.append(
-            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {interval_text(middle.interval, sign=True)}")
-        )
+        interval = interval_text(middle.interval, sign=True)
+        if middle.interval.low <= 0 <= middle.interval.high:
+            tiles.append((f"{title}, b − a", "no difference seen", f"{signed(middle.value)} ms, 95 %: {interval}"))
+        else:
+            tiles.append((f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {interval}"))
         if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:
             tiles.append(("TTFT p50, a", f"{digits(paired.a_p50)} ms", f"b {digits(paired.b_p50)}"))
     return tiles

@@ -9,7 +9,8 @@ from typing import Final
 
 from loadgen.report.plot_style import inline_svg
 from loadgen.report.plots import HOW_TO, Plot
-from loadgen.report.view import Table, View
+from loadgen.report.tables import Table
+from loadgen.report.view import View
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """With it a browser loads and runs nothing, even if an escape were missing."""
@@ -39,6 +40,7 @@ h2 { font-size: 1.05rem; margin: 0 0 .7rem; }
   display: inline-block; margin: 0 0 .6rem; padding: .3rem .8rem; border-radius: .5rem; font-weight: 600;
 }
 .good { color: var(--green); background: color-mix(in srgb, var(--green) 13%, transparent); }
+.part { color: var(--orange); background: color-mix(in srgb, var(--orange) 14%, transparent); }
 .bad { color: var(--red); background: color-mix(in srgb, var(--red) 14%, transparent); }
 .ran { margin: 0; color: var(--muted); overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.6rem, 1fr)); gap: .8rem; }
@@ -118,7 +120,7 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 <header>
 <p class="kicker">load generator report · {escape(view.date)}</p>
 <h1>{title}</h1>
-<p class="verdict {"good" if view.sound else "bad"}">{escape(view.measurement)}</p>
+<p class="verdict {view.grade}">{escape(view.measurement)}</p>
 <p class="verdict {"good" if view.good else "bad"}">{escape(view.result)}</p>
 <p class="ran">{escape(view.ran)}</p>
 </header>

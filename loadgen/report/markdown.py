@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from loadgen.report.view import Table, View
+from loadgen.report.tables import Table
+from loadgen.report.view import View
 
 _SPECIAL: Final = re.compile(r"([\\`*\[\]<>|#~&]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z]))")
 _SPACE: Final = re.compile(r"\s+")

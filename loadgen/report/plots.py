@@ -14,10 +14,8 @@ from loadgen.analysis import (
     Summary,
     by_rate,
     comparable_pairs,
-    done_rate,
-    good_rate,
     interpolated,
-    knee_of,
+    limit_of,
     pair_up,
     paired_differences,
     pairs_by_order,
@@ -119,19 +117,19 @@ def _sweep(summary: Summary) -> Figure | None:
     done.plot(rates, rates, color=MUTED, ls=":", label="requested")
     done.plot(
         rates,
-        [done_rate(requested, group) for requested, group in stages],
+        [group.request_throughput for _, group in stages],
         "o-",
         color=BLUE,
         label="completed",
         markersize=4,
     )
     if all(group.goodput for _, group in stages):
-        good = [good_rate(requested, group) for requested, group in stages]
+        good = [group.goodput.per_second for _, group in stages if group.goodput]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
     done.set_ylabel("requests/s")
     done.set_ylim(bottom=0)
     plain_axis(done.yaxis)
-    knee = knee_of(summary)
+    knee = limit_of(summary).knee
     for axes, label in ((latency, f"knee {knee or 0:.4g}/s"), (done, None)):
         axes.set_xlabel("requested rate, requests/s")
         if knee:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from loadgen.analysis import (
+    Bin,
     Measured,
     Pairs,
     Summary,
+    focus,
+    histogram,
     in_order,
     measure_records,
     pair_up,
@@ -30,35 +34,74 @@ PLOTS = "plots"
 
 class Written(NamedTuple):
     view: View
+    result: dict[str, Any]  # result.json
     paths: list[Path]
+    lost: list[str]  # "report.html: No space left on device", for each file that could not be written
+
+
+class Files:
+    """Writes files into a folder and keeps those that fail, so that a full disk costs files and no figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.paths: list[Path] = []
+        self.lost: list[str] = []
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file that fails is removed: half of it would be taken for all of it, and the next one may fit."""
+        path = self._folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except OSError as error:
+            self.lost.append(f"{name}: {error.strerror or error}")
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            self.paths.append(path)
 
 
 def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> Written:
-    """Write all reports from the records. Raises OSError."""
+    """Write all reports from the records."""
     return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
 
 
 def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> Written:
     """Write all reports of measured requests in order; an `ab` run also has a result.json for each side."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files = Files(folder)
     pairs = pair_up(requests, seed=run.seed)
-    written = [_json(folder / "result.json", run, summary, pairs, requests)]
+    result = _result(run, summary, pairs, requests)
+    files.write("result.json", _json(result))
     for name in summary.by_target:
         part = [request for request in requests if request.target == name]
         side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
-        written.append(_json(folder / f"result-{name}.json", run, side, None, part))
-    shown = view(run, summary, pairs, examples(requests))
+        files.write(f"result-{name}.json", _json(_result(run, side, None, part)))
+    shown = view(run, summary, pairs, examples(requests), counted(requests, summary))
     pictures = drawing.plots(requests, summary) if drawing.plots_available() else []
-    for plot in pictures:
-        (folder / PLOTS).mkdir(exist_ok=True)
-        written += [
-            _bytes(folder / PLOTS / f"{plot.name}.svg", file_svg(plot.svg)),
-            _bytes(folder / PLOTS / f"{plot.name}.png", plot.png),
-        ]
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
-    written.append(_bytes(folder / "report.md", report_md.render(shown, links).encode()))
-    written.append(_bytes(folder / "report.html", report_html.render(shown, pictures).encode()))
-    return Written(shown, written)
+    files.write("report.md", report_md.render(shown, links).encode())
+    files.write("report.html", report_html.render(shown, pictures).encode())
+    for plot in pictures:
+        files.write(f"{PLOTS}/{plot.name}.svg", file_svg(plot.svg))
+        files.write(f"{PLOTS}/{plot.name}.png", plot.png)
+    return Written(shown, result, files.paths, files.lost)
+
+
+def counted(requests: Iterable[Measured], summary: Summary) -> tuple[str, list[Bin]]:
+    """The histogram of TTFT, or of E2E where there is no stream: of the requests whose latency the report shows.
+    None for an `ab`, whose difference is what counts."""
+    if summary.by_target:
+        return "", []
+    _, stage, _ = focus(summary)
+    shown = [
+        request
+        for request in requests
+        if request.completed and request.fresh and (not stage or request.stage == stage)
+    ]
+    firsts = [request.ttft.value for request in shown if request.ttft is not None]
+    if firsts:
+        return "TTFT, ms", histogram(firsts)
+    return "E2E, ms", histogram([request.e2e for request in shown if request.e2e is not None])
 
 
 def examples(requests: Iterable[Measured]) -> dict[str, str]:
@@ -70,12 +113,10 @@ def examples(requests: Iterable[Measured]) -> dict[str, str]:
     return first
 
 
-def _json(path: Path, run: Run, summary: Summary, pairs: Pairs | None, requests: Sequence[Measured]) -> Path:
+def _result(run: Run, summary: Summary, pairs: Pairs | None, requests: Sequence[Measured]) -> dict[str, Any]:
     details = requests if run.config.get("save_detailed") else ()
-    result = result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details)
-    return _bytes(path, msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    return result_json(run, summary, msgspec.to_builtins(pairs) if pairs else None, details)
 
 
-def _bytes(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
+def _json(result: Mapping[str, Any]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"

@@ -90,7 +90,15 @@ def add_times(parser: argparse.ArgumentParser) -> None:
             help=f"{texts[name]} (default {default})",
         )
     group.add_argument(
-        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after this time"
+        "--max-seconds", type=values.number(0, above=True), metavar="S", help="send nothing more after this time"
+    )
+    group.add_argument(
+        "--grace-seconds",
+        type=values.number(0),
+        default=30.0,
+        metavar="S",
+        help="after --max-seconds, for requests in flight to end; the rest is cut off and counted separately "
+        "(default %(default)g)",
     )
     group.add_argument(
         "--max-response-bytes",
@@ -163,7 +171,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
     )
-    group.add_argument("--quiet", action="store_true", help="no live view")
+    group.add_argument(
+        "--quiet", action="store_true", help="print the results and the warnings only: no live view, no progress"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print result.json on stdout, and everything else on stderr"
+    )
 
 
 def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:

@@ -11,7 +11,7 @@ from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of
 from loadgen.record import GENERATED, Event, Kind, Record
-from proxy.wire import Framer, data_of, field_of, is_done
+from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of the largest event; a response with a larger one is `garbage`."""
@@ -115,12 +115,15 @@ def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timel
     else:
         _count(record, message.usage)
         record.events = [Event(at, low, user, Kind.WHOLE)]
+        if message.choices:
+            _whole(record, {choice.index: choice.finish_reason or "" for choice in message.choices})
 
 
 def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
     done = False
     events = record.events = []
     counted: dict[int, int | None] = {}  # choice -> tokens so far by continuous usage; None: not continuous
+    ended: dict[int, str] = {}  # choice -> its finish_reason; "": none yet
     try:
         for frame, end in _frames(body):
             times = timeline.of(end)
@@ -142,15 +145,29 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
                 continue
             events += _events(message, times, counted)
             _count(record, message.usage)
+            for choice in message.choices or ():
+                ended.setdefault(choice.index, "")
+                if choice.finish_reason:
+                    endings((frame,), ended)
     except MessageError as error:
         _set(record, "garbage", str(error))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
         _set(record, "garbage", "the stream ended without any choice")
+    elif done:
+        _whole(record, ended)
     if not done and exchange.complete:
         if events:
             _set(record, "truncated", "the stream ended without [DONE]")
         else:
             _set(record, "garbage", f"not an event stream: {_words(body)}")
+
+
+def _whole(record: Record, ended: dict[int, str]) -> None:
+    """A failure where a choice did not end by a finish_reason of OpenAI's: vLLM ends an aborted request by `abort`
+    and `[DONE]`."""
+    lack = lack_of(ended, 0)
+    if lack is not None:
+        _set(record, "truncated" if lack.few else "aborted", lack.words)
 
 
 def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:

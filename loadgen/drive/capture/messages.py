@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import msgspec
@@ -43,20 +44,28 @@ class Message(msgspec.Struct):
 
 
 _DECODER: Final = msgspec.json.Decoder(Message)
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def decode_message(data: bytes) -> Message:
-    """Raises MessageError. 1.3 µs for a vLLM chunk of 215 bytes."""
+    """Raises MessageError. 1.3 µs for a vLLM chunk of 215 bytes.
+
+    What msgspec refuses and Python's json accepts is read too, as by most clients: NaN, halves of a surrogate
+    pair, a count of tokens written as 5.0.
+    """
     try:
         return _DECODER.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        shown = data[:80].decode("utf-8", "replace")
-        raise MessageError(f"not a message of this API ({error}): {shown}") from None
+    except _UNREADABLE as error:
+        try:
+            return msgspec.convert(json.loads(data), Message, strict=False)
+        except _UNREADABLE:
+            shown = data[:80].decode("utf-8", "replace")
+            raise MessageError(f"not a message of this API ({error}): {shown}") from None
 
 
 def error_of(message: Message) -> str | None:
     """The error's text, or None if the message is no error."""
-    if message.error is not None and message.error is not False:
+    if message.error not in (None, False, ""):
         if isinstance(message.error, dict):
             return str(message.error.get("message") or message.error)
         return str(message.error)

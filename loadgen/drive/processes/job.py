@@ -66,6 +66,7 @@ class Job(msgspec.Struct, kw_only=True):
     max_in_flight: int = 1000
     kernel: bool = True
     secrets: list[str] = []
+    objectives: dict[str, float] = {}  # in milliseconds, for the live view
     worker: int = 0
     workers: int = 1
     events: str = ""  # where the worker writes its records
@@ -122,4 +123,5 @@ def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Sessi
         kernel=job.kernel,
         hide=hide,
         view=view,
+        objectives=job.objectives,
     )

@@ -22,25 +22,26 @@ async def run_single(
     run: Run,
     folder: Path,
     hide: Callable[[str], str],
-    view: View | None,
+    view: View,
     *,
     total: int | None,
     stage: str = "",
 ) -> tuple[list[Record], list[WorkerError]]:
     """The records, which are written to `folder` as well, and the process's own error. Updates `run`."""
     records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file:
+    with store.EventsFile(folder / store.EVENTS) as file:
 
         def emit(record: Record) -> None:
             records.append(record)
-            store.append(file, record)
+            file.append(record)
 
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop)
+            stop_on_signals(session.stop, view.note)
             await warm_up(job, session, workload, emit)
             outcome = await session.phase(
                 schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
             )
+    run.warnings += [file.warning] if file.warning else []
     run.interrupted = outcome.interrupted
     run.start_unix_ns = outcome.start_unix_ns
     _add_warnings(run, outcome.waited, outcome.overrun, job)

@@ -21,16 +21,28 @@ from loadgen.workload import open_workload
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One line to the parent. Records do not go this way: a full pipe would block the loop."""
+    """One line to the parent. Records go this way only after the run, where the disk was full: a full pipe would
+    block the loop."""
 
     ready: bool = False
     snapshot: Snapshot | None = None
     outcome: Outcome | None = None
+    record: Record | None = None
 
 
 def send(word: WorkerMessage) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
     sys.stdout.buffer.flush()
+
+
+class ToParent:
+    """The live view of a worker: its parent shows it."""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        send(WorkerMessage(snapshot=snapshot))
+
+    def note(self, text: str) -> None:
+        raise NotImplementedError("a worker has nothing to say")
 
 
 def worker_main() -> int:
@@ -44,15 +56,11 @@ async def _work(job: Job) -> None:
     workload = open_workload(job.workload)
     hide = Hide(job.secrets)
     loop = asyncio.get_running_loop()
-    with Path(job.events).open("wb") as file:  # noqa: ASYNC230 - before anything is measured
-
-        def emit(record: Record) -> None:
-            store.append(file, record)
-
-        async with session_of(job, hide, lambda snapshot: send(WorkerMessage(snapshot=snapshot))) as session:
+    with store.EventsFile(Path(job.events)) as file:
+        async with session_of(job, hide, ToParent()) as session:
             for number in (SIGINT, SIGTERM):
                 loop.add_signal_handler(number, session.stop)
-            await warm_up(job, session, workload, emit)
+            await warm_up(job, session, workload, file.append)
             send(WorkerMessage(ready=True))
             start = await loop.run_in_executor(None, sys.stdin.buffer.readline)
             if not start.strip():
@@ -60,9 +68,11 @@ async def _work(job: Job) -> None:
             outcome = await session.phase(
                 job_schedule(job, workload),
                 job.pace,
-                emit,
+                file.append,
                 start_ns=int(start),
                 total=None if job.num_prompts is None else len(range(job.worker, job.num_prompts, job.workers)),
                 rate=job.schedule.rate,
             )
+    for record in file.unwritten:
+        send(WorkerMessage(record=record))
     send(WorkerMessage(outcome=outcome))

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,7 @@ class Worker:
         self.ready = asyncio.Event()
         self.snapshot: Snapshot | None = None
         self.outcome: Outcome | None = None
+        self.unwritten: list[Record] = []  # records that its file lacks
 
     async def listen(self) -> None:
         """Read its messages to the end. Sets `ready` even if the worker died, so that nothing waits for it."""
@@ -48,6 +50,8 @@ class Worker:
                     self.ready.set()
                 self.snapshot = message.snapshot or self.snapshot
                 self.outcome = message.outcome or self.outcome
+                if message.record is not None:
+                    self.unwritten.append(message.record)
         finally:
             self.ready.set()
 
@@ -61,9 +65,7 @@ class Worker:
             self.process.send_signal(signal.SIGTERM)
 
 
-async def run_workers(
-    job: Job, run: Run, folder: Path, view: View | None
-) -> tuple[list[Record], list[WorkerError]]:
+async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
     Raises UsageError if a worker died: without its share the run is not the one that was requested.
@@ -76,7 +78,7 @@ async def run_workers(
             for worker in workers:
                 group.create_task(worker.listen())
             watching = group.create_task(_watch(workers, view))
-            stop_on_signals(lambda: _stop_all(workers))
+            stop_on_signals(lambda: _stop_all(workers), view.note)
             for worker in workers:
                 await worker.ready.wait()
             start = str(time.monotonic_ns() + START_IN_NS).encode()
@@ -115,12 +117,25 @@ def _stop_all(workers: list[Worker]) -> None:
         worker.stop()
 
 
-async def _watch(workers: list[Worker], view: View | None) -> None:
-    while view is not None:
+async def _watch(workers: list[Worker], view: View) -> None:
+    while True:
         await asyncio.sleep(0.5)
         parts = [worker.snapshot for worker in workers if worker.snapshot is not None]
         if parts:
             view(merged(parts))
+
+
+def _write(folder: Path, records: Iterable[Record]) -> str:
+    with store.EventsFile(folder / store.EVENTS) as file:
+        for record in records:
+            file.append(record)
+    return file.warning
+
+
+def _records_of(worker: Worker) -> Iterator[Record]:
+    if worker.file.exists():
+        yield from store.read_records(worker.file)
+    yield from worker.unwritten
 
 
 def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record], list[WorkerError]]:
@@ -128,13 +143,13 @@ def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record],
     if len(outcomes) < len(workers):
         codes = ", ".join(str(worker.process.returncode) for worker in workers)
         raise UsageError(f"a worker died (exit codes {codes}); the events of each are in {folder}")
-    records = [record for worker in workers for record in store.read_records(worker.file)]
+    records = [record for worker in workers for record in _records_of(worker)]
     records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
-    with (folder / store.EVENTS).open("wb") as file:
-        for record in records:
-            store.append(file, record)
+    warning = _write(folder, records)
     for worker in workers:
-        worker.file.unlink()
+        worker.file.unlink(missing_ok=True)
+    warning = warning and _write(folder, records)  # there is room now that the workers' files are gone
+    run.warnings += [warning] if warning else []
     run.interrupted = any(outcome.interrupted for outcome in outcomes)
     run.start_unix_ns = outcomes[0].start_unix_ns
     waited = sum(outcome.waited for outcome in outcomes)

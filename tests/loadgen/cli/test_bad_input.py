@@ -19,6 +19,7 @@ from loadgen.store import read_records
 from tests.loadgen.kit.servers import (
     DONE,
     EVENT,
+    FINAL,
     HEAD,
     LAST,
     Handler,
@@ -35,7 +36,7 @@ LENIENT = (
     *("--quiet", "--max-concurrency", "1"),
 )
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
-STREAM = EVENT + EVENT + USAGE + DONE
+STREAM = EVENT + FINAL + USAGE + DONE
 
 
 class Seen(NamedTuple):
@@ -155,7 +156,7 @@ async def test_every_spelling_of_a_good_answer_is_read(tmp_path: Path, handler: 
 
 
 async def test_missing_usage_is_no_failure_and_no_count(tmp_path: Path) -> None:
-    seen = await asked(tmp_path, answering(HEAD + chunk(EVENT + EVENT + DONE) + LAST))
+    seen = await asked(tmp_path, answering(HEAD + chunk(EVENT + FINAL + DONE) + LAST))
     assert (seen.code, [record.completion_tokens for record in seen.records]) == (0, [None] * 2)
     assert "usage" in seen.report
 

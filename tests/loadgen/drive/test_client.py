@@ -25,7 +25,10 @@ from tests.loadgen.kit.servers import (
     whole,
 )
 
-WHOLE = b'{"choices":[{"index":0,"message":{"content":"x"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+WHOLE = (
+    b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1,"completion_tokens":1}}'
+)
 
 
 @on_our_loop

@@ -24,14 +24,16 @@ def sse(**message: Any) -> bytes:
     return b"data: " + json.dumps(message).encode() + b"\n\n"
 
 
-def delta(**fields: Any) -> bytes:
-    return sse(choices=[{"index": 0, "delta": fields}])
+def delta(*, finish: str | None = None, **fields: Any) -> bytes:
+    return sse(choices=[{"index": 0, "delta": fields, "finish_reason": finish}])
 
 
 USAGE = sse(
     choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}
 )
-STREAM = delta(role="assistant", content="") + delta(content="a") + delta(content="b") + USAGE + DONE
+STREAM = (
+    delta(role="assistant", content="") + delta(content="a") + delta(content="b", finish="stop") + USAGE + DONE
+)
 
 
 class Still(Clock):
@@ -187,7 +189,7 @@ def test_several_choices_in_a_chunk_are_several_events() -> None:
 
 
 def test_missing_usage_is_no_failure_and_no_count() -> None:
-    record = decode_exchange(exchange(delta(content="a") + DONE), Still())
+    record = decode_exchange(exchange(delta(content="a", finish="stop") + DONE), Still())
     assert record.failure is None
     assert record.completion_tokens is None
 
@@ -205,12 +207,32 @@ def test_missing_usage_is_no_failure_and_no_count() -> None:
         ),
         (delta(content="a") + b'event: error\ndata: {"detail":1}\n\n', "error_frame", "detail"),
         (delta(content="a"), "truncated", "without [DONE]"),
+        (delta(content="a") + DONE, "truncated", "0 of 1 choices"),
+        (delta(content="a") + delta(finish="abort") + DONE, "aborted", "finish_reason 'abort'"),
+        (delta(content="a", finish="error") + delta(finish="stop") + DONE, "aborted", "finish_reason 'error'"),
+        (
+            delta(content="a", finish="stop") + sse(choices=[{"index": 1, "delta": {"content": "b"}}]) + DONE,
+            "truncated",
+            "1 of 2 choices",
+        ),
         (delta(content="a") + b"data: {nonsense\n\n" + DONE, "garbage", "not a message"),
         (b"<html>hello</html>", "garbage", "not an event stream"),
         (b"data: [DONE]\n\n", "garbage", "without any choice"),
         (b"", "garbage", "empty body"),
     ],
-    ids=["error frame", "error event", "no DONE", "broken JSON", "HTML", "DONE alone", "empty"],
+    ids=[
+        "error frame",
+        "error event",
+        "no DONE",
+        "no reason",
+        "abort",
+        "error",
+        "half",
+        "broken JSON",
+        "HTML",
+        "DONE alone",
+        "empty",
+    ],
 )
 def test_a_200_that_is_no_answer_is_a_failure(body: bytes, failure: str, said: str) -> None:
     record = decode_exchange(exchange(body), Still())
@@ -252,11 +274,29 @@ def test_a_json_body_where_a_stream_was_asked_for_is_garbage_or_the_error_it_is(
     assert decode_exchange(error, Still()).failure == "error_frame"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        delta(content="a").replace(b'"a"', b'"\\ud83d"') + delta(content="b").replace(b'"b"', b'"\\ude00"'),
+        sse(choices=[{"index": 0, "delta": {"content": "a"}, "logprobs": float("nan")}]),
+        sse(choices=[], usage={"prompt_tokens": 7.0, "completion_tokens": 2.0}),
+        sse(choices=[{"index": 0, "delta": {"content": "a"}}], error=""),
+    ],
+    ids=["halves of an emoji", "NaN", "5.0", "empty error"],
+)
+def test_what_most_clients_read_is_read(odd: bytes) -> None:
+    record = decode_exchange(exchange(odd + STREAM), Still())
+    assert (record.failure, record.completion_tokens) == (None, 2), record.detail
+
+
 # Whole bodies
 
 
 def test_a_whole_body_is_one_event() -> None:
-    body = b'{"choices":[{"index":0,"message":{"content":"x"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    body = (
+        b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    )
     record = decode_exchange(exchange(body[:20], body[20:], stream=False), Still())
     assert [(event.kind, event.at_ns) for event in record.events] == [(Kind.WHOLE, 2 * MS)]
     assert (record.failure, record.completion_tokens) == (None, 2)
@@ -269,7 +309,14 @@ def test_embeddings_are_a_whole_body() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "failure"), [(b"not json", "garbage"), (b"{}", "garbage"), (b'{"error":"x"}', "error_frame")]
+    ("body", "failure"),
+    [
+        (b"not json", "garbage"),
+        (b"{}", "garbage"),
+        (b'{"error":"x"}', "error_frame"),
+        (b'{"choices":[{"message":{"content":"x"},"finish_reason":"abort"}]}', "aborted"),
+        (b'{"choices":[{"message":{"content":"x"},"finish_reason":null}]}', "truncated"),
+    ],
 )
 def test_a_whole_body_that_is_no_answer_is_a_failure(body: bytes, failure: str) -> None:
     assert decode_exchange(exchange(body, stream=False), Still()).failure == failure

@@ -38,5 +38,5 @@ async def test_each_read_of_the_body_is_seen_once_with_a_stamp() -> None:
     async with serving(answering(GOOD)) as url:
         for record in await sent(url, times=5):
             assert record.failure is None
-            assert record.bytes_in == 2 * 57 + 14 == 128
+            assert record.bytes_in == 57 + 80 + 14 == 151
             assert record.events[-1].at_ns > 0

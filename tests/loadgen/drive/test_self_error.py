@@ -90,7 +90,8 @@ GOOD = Lag(clock="kernel", late_ms={"p50": 0.3, "p99": 2.0}, loop_ms={"p99": 0.5
 
 def judged(open_loop: bool = True, step_ns: int = 0, **changes: Any) -> tuple[list[str], list[str]]:
     lag = Lag(**({name: getattr(GOOD, name) for name in GOOD.__struct_fields__} | changes))
-    return judge_self_error(lag, [record()], Limits(), step_ns, open_loop=open_loop)
+    faults, warnings = judge_self_error(lag, [record()], Limits(), step_ns, open_loop=open_loop)
+    return [fault.text for fault in faults], warnings
 
 
 def test_a_good_run_is_valid() -> None:

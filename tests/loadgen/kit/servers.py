@@ -13,6 +13,7 @@ from loadgen.spec import Body, Http
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+FINAL = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 LAST = b"0\r\n\r\n"
 
@@ -26,7 +27,7 @@ def whole(status: str, body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-GOOD = HEAD + chunk(EVENT) + chunk(EVENT) + chunk(DONE) + LAST
+GOOD = HEAD + chunk(EVENT) + chunk(FINAL) + chunk(DONE) + LAST
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
