@@ -130,4 +130,6 @@ class Run(msgspec.Struct, kw_only=True):
     invalid: list[str] = []  # reasons why figures must not be used; empty: valid
     touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure
     warnings: list[str] = []
+    found: dict[str, Any] | None = None  # `find`'s answer: `analysis.Found`
+    focus: str = ""  # the stage whose latencies the report shows; empty: by the rates of a sweep, or the whole run
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

@@ -10,6 +10,7 @@ The nouns:
   verdict.
 - `SweepStage`: one rate of a sweep. `Limit`: the highest rate that the server keeps up with (the knee), and the
   lowest one that was too much.
+- `Search`: which stage `find` runs next. It takes `Stage`s and gives `Plan`s; `Found` is its answer.
 - `Pairs`: an `ab` run, request by request: B minus A.
 - `Shift`: the difference of two runs with its interval. `Rule`: one `--fail-if`, which a comparison passes or
   breaks.
@@ -39,7 +40,7 @@ from loadgen.analysis.format import (
     rate,
     signed,
 )
-from loadgen.analysis.goodput import BadGoodput, parse_goodput
+from loadgen.analysis.goodput import BadGoodput, met, parse_goodput, strain
 from loadgen.analysis.histogram import Bin, histogram
 from loadgen.analysis.knee import (
     Limit,
@@ -58,6 +59,7 @@ from loadgen.analysis.paired import (
     pairs_by_order,
     pairs_of,
 )
+from loadgen.analysis.search import Found, Plan, Search, Stage
 from loadgen.analysis.stages import (
     by_rate,
     focus,
@@ -105,13 +107,17 @@ __all__ = [
     "Bin",
     "Bounds",
     "Finding",
+    "Found",
     "Group",
     "Limit",
     "Measured",
     "Pairs",
+    "Plan",
     "Quantile",
     "Sample",
+    "Search",
     "Shift",
+    "Stage",
     "Stat",
     "Summary",
     "SweepStage",
@@ -135,6 +141,7 @@ __all__ = [
     "judge_rule",
     "limit_of",
     "measure_records",
+    "met",
     "ms",
     "next_rate",
     "pair_up",
@@ -152,6 +159,7 @@ __all__ = [
     "shift",
     "signed",
     "size_of",
+    "strain",
     "summarise",
     "summarise_measured",
     "unsteady_warning",

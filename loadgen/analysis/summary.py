@@ -73,6 +73,7 @@ class Summary(msgspec.Struct, kw_only=True):
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared responses; None if there are none
     limit: Limit | None = None  # as the sweep itself found it
+    focus: str = ""  # the stage whose latencies a report shows, where the run names one
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -132,6 +133,7 @@ def summarise_measured(
         by_shared=groups(shared) if reported else {},
         fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
         limit=msgspec.convert(run.config["limit"], Limit) if "limit" in run.config else None,
+        focus=run.focus if run.focus in stages else "",
     )
 
 

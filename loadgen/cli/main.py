@@ -38,6 +38,12 @@ COMMANDS: Final = {
     "sweep": Command(
         "loadgen.cli.sweep", "rising rates up to saturation, and the knee", "--base-url URL [FLAGS]", True
     ),
+    "find": Command(
+        "loadgen.cli.find",
+        "the highest load that meets objectives, with its interval, and what broke first",
+        "--base-url URL --goodput ttft:500 tpot:50 [FLAGS]",
+        True,
+    ),
     "calibrate": Command(
         "loadgen.cli.calibrate",
         "this generator's error on this machine, and how much load it can drive",

@@ -21,7 +21,7 @@ from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
-from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
+from loadgen.cli.sizing import DEFAULT_USERS, PROBE_TOKENS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Client,
@@ -147,10 +147,23 @@ def end(
     open_loop: bool,
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
+    lost = finished(args, folder, run, records, worker_errors, open_loop=open_loop)
+    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
+
+
+def finished(
+    args: argparse.Namespace,
+    folder: Path,
+    run: Run,
+    records: list[Record],
+    worker_errors: list[WorkerError],
+    *,
+    open_loop: bool,
+) -> bool:
+    """Verdict, summary, files. Returns whether a file was lost."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
     written = finish.report(folder, run, records, args.goodput, as_json=args.json, quiet=args.quiet)
-    lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
-    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
+    return not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
 
 
 async def prepare(
@@ -187,6 +200,7 @@ async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser)
     for name, value in choice.flags.items():
         setattr(args, name, value)
     args.probe, args.chosen_by_probe = str(speed), list(choice.flags)
+    args.probed_response = speed.request(args.max_tokens or PROBE_TOKENS)
 
 
 def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model: str) -> Job:

@@ -12,6 +12,7 @@ The nouns, in the order in which a request meets them:
 - `Backlog`: ended exchanges. They are decoded into `Record`s after the run, so that the loop stays free during
   it.
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
+- `Stages`: phases at one load after another, for a sweep of users and for `find`.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
 `run_single` carries out a job here, `run_workers` in several processes that share the schedule by arithmetic.
@@ -55,6 +56,7 @@ from loadgen.drive.self_error import (
     percentiles_ms,
 )
 from loadgen.drive.session import Session
+from loadgen.drive.stages import Stages
 
 __all__ = [
     "Calibration",
@@ -68,6 +70,7 @@ __all__ = [
     "Schedule",
     "ScheduledRequest",
     "Session",
+    "Stages",
     "WorkerError",
     "beyond_calibration",
     "counted_times",

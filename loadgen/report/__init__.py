@@ -24,6 +24,8 @@ from loadgen.report.compare import (
 from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
+from loadgen.report.sections.found import found_sentence
+from loadgen.report.sections.loads import Point, points_of
 from loadgen.report.tables import Table
 from loadgen.report.view import View
 from loadgen.report.write import Files, write_measured, write_reports
@@ -33,14 +35,17 @@ __all__ = [
     "Comparison",
     "Files",
     "Line",
+    "Point",
     "Table",
     "View",
     "compare_runs",
     "escape_markdown",
     "flat_metrics",
+    "found_sentence",
     "markdown_table",
     "metrics_of",
     "plots_available",
+    "points_of",
     "result_json",
     "write_measured",
     "write_reports",

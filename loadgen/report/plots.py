@@ -4,7 +4,7 @@ have their tables."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from loadgen.analysis import (
     pairs_of,
     signed,
 )
+from loadgen.record import Run
 from loadgen.report.plot_style import (
     BLUE,
     GREEN,
@@ -38,6 +39,8 @@ from loadgen.report.plot_style import (
 )
 from loadgen.report.plots_share import curves, gaps_plot, share_plot
 from loadgen.report.plots_time import timeline_plot
+from loadgen.report.sections.loads import Point, points_of
+from loadgen.report.sections.plots_pareto import pareto_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +49,10 @@ SHARE: Final = "Share of requests at or below; the band shows the uncertainty fr
 PAIRED: Final = (
     "b − a, request by request: load that slows both cancels out. Red: the difference without the effect of the "
     "order, and its 95 % interval."
+)
+PARETO: Final = (
+    "Each point is a stage: to the right each user's stream is faster, further up the server delivers more. The "
+    "line joins the stages that no other one exceeds in both."
 )
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
@@ -63,13 +70,18 @@ def plots_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
-    """Every plot that the run has data for."""
+def plots(
+    run: Run, requests: Sequence[Measured], summary: Summary, beside: Mapping[str, Sequence[Point]] | None = None
+) -> list[Plot]:
+    """Every plot that the run has data for. `beside`: points of other runs, laid over this one's."""
     words, lines = curves(requests, summary)
     of = f"{words[0].upper()}{words[1:]}. " if words else ""
     with styled():
         figures = (
             ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, the queue grows.", _sweep(summary)),
+            ("pareto", "Throughput against speed", PARETO,
+             pareto_plot({run.label or "this run": points_of(run, summary), **(beside or {})},
+                         per_gpu=bool(run.config.get("gpus")))),
             ("paired", "Pair by pair", PAIRED, _paired(requests)),
             ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
             ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest ones, which show stalls.",

@@ -20,6 +20,7 @@ ELSEWHERE: Final = frozenset(
         "limit",
         "model",
         "port",
+        "probed_response",
         "seed",
         "workers",
     }

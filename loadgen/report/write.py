@@ -27,6 +27,7 @@ from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
 from loadgen.report.plot_style import file_svg
 from loadgen.report.result import result_json
+from loadgen.report.sections.loads import Point
 from loadgen.report.view import View, view
 
 PLOTS = "plots"
@@ -66,8 +67,15 @@ def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Su
     return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
 
 
-def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> Written:
-    """Write all reports of measured requests in order; an `ab` run also has a result.json for each side."""
+def write_measured(
+    folder: Path,
+    run: Run,
+    requests: Sequence[Measured],
+    summary: Summary,
+    beside: Mapping[str, Sequence[Point]] | None = None,
+) -> Written:
+    """Write all reports of measured requests in order; an `ab` run also has a result.json for each side. `beside`:
+    the points of other runs by their name, laid over this one's in the picture of throughput against speed."""
     files = Files(folder)
     pairs = pair_up(requests, seed=run.seed)
     result = _result(run, summary, pairs, requests)
@@ -77,7 +85,7 @@ def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary
         side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
         files.write(f"result-{name}.json", _json(_result(run, side, None, part)))
     shown = view(run, summary, pairs, examples(requests), counted(requests, summary))
-    pictures = drawing.plots(requests, summary) if drawing.plots_available() else []
+    pictures = drawing.plots(run, requests, summary, beside) if drawing.plots_available() else []
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
     files.write("report.md", report_md.render(shown, links).encode())
     files.write("report.html", report_html.render(shown, pictures).encode())

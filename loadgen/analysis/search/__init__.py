@@ -1,4 +1,4 @@
-"""The search for the highest load that meets objectives: which stage comes next, and what the stages say together."""
+"""The search for the highest load that meets objectives: which stage comes next, and what all stages say."""
 
 from loadgen.analysis.search.search import Found, Plan, Search
 from loadgen.analysis.search.stage import Stage

@@ -38,7 +38,9 @@ def fitted(rows: Sequence[Row]) -> Line | None:
     spare = len(rows) - size
     if spare < 1:
         return None
-    normal = [[sum(row.weight * row.terms[i] * row.terms[j] for row in rows) for j in range(size)] for i in range(size)]
+    normal = [
+        [sum(row.weight * row.terms[i] * row.terms[j] for row in rows) for j in range(size)] for i in range(size)
+    ]
     inverse = inverted(normal)
     if inverse is None:
         return None
@@ -60,8 +62,8 @@ def fitted(rows: Sequence[Row]) -> Line | None:
 
 
 def crossing(line: Line, level: float, sure: float) -> tuple[float, float, float] | None:
-    """(x, low, high) where `coefficients[0] + coefficients[1] * x` is `level`, with Fieller's interval (1954) of so
-    many standard errors. None if the slope may be zero or negative: then any x is possible."""
+    """(x, low, high) where `coefficients[0] + coefficients[1] * x` is `level`, with Fieller's interval (1954) of
+    so many standard errors. None if the slope may be zero or negative: then any x is possible."""
     (offset, slope, *_), v = line.coefficients, line.covariance
     if slope <= 0 or slope * slope <= sure * sure * max(v[1][1], 0.0):
         return None
@@ -108,4 +110,6 @@ def inverted(matrix: Matrix) -> Matrix | None:
 
 
 def _product(a: Matrix, b: Matrix) -> Matrix:
-    return [[sum(x * y for x, y in zip(line, column, strict=True)) for column in zip(*b, strict=True)] for line in a]
+    return [
+        [sum(x * y for x, y in zip(line, column, strict=True)) for column in zip(*b, strict=True)] for line in a
+    ]

@@ -1,5 +1,6 @@
-"""A simulated queue (M/D/1: Poisson arrivals, one server, constant service time) that gets the same arrivals as the
-measured server. Its exact law is known, so the luck of a stage's arrivals can be subtracted from what was measured."""
+"""A simulated queue (M/D/1: Poisson arrivals, one server, constant service time) that gets the same arrivals as
+the measured server. Its exact law is known, so the luck of a stage's arrivals can be subtracted from what was
+measured."""
 
 from __future__ import annotations
 
@@ -64,8 +65,8 @@ def tail(load: float, limit: float) -> float:
 
 @lru_cache(maxsize=512)
 def limit_of(load: float, share: float) -> float | None:
-    """The wait, in service times, that this share of requests exceeds. None if fewer wait at all, or if it is beyond
-    what is computed."""
+    """The wait, in service times, that this share of requests exceeds. None if fewer wait at all, or if it is
+    beyond what is computed."""
     if tail(load, 0.0) <= share:
         return None
     low, high = 0.0, 1.0

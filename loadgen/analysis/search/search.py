@@ -1,5 +1,5 @@
-"""The search for the highest load that meets objectives, as a state machine: it says which stage to run next, and is
-told what came of it. No clock, no I/O."""
+"""The search for the highest load that meets objectives, as a state machine: it says which stage to run next, and
+is told what came of it. No clock, no I/O."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from math import ceil, exp, inf, log
 from typing import Final, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from loadgen.analysis.search.fit import Line, Row, crossing, fitted, student
 from loadgen.analysis.search.queue import load_at, tail, waits
@@ -37,6 +38,10 @@ ALONE: Final = 0.1
 """Mean requests in flight below which requests do not delay each other, so that no lower load would be better."""
 
 
+State = Literal["found", "unsure", "no limit", "not met", "nothing"]
+By = Literal["rate", "users"]
+
+
 class Plan(NamedTuple):
     """A stage to run: the load, its number of requests, and whether it is near the limit."""
 
@@ -49,15 +54,15 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What a search has found.
 
     `state`: "found"; "unsure": the time ended before the interval was as narrow as asked; "no limit": the highest
-    load that was allowed still meets the objectives; "not met": the lowest one does not; "nothing": no stage ended.
-    `load`, `low`, `high`: the estimate and its 95 % interval; `met`, `missed`: the highest load at which a stage by
-    itself surely met the objectives, and the lowest at which one surely missed them. `broke`: for each objective the
-    share of requests that met it at the lowest load above the limit that was measured; `first`: the one that fewest
-    met. `seconds` and `requests` are of all stages.
+    load that was allowed still meets the objectives; "not met": the lowest one does not; "nothing": no stage
+    ended. `load`, `low`, `high`: the estimate and its 95 % interval; `met`, `missed`: the highest load at which a
+    stage by itself surely met the objectives, and the lowest at which one surely missed them. `broke`: for each
+    objective the share of requests that met it at the lowest load above the limit that was measured; `first`: the
+    one that fewest met. `seconds` and `requests` are of all stages.
     """
 
-    state: Literal["found", "unsure", "no limit", "not met", "nothing"]
-    by: Literal["rate", "users"]
+    state: State
+    by: By
     attainment: float
     precision: float
     load: float | None = None
@@ -102,9 +107,9 @@ class Search:
         top: float,
         seconds: float,
         least: float = 0.0,
-        by: Literal["rate", "users"] = "rate",
+        by: By = "rate",
     ) -> None:
-        self._by: Literal["rate", "users"] = by
+        self._by: By = by
         self._attainment = attainment
         self._allowed = 1 - attainment
         self._precision = precision
@@ -171,9 +176,12 @@ class Search:
     def _planned(self) -> Plan | None:
         if not self.stages:
             return self._far(self._start)
+        estimate = self._estimate()
+        if estimate is not None:
+            return self._close(estimate.below if self._side % 2 else estimate.above)
         low, high = self._bracket()
         if high is None:
-            assert low is not None
+            low = low or max(self.stages, key=lambda stage: stage.load)
             if low.load < self._top:
                 step = 2.0 if low.share < self._allowed / 3 else 1.3
                 return self._far(min(low.load * step, self._top))
@@ -182,9 +190,6 @@ class Search:
             if self._floor(high):
                 return None if high.lost(self._allowed, SURE) else self._again(high)
             return self._far(high.load / (4 if high.share > 4 * self._allowed else 1.5))
-        estimate = self._estimate()
-        if estimate is not None:
-            return self._close(estimate.below if self._side % 2 else estimate.above)
         if high.load / low.load > 1.35 and self._separate(low, high) and not self._near:
             return self._far((low.load * high.load) ** 0.5)
         return self._close(self._between(low, high))
@@ -357,53 +362,53 @@ class Search:
 
     def found(self) -> Found:
         """The answer by the stages so far."""
-        common = {
-            "by": self._by,
-            "attainment": self._attainment,
-            "precision": self._precision,
-            "seconds": self.elapsed,
-            "requests": sum(len(stage) for stage in self.stages),
-            "stages": len(self.stages),
-        }
+        known = Found(
+            state="nothing",
+            by=self._by,
+            attainment=self._attainment,
+            precision=self._precision,
+            seconds=self.elapsed,
+            requests=sum(len(stage) for stage in self.stages),
+            stages=len(self.stages),
+        )
         if not self.stages:
-            return Found(state="nothing", **common)  # type: ignore[arg-type]
+            return known
         met, missed = self._surely()
         loads = [stage.load for stage in self.stages]
-        common |= {"met": met, "missed": missed, "tried": (min(loads), max(loads))}
+        known = replace(known, state="unsure", met=met, missed=missed, tried=(min(loads), max(loads)))
         low, high = self._bracket()
-        if high is None:
-            sure = low is not None and low.met(self._allowed, SURE) and low.load >= self._top
-            return Found(state="no limit" if sure else "unsure", **common)  # type: ignore[arg-type]
         estimate = self._estimate()
-        if low is None and estimate is None:
-            surely = high.lost(self._allowed, SURE)
-            state = "not met" if surely and self._floor(high) else "unsure"
-            return Found(state=state, **common, **self._broke(high.load))  # type: ignore[arg-type]
-        if estimate is not None and not (
-            met is not None and missed is not None and self._narrow((met * missed) ** 0.5, met, missed)
-        ):
+        narrow = met is not None and missed is not None and self._narrow((met * missed) ** 0.5, met, missed)
+        controlled = False
+        if estimate is not None and not narrow:
             load, ends, controlled = estimate.load, (estimate.low, estimate.high), estimate.controlled
             narrow = self._narrow(load, *ends)
+        elif high is None:
+            sure = low is not None and low.met(self._allowed, SURE) and low.load >= self._top
+            return replace(known, state="no limit") if sure else known
+        elif low is None:
+            sure = high.lost(self._allowed, SURE) and self._floor(high)
+            return self._broken(replace(known, state="not met") if sure else known, high.load)
         else:
-            ends = (met or min(loads), missed or max(loads))
-            load, controlled = (ends[0] * ends[1]) ** 0.5, False
-            narrow = met is not None and missed is not None and self._narrow(load, *ends)
+            ends = (met or low.load, missed or high.load)
+            load = (ends[0] * ends[1]) ** 0.5
         if self._by == "users":
             load = float(max(int(load + 1e-9), 1))
             narrow = narrow or (met is not None and missed is not None and missed - met <= 1)
-        return Found(
-            state="found" if narrow else "unsure", load=load, low=ends[0], high=ends[1], controlled=controlled,
-            **common, **self._broke(load),
-        )  # type: ignore[arg-type]  # fmt: skip
+        state: State = "found" if narrow else "unsure"
+        answer = replace(known, state=state, load=load, low=ends[0], high=ends[1], controlled=controlled)
+        return self._broken(answer, load)
 
-    def _broke(self, load: float) -> dict[str, object]:
-        """Which objective was met by the fewest requests just above a load."""
-        above = [stage for stage in self.stages if stage.load >= load and stage.share > self._allowed and stage.missed]
+    def _broken(self, found: Found, load: float) -> Found:
+        """With the shares of requests that met each objective just above a load."""
+        above = [
+            stage for stage in self.stages if stage.load >= load and stage.share > self._allowed and stage.missed
+        ]
         if not above:
-            return {}
+            return found
         stage = min(above, key=lambda stage: stage.load)
         shares = {name: 1 - count / len(stage) for name, count in stage.missed.items()}
-        return {"broke": shares, "broke_at": stage.load, "first": min(shares, key=lambda name: shares[name])}
+        return replace(found, broke=shares, broke_at=stage.load, first=min(shares, key=lambda name: shares[name]))
 
 
 def _middle(stages: Sequence[Stage], allowed: float) -> float:
@@ -452,7 +457,7 @@ def _limit(stages: Sequence[Stage], service: float) -> float | None:
 
 def _likeness(stages: Sequence[Stage], service: float) -> float:
     """Squared correlation of the batches' mean strain and mean wait in the simulated queue."""
-    pairs = []
+    pairs: list[tuple[float, float]] = []
     for stage in stages:
         pairs += zip(stage.means(stage.strain), stage.means(waits(stage.due, service)), strict=True)
     n = len(pairs)

@@ -1,5 +1,5 @@
-"""One stage of a search as data, and what it shows by itself: its share of requests that missed an objective, how sure
-that is, and whether the server's queue had come to rest."""
+"""One stage of a search as data, and what it shows by itself: its share of requests that missed an objective, how
+sure that is, and whether the server's queue had come to rest."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from loadgen.analysis.stats import design_effect
 BATCHES: Final = 20
 """Batches of a stage: neighbouring requests together, so that batches are nearly independent of each other."""
 TRANSIENT: Final = 0.1
-"""Share of a stage's requests that are left out at its beginning, while the server fills; more if its responses take
-longer than that."""
+"""Share of a stage's requests that are left out at its beginning, while the server fills; more if its responses
+take longer than that."""
 LINKED: Final = 0.5
-"""Correlation of neighbouring batches from which a stage is too short: its queue has not come to rest. Chance alone
-reaches it in one of a hundred stages."""
+"""Correlation of neighbouring batches from which a stage is too short: its queue has not come to rest. Chance
+alone reaches it in one of a hundred stages."""
 CERTAIN: Final = 0.5
 """Share of bad requests that is no matter of chance, however dependent they are."""
 CAP: Final = 4.0
@@ -28,10 +28,11 @@ CAP: Final = 4.0
 class Stage:
     """A stage's requests in order of their due time.
 
-    `load`: requests per second, or users. `due`: seconds. `strain`: each request's latency relative to its limit, the
-    largest of all objectives; above 1 it missed one, and a failure is infinite. `missed`: how many requests missed
-    each objective. `seconds`: from the stage's start until its last response. `overlap`: mean number of requests in
-    flight. `aborted`: ended early, because more requests than the attainment allows had missed an objective already.
+    `load`: requests per second, or users. `due`: seconds. `strain`: each request's latency relative to its limit,
+    the largest of all objectives; above 1 it missed one, and a failure is infinite. `missed`: how many requests
+    missed each objective. `seconds`: from the stage's start until its last response. `overlap`: mean number of
+    requests in flight. `aborted`: ended early, because more requests than the attainment allows had missed an
+    objective already.
     """
 
     def __init__(

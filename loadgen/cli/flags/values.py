@@ -27,6 +27,19 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Callab
     return read
 
 
+def share(text: str) -> float:
+    """0.95 or 95%: above 0 and below 1."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; give one such as 0.95 or 95%") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is out of range; give a share between 0 and 1, such as 0.95 or 95%"
+        )
+    return value
+
+
 def integer(text: str) -> int:
     try:
         return int(text)
