@@ -142,7 +142,7 @@ def choose_find(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
     seconds = args.max_minutes * 60
     if args.start_rate is None and not args.concurrency:
-        flags["start_rate"] = min(float(f"{rate / 4:.2g}"), args.top_rate)
+        flags["start_rate"] = min(float(f"{rate / 2:.2g}"), args.top_rate)
     flags["num_prompts"] = int(min(max(8 * rate * seconds, 4_000), FIND_REQUESTS))
     return Choice(flags, seconds)
 

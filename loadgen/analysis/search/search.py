@@ -29,6 +29,11 @@ WIDE: Final = 4.0
 """Stages whose share of bad requests is more than this factor from what is allowed are not in the line."""
 GROWTH: Final = (1.5, 2.0)
 """Of the number of requests, from one stage near the limit to the next; after one that was too short."""
+FEWEST: Final = 24
+"""Requests of a stage at a low rate, where more would take too long."""
+FAR: Final = 1 / 25
+NEAR: Final = 1 / 5
+"""Shares of the time limit that a stage far from the limit, and one near it, may take."""
 LEAST_ROWS: Final = 50  # batches for an interval
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
@@ -213,12 +218,16 @@ class Search:
         short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < 0.05]
         if short:
             return Plan(load, ceil(2.5 * max(short)), near=False)
-        return Plan(load, max(self._few, ceil(self._least * load) if self._by == "rate" else 0), near=False)
+        if self._by == "users":
+            return Plan(load, max(self._few, ceil(4 * load)), near=False)
+        brief = max(FEWEST, int(load * self._limit * FAR))
+        return Plan(load, max(min(self._few, brief), ceil(self._least * load)), near=False)
 
     def _close(self, load: float) -> Plan:
         load = self._rounded(load)
-        least = ceil(self._least * load) if self._by == "rate" else 0
-        return Plan(load, max(self._near_requests, least), near=True)
+        least = ceil(self._least * load) if self._by == "rate" else ceil(4 * load)
+        most = max(FEWEST, int(load * self._limit * NEAR)) if self._by == "rate" else self._near_requests
+        return Plan(load, max(min(self._near_requests, most), least), near=True)
 
     def _again(self, stage: Stage) -> Plan:
         return Plan(self._rounded(stage.load), 2 * len(stage), near=False)

@@ -59,7 +59,8 @@ def _broke(found: Found) -> str:
     share = percent(found.broke[found.first])
     others = [f"{NAMES[name]} {percent(each)}" for name, each in found.broke.items() if name != found.first]
     rest = f" ({', '.join(others)})" if others else ""
-    return f"{NAMES[found.first]} breaks first: met by {share} at {amount_of(found, found.broke_at)} {UNITS[found.by]}{rest}"
+    at = f"{amount_of(found, found.broke_at)} {UNITS[found.by]}"
+    return f"{NAMES[found.first]} breaks first: met by {share} at {at}{rest}"
 
 
 def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Table]:
@@ -70,26 +71,25 @@ def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Tab
     slos = summary.whole.goodput.slos
     stages = sorted(summary.by_stage.items(), key=lambda named: load_of(named[0]) or 0.0)
     names = list(slos)
-    rows = [_row(found, name, group, names) for name, group in stages]
+    rows = [_row(name, group, names) for name, group in stages]
     columns = ["load", "n", "met all", *(f"{NAMES[name]} met" for name in names), "TTFT p95", "tok/s"]
     notes = [
-        f"{amount(found.stages)} stages, {amount(found.requests)} requests, {digits(found.seconds)} s. A stage's share "
-        "includes its beginning, while the server filled; the search leaves that out."
+        f"{amount(found.stages)} stages, {amount(found.requests)} requests, {digits(found.seconds)} s. A stage's "
+        "share includes its beginning, while the server filled; the search leaves that out."
     ]
     if found.controlled:
         notes.append(
-            "The luck of the arrivals was subtracted by a simulated queue that got the same arrivals, so the interval "
-            "is narrower than the shares in this table show."
+            "The luck of the arrivals was subtracted by a simulated queue that got the same arrivals, so the "
+            "interval is narrower than the shares in this table show."
         )
     sentence = found_sentence(found, slos)
     return [Table(sentence[0].upper() + sentence[1:], columns, rows, [] if brief else notes)]
 
 
-def _row(found: Found, name: str, group: Group, names: list[str]) -> list[str]:
+def _row(name: str, group: Group, names: list[str]) -> list[str]:
     good = group.goodput
     shares = [percent(good.attainment), *(percent(good.by_slo[each]) for each in names)] if good else []
-    below = found.load is not None and (load_of(name) or 0.0) <= found.load
     return [
-        name + (" ·" if below and name else ""), amount(group.requests), *shares,
+        name, amount(group.requests), *shares,
         cell(group.stats["ttft"].at(95)), rate(group.output_throughput),
     ]  # fmt: skip

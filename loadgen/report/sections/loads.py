@@ -47,14 +47,16 @@ def users_tables(run: Run, summary: Summary) -> list[Table]:
     rows = [
         [
             name, amount(group.requests), rate(group.request_throughput),
-            *(cell(group.stats["ttft"].at(p)) for p in (50, 95)), cell(group.stats["tokens_per_second"].at(50)),
+            *(cell(group.stats["ttft"].at(p)) for p in (50, 95)),
+            cell(group.stats["tokens_per_second"].at(50)),
             rate(group.output_throughput), *([rate(group.output_throughput / gpus)] if gpus != 1 else []),
             percent(group.error_rate), *([percent(group.goodput.attainment)] if group.goodput else []),
         ]
         for name, group in stages
     ]  # fmt: skip
     columns = [
-        "at once", "n", "req/s", "TTFT p50", "p95", "tok/s of a user", "tok/s", *(["of a GPU"] if gpus != 1 else []),
+        "at once", "n", "req/s", "TTFT p50", "p95", "tok/s of a user", "tok/s",
+        *(["of a GPU"] if gpus != 1 else []),
         "errors", *(["goodput"] if stages[0][1].goodput else []),
     ]  # fmt: skip
     return [Table("By number of users: TTFT in ms", columns, rows)]
