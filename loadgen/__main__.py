@@ -10,7 +10,7 @@ from loadgen.cli.terminal.streams import run
 
 def main() -> int:
     """The exit code. A worker talks to its parent by stdout, which it therefore keeps."""
-    return cli.main() if sys.argv[1:2] == ["worker"] else run(cli.main)
+    return cli.main() if sys.argv[1:2] in (["worker"], ["scrape"]) else run(cli.main)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from loadgen.analysis import (
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, sources_of
 from loadgen.cli.run import add_workload, finished, new_run, prepare, sent_stats
 from loadgen.cli.sizing import choose_find
 from loadgen.cli.terminal import live
@@ -38,6 +39,7 @@ from loadgen.drive import (
     Stages,
     new_loop,
     prompts_of,
+    scraping,
     session_of,
     stop_on_signals,
     warm_up,
@@ -104,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
     flags.add_output(parser)
 
 
@@ -202,8 +205,9 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     job = await prepare(args, {"a": flags.base_of(args)}, hide, choose_find)
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "find", finish.now())
-    with live.view(quiet=args.quiet) as view, store.EventsFile(folder / store.EVENTS) as file:
-        warm, records, stages, found = await searched(args, job, run, hide, view, file)
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet) as view, store.EventsFile(folder / store.EVENTS) as file:
+            warm, records, stages, found = await searched(args, job, run, hide, view, file)
     run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = stages.start_unix_ns
     run.found = msgspec.to_builtins(found)

@@ -112,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loadgen.drive import worker_main
 
         return worker_main()
+    if words[:1] == ["scrape"]:  # nor is this: `scrape.py` starts it
+        from loadgen.drive import scrape_main
+
+        return scrape_main()
     prog = SCRIPT if Path(sys.argv[0]).name == SCRIPT else "python -m loadgen"
     try:
         args = _parsed(words, prog)

@@ -19,6 +19,7 @@ from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, sources_of
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.sizing import DEFAULT_USERS, PROBE_TOKENS, Choice, Speed, choose_run, needs_probe, probe
@@ -33,6 +34,7 @@ from loadgen.drive import (
     new_loop,
     run_single,
     run_workers,
+    scraping,
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
     flags.add_output(parser)
 
 
@@ -125,14 +128,15 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     workload = open_workload(job.workload)
     folder = finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
-    with live.view(quiet=args.quiet) as view:
-        if job.workers == 1:
-            schedule = job_schedule(job, workload)
-            records, worker_errors = await run_single(
-                job, workload, schedule, run, folder, hide, view, total=job.num_prompts
-            )
-        else:
-            records, worker_errors = await run_workers(job, run, folder, view)
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet) as view:
+            if job.workers == 1:
+                schedule = job_schedule(job, workload)
+                records, worker_errors = await run_single(
+                    job, workload, schedule, run, folder, hide, view, total=job.num_prompts
+                )
+            else:
+                records, worker_errors = await run_workers(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
 

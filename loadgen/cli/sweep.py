@@ -24,6 +24,7 @@ from loadgen.analysis import (
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, sources_of
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.sizing import choose_sweep, most_stages
 from loadgen.cli.terminal import live
@@ -36,6 +37,7 @@ from loadgen.drive import (
     new_loop,
     prompts_of,
     schedule_requests,
+    scraping,
     session_of,
     stop_on_signals,
     warm_up,
@@ -85,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
     flags.add_output(parser)
 
 
@@ -213,23 +216,24 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
     warm: list[Record] = []
-    with live.view(quiet=args.quiet) as view:
-        async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop, view.note)
-            await warm_up(job, session, workload, warm.append)
-            sweep = Sweep(args, job, workload, session)
-            zero = session.now()
-            with store.EventsFile(folder / store.EVENTS) as file:
-                for record in warm:
-                    file.append(record)
-                while (rate := sweep.next_rate()) is not None:
-                    written = len(sweep.records)
-                    stage = await sweep.stage(rate, zero)
-                    for record in sweep.records[written:]:
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet) as view:
+            async with session_of(job, hide, view) as session:
+                stop_on_signals(session.stop, view.note)
+                await warm_up(job, session, workload, warm.append)
+                sweep = Sweep(args, job, workload, session)
+                zero = session.now()
+                with store.EventsFile(folder / store.EVENTS) as file:
+                    for record in warm:
                         file.append(record)
-                    cut = "" if stage in sweep.stages else " (cut off)"
-                    view.note(line_of(stage) + cut)
-            run.interrupted = session.stopped
+                    while (rate := sweep.next_rate()) is not None:
+                        written = len(sweep.records)
+                        stage = await sweep.stage(rate, zero)
+                        for record in sweep.records[written:]:
+                            file.append(record)
+                        cut = "" if stage in sweep.stages else " (cut off)"
+                        view.note(line_of(stage) + cut)
+                run.interrupted = session.stopped
     run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = sweep.start_unix_ns
     limit = find_limit(sweep.stages)

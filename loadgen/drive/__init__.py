@@ -13,6 +13,7 @@ The nouns, in the order in which a request meets them:
   it.
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
 - `Stages`: phases at one load after another, for a sweep of users and for `find`.
+- `scraping`: reads /metrics of engines meanwhile, each in a process of its own.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
 `run_single` carries out a job here, `run_workers` in several processes that share the schedule by arithmetic.
@@ -47,6 +48,7 @@ from loadgen.drive.requests import (
     schedule_pairs,
     schedule_requests,
 )
+from loadgen.drive.scrape import Source, scrape_main, scraping
 from loadgen.drive.self_error import (
     Fault,
     WorkerError,
@@ -70,6 +72,7 @@ __all__ = [
     "Schedule",
     "ScheduledRequest",
     "Session",
+    "Source",
     "Stages",
     "WorkerError",
     "beyond_calibration",
@@ -89,6 +92,8 @@ __all__ = [
     "save_calibration",
     "schedule_pairs",
     "schedule_requests",
+    "scrape_main",
+    "scraping",
     "session_of",
     "stop_on_signals",
     "warm_up",

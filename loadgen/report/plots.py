@@ -40,6 +40,7 @@ from loadgen.report.plot_style import (
 from loadgen.report.plots_share import curves, gaps_plot, share_plot
 from loadgen.report.plots_time import timeline_plot
 from loadgen.report.sections.loads import Point, points_of
+from loadgen.report.sections.plots_engine import engine_plot, split_plot
 from loadgen.report.sections.plots_pareto import pareto_plot
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ PARETO: Final = (
     "Each point is a stage: to the right each user's stream is faster, further up the server delivers more. The "
     "line joins the stages that no other one exceeds in both."
 )
+ENGINE: Final = "By /metrics, once a second, on the timeline's axis."
+SPLIT: Final = "By the engine's own times; what is left is network and the server's front."
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
 
@@ -88,6 +91,8 @@ def plots(
              gaps_plot(lines)),
             ("e2e", "End to end", of + SHARE, share_plot(lines, "e2el", "E2E")),
             ("timeline", "Timeline", "Requests sent, responses received, and failures.", timeline_plot(requests)),
+            ("engine", "The engine's own figures", ENGINE, engine_plot(run)),
+            ("split", "What TTFT consists of", SPLIT, split_plot(requests)),
             ("goodput", "Goodput", "Share of attempted requests that met each objective; failures met none.",
              _goodput(summary)),
         )  # fmt: skip

@@ -15,6 +15,7 @@ ELSEWHERE: Final = frozenset(
         "base_url",
         "chosen_by_probe",
         "command",
+        "engine_metrics",
         "host",
         "label",
         "limit",

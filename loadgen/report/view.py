@@ -10,6 +10,7 @@ from typing import Final, Literal
 from loadgen.analysis import (
     Bin,
     Group,
+    Measured,
     Pairs,
     Summary,
     amount,
@@ -22,6 +23,7 @@ from loadgen.analysis import (
 from loadgen.record import Run
 from loadgen.report import tables
 from loadgen.report.headline import Tile, headline, rates
+from loadgen.report.sections.engine import engine_tables
 from loadgen.report.sections.found import found_of, found_sentence, found_tables
 from loadgen.report.sections.loads import by_load, users_tables
 from loadgen.report.settings import plain, settings_rows
@@ -77,6 +79,7 @@ def view(
     pairs: Pairs | None = None,
     details: Mapping[str, str] | None = None,
     histogram: tuple[str, Sequence[Bin]] = ("", ()),
+    requests: Sequence[Measured] = (),
 ) -> View:
     """The report. `details`: an example text for each kind of error."""
     which, _, latency = focus(summary)
@@ -90,6 +93,7 @@ def view(
         *([] if single else [tables.sides(run, summary)]),
         *stages,
         *([tables.latency(run, latency, which), *tables.lengths(latency, which)] if single else []),
+        *engine_tables(run, requests),
         *([tables.shared(summary)] if len(summary.by_shared) > 1 else []),
         tables.totals(summary),
         *([tables.errors(summary.whole, examples)] if summary.whole.errors else []),

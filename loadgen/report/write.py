@@ -84,7 +84,7 @@ def write_measured(
         part = [request for request in requests if request.target == name]
         side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
         files.write(f"result-{name}.json", _json(_result(run, side, None, part)))
-    shown = view(run, summary, pairs, examples(requests), counted(requests, summary))
+    shown = view(run, summary, pairs, examples(requests), counted(requests, summary), requests)
     pictures = drawing.plots(run, requests, summary, beside) if drawing.plots_available() else []
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
     files.write("report.md", report_md.render(shown, links).encode())

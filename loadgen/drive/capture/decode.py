@@ -9,7 +9,15 @@ from typing import Final
 
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
-from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of
+from loadgen.drive.capture.messages import (
+    Message,
+    MessageError,
+    Usage,
+    decode_message,
+    error_of,
+    kind_of,
+    times_of_engine,
+)
 from loadgen.record import GENERATED, Event, Kind, Record
 from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 
@@ -114,6 +122,7 @@ def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timel
         _set(record, "garbage", f"neither choices nor data: {_words(body)}")
     else:
         _count(record, message.usage)
+        _keep_times(record, message)
         record.events = [Event(at, low, user, Kind.WHOLE)]
         if message.choices:
             _whole(record, {choice.index: choice.finish_reason or "" for choice in message.choices})
@@ -145,6 +154,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
                 continue
             events += _events(message, times, counted)
             _count(record, message.usage)
+            _keep_times(record, message)
             for choice in message.choices or ():
                 ended.setdefault(choice.index, "")
                 if choice.finish_reason:
@@ -204,6 +214,12 @@ def _count(record: Record, usage: Usage | None) -> None:
     record.completion_tokens = usage.completion_tokens
     if usage.prompt_tokens_details is not None:
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens
+
+
+def _keep_times(record: Record, message: Message) -> None:
+    times = times_of_engine(message) if message.metrics is not None else None
+    if times is not None:
+        record.engine_queue_ms, record.engine_prefill_ms = times.queue_time_ms, times.time_to_first_token_ms
 
 
 def _set(record: Record, failure: str, detail: str) -> None:
