@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import math
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -29,7 +30,8 @@ from loadgen.analysis import (
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.engine import add_engine, sources_of
+from loadgen.cli.flags.engine import add_engine, add_gpus, sources_of
+from loadgen.cli.preflight import connection_limit
 from loadgen.cli.run import add_workload, finished, new_run, prepare, sent_stats
 from loadgen.cli.sizing import choose_find
 from loadgen.cli.terminal import live
@@ -58,6 +60,7 @@ MINUTES: Final = 10.0
 TOP_RATE: Final = 10_000.0
 TOP_USERS: Final = 4096
 LEAST_SECONDS: Final = 2.0  # of a stage
+OVERTIME: Final = 3.0  # a stage that takes so many times as long as its arrivals is given up
 RESPONSES: Final = 5.0  # a stage lasts at least as long as so many responses in a row
 NO_OBJECTIVES: Final = (
     "find needs objectives, such as --goodput ttft:500 tpot:50 (milliseconds): they are what the load must meet"
@@ -107,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_times(parser)
     flags.add_limits(parser)
     add_engine(parser)
+    add_gpus(parser)
     flags.add_output(parser)
 
 
@@ -118,7 +122,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
     if args.max_seconds:
         raise UsageError("--max-seconds is of one run; a search ends after --max-minutes")
     args.request_rate = None if args.concurrency else args.start_rate or 1.0
-    args.max_concurrency = args.top_concurrency if args.concurrency else None
+    args.max_concurrency = None
     args.burstiness, args.shed, args.trace_speed = 1.0, False, 1.0
     args.ramp_up_strategy = args.ramp_up_start_rps = args.ramp_up_end_rps = None
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -128,47 +132,58 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 class Driver:
     """Runs a search's plans as stages, and hands their results back to it."""
 
-    def __init__(
-        self, search: Search, stages: Stages, session: Session, slos: Mapping[str, float], seed: int
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, search: Search, stages: Stages, session: Session) -> None:
         self._search = search
         self._stages = stages
         self._session = session
-        self._slos = slos
-        self._seed = seed
+        self._slos = parse_goodput(args.goodput)
+        self._allowed = 1 - args.attainment
+        self._users = bool(args.concurrency)
+        self._seconds = args.max_minutes * 60
+        self._grace = args.grace_seconds
+        self._seed = args.seed
         self.records: list[Record] = []
 
-    async def stage(self, plan: Plan, by: str, allowed: float, seconds_left: float) -> Stage | None:
+    async def stage(self, plan: Plan) -> Stage | None:
         """The stage as the search takes it; None if it was interrupted or had no prompts."""
         began = self._stages.elapsed
-        name = self._name(plan, by)
-        limit = max(seconds_left, LEAST_SECONDS)
-        ttft, e2e = (
-            min((self._slos[name] for name in names if name in self._slos), default=float("inf")) * 1e6
-            for names in (("ttft", "ttft_due"), ("e2el", "e2el_due"))
-        )
-        most = max(2 * allowed * plan.requests, 20)
-        if by == "rate":
-            pace, times = (
-                Pace(open_loop=True, max_seconds=limit),
-                arrivals(plan, self._seed + len(self._search.stages)),
+        left = max(self._seconds - began, LEAST_SECONDS)
+        if self._users:
+            pace = Pace(
+                max_concurrency=int(plan.load), max_seconds=min(plan.seconds, left), grace_seconds=self._grace
             )
+            records, aborted = await self._stages.run(self._name(plan), pace, plan.requests)
         else:
-            pace, times = Pace(max_concurrency=int(plan.load), max_seconds=limit), None
-        records, ended_early = await self._stages.run(
-            name, pace, plan.requests, times, rate=plan.load if by == "rate" else None,
-            hopeless=lambda now: self._session.late(now, ttft, e2e) > most,
-        )  # fmt: skip
+            records, aborted = await self._stages.run(
+                self._name(plan),
+                Pace(open_loop=True, max_seconds=left, grace_seconds=0.0),
+                plan.requests,
+                arrivals(plan, self._seed + len(self._search.stages)),
+                rate=plan.load,
+                hopeless=self._hopeless(plan, began),
+            )
         self.records += records
         if self._session.stopped or not records:
             return None
-        return stage_of(plan.load, records, self._slos, seconds=self._stages.elapsed - began, aborted=ended_early)
+        seconds = self._stages.elapsed - began
+        return stage_of(plan.load, records, self._slos, seconds=seconds, aborted=aborted)
 
-    def _name(self, plan: Plan, by: str) -> str:
-        if by == "rate":
+    def _hopeless(self, plan: Plan, began: float) -> Callable[[int], bool]:
+        """Whether twice as many requests as may miss an objective in the whole stage have missed it already, or
+        the stage takes much longer than its arrivals."""
+        ttft, e2e = (
+            min((self._slos[name] for name in names if name in self._slos), default=math.inf) * 1e6
+            for names in (("ttft", "ttft_due"), ("e2el", "e2el_due"))
+        )
+        most = max(2 * self._allowed * plan.requests, 20)
+        longest_ns = (began + OVERTIME * plan.requests / plan.load + self._grace) * 1e9
+        return lambda now: now > longest_ns or self._session.late(now, ttft, e2e) > most
+
+    def _name(self, plan: Plan) -> str:
+        if not self._users:
             return f"{plan.load:g} req/s"
         again = sum(stage.load == plan.load for stage in self._search.stages)
-        return f"{plan.load:.0f} users" + (f" ({again + 1})" if again else "")
+        return f"{plan.load:.0f} user{'s' if plan.load > 1 else ''}" + (f" ({again + 1})" if again else "")
 
 
 def arrivals(plan: Plan, seed: int) -> Iterator[float]:
@@ -203,6 +218,8 @@ def stage_of(
 async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     hide = Hide(flags.secrets_of(args, os.environ))
     job = await prepare(args, {"a": flags.base_of(args)}, hide, choose_find)
+    if args.concurrency:
+        job = msgspec.structs.replace(job, max_in_flight=connection_limit(args.top_concurrency))
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "find", finish.now())
     async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
@@ -218,7 +235,14 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 async def searched(
-    args: argparse.Namespace, job: Job, run: Run, hide: Hide, view: View, file: store.EventsFile
+    args: argparse.Namespace,
+    job: Job,
+    run: Run,
+    hide: Hide,
+    view: View,
+    file: store.EventsFile,
+    *,
+    say: bool = True,
 ) -> tuple[list[Record], list[Record], Stages, Found]:
     """The warm-up's records, the search's records, its stages, and what it found."""
     slos = parse_goodput(args.goodput)
@@ -245,17 +269,19 @@ async def searched(
         await warm_up(job, session, workload, warmed)
         prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
         stages = Stages(session, prompts, file.append)
-        driver = Driver(search, stages, session, slos, args.seed)
+        driver = Driver(args, search, stages, session)
         while not session.stopped and not stages.ran_out and (plan := search.next()) is not None:
-            stage = await driver.stage(plan, by, 1 - args.attainment, args.max_minutes * 60 - stages.elapsed)
+            stage = await driver.stage(plan)
             if stage is not None:
                 search.add(stage)
-                view.note(line_of(stage, by, 1 - args.attainment))
+                if say:
+                    view.note(line_of(stage, by, 1 - args.attainment))
         run.interrupted = session.stopped
     if stages.ran_out:
         run.warnings.append("the search ran out of prompts: raise --num-prompts")
     found = search.found()
-    view.note(found_sentence(found, slos))
+    if say:
+        view.note(found_sentence(found, slos))
     return warm, driver.records, stages, found
 
 

@@ -44,6 +44,11 @@ COMMANDS: Final = {
         "--base-url URL --goodput ttft:500 tpot:50 [FLAGS]",
         True,
     ),
+    "quick": Command(
+        "loadgen.cli.quick",
+        "a server in three sentences after a minute: what it is, how fast for one, for how many at once",
+        "[URL] [FLAGS]",
+    ),
     "calibrate": Command(
         "loadgen.cli.calibrate",
         "this generator's error on this machine, and how much load it can drive",

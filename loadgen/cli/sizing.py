@@ -136,6 +136,18 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     return Choice(flags, most_stages(length) * length)
 
 
+def choose_users(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
+    """Length, length of a stage, and prompts enough for every number of users at the speed of one."""
+    flags: dict[str, Any] = {}
+    tokens = _tokens(job, speed, STAGE_REQUEST_SECONDS, flags)
+    seconds = args.stage_seconds
+    if seconds is None:
+        least = STAGE_REQUESTS[1] * speed.request(tokens)
+        flags["stage_seconds"] = seconds = round(max(STAGE_SECONDS[0], least), 1)
+    flags["num_prompts"] = _within(10 * sum(args.concurrencies) * seconds / speed.request(tokens), REQUESTS)
+    return Choice(flags, len(args.concurrencies) * seconds)
+
+
 def choose_find(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     """Length, first rate, and prompts enough for a server eight times as fast as the probe saw it."""
     flags: dict[str, Any] = {}

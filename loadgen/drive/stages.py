@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from loadgen.drive.requests import schedule_requests
 from loadgen.drive.self_error import WorkerError
@@ -12,7 +13,7 @@ from loadgen.record import Record
 from loadgen.spec import Pace
 from loadgen.workload import Prompt
 
-LEAD: float = 0.05  # seconds from the call to the first due time
+LEAD: Final = 0.05  # seconds from the call to the first due time
 
 
 class Stages:
@@ -43,41 +44,40 @@ class Stages:
         rate: float | None = None,
         hopeless: Callable[[int], bool] | None = None,
     ) -> tuple[list[Record], bool]:
-        """The stage's records, and whether it was ended early.
+        """The stage's records, and whether it was given up.
 
         `times`: seconds from the stage's start; None for a closed loop. `hopeless`: called every 250 ms with the
         time now since the run's start, in nanoseconds; true ends the stage, and requests in flight are cancelled.
         """
         records: list[Record] = []
         start = self.elapsed + LEAD
-        prompts = list(self._taken(count))
-        self.ran_out = len(prompts) < count
-        schedule = schedule_requests(
-            iter(prompts), None if times is None else (start + at for at in times), stage=name, first=self.sent
-        )
+        dues = None if times is None else (start + at for at in times)
+        schedule = schedule_requests(self._taken(count), dues, stage=name, first=self.sent)
         watching = asyncio.create_task(self._watch(hopeless)) if hopeless is not None else None
+        given_up = False
         try:
             outcome = await self._session.phase(
-                schedule, pace, records.append, start_ns=self._zero_ns, total=len(prompts), rate=rate, stage=name
+                schedule, pace, records.append, start_ns=self._zero_ns, total=count, rate=rate, stage=name
             )
         finally:
             if watching is not None:
+                given_up = watching.done()
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
         if records:
             self.worker_errors.append(outcome.worker_error)
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
-        self.sent += len(prompts)
         for record in records:
             self._emit(record)
-        ended_early = any(record.failure == "cancelled" for record in records)
-        return records, ended_early
+        return records, given_up
 
     def _taken(self, count: int) -> Iterator[Prompt]:
         for _ in range(count):
             prompt = next(self._prompts, None)
             if prompt is None:
+                self.ran_out = True
                 return
+            self.sent += 1
             yield prompt
 
     async def _watch(self, hopeless: Callable[[int], bool]) -> None:

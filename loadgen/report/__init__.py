@@ -24,7 +24,7 @@ from loadgen.report.compare import (
 from loadgen.report.markdown import escape_markdown, markdown_table
 from loadgen.report.plots import HOW_TO, plots_available
 from loadgen.report.result import result_json
-from loadgen.report.sections.found import found_sentence
+from loadgen.report.sections.found import found_sentence, objectives
 from loadgen.report.sections.loads import Point, points_of
 from loadgen.report.tables import Table
 from loadgen.report.view import View
@@ -44,6 +44,7 @@ __all__ = [
     "found_sentence",
     "markdown_table",
     "metrics_of",
+    "objectives",
     "plots_available",
     "points_of",
     "result_json",

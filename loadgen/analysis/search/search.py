@@ -34,6 +34,7 @@ FEWEST: Final = 24
 FAR: Final = 1 / 25
 NEAR: Final = 1 / 5
 """Shares of the time limit that a stage far from the limit, and one near it, may take."""
+MOST_REQUESTS: Final = 1_000_000
 LEAST_ROWS: Final = 50  # batches for an interval
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
@@ -48,11 +49,13 @@ By = Literal["rate", "users"]
 
 
 class Plan(NamedTuple):
-    """A stage to run: the load, its number of requests, and whether it is near the limit."""
+    """A stage to run: the load, its number of requests (of users: the most), whether it is near the limit, and
+    for how many seconds users send."""
 
     load: float
     requests: int
     near: bool
+    seconds: float = inf
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,26 +160,15 @@ class Search:
         if plan is None:
             return None
         left = self._limit - self.elapsed
-        needed = self._seconds(plan.load, plan.requests)
+        needed = plan.requests / plan.load if self._by == "rate" else plan.seconds
         if self.stages and needed > left:
-            fewer = int(plan.requests * left / needed)
-            if fewer < plan.requests / 3:
+            if left < needed / 3:
                 return None
-            plan = plan._replace(requests=fewer)
+            plan = plan._replace(requests=int(plan.requests * left / needed), seconds=left)
         if plan.near:
             self._near.add(plan.load)
             self._side += 1
         return plan
-
-    def _seconds(self, load: float, requests: int) -> float:
-        """About how long a stage takes: by its rate, or by the pace of the nearest stage of users."""
-        if self._by == "rate":
-            return requests / load
-        known = [stage for stage in self.stages if len(stage)]
-        if not known:
-            return 0.0
-        nearest = min(known, key=lambda stage: abs(log(stage.load / load)))
-        return requests * nearest.seconds / len(nearest)
 
     def _planned(self) -> Plan | None:
         if not self.stages:
@@ -217,20 +209,28 @@ class Search:
         load = self._rounded(load)
         short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < 0.05]
         if short:
-            return Plan(load, ceil(2.5 * max(short)), near=False)
+            return self._plan(load, ceil(2.5 * max(short)), near=False)
         if self._by == "users":
-            return Plan(load, max(self._few, ceil(4 * load)), near=False)
+            return self._plan(load, self._few, near=False)
         brief = max(FEWEST, int(load * self._limit * FAR))
-        return Plan(load, max(min(self._few, brief), ceil(self._least * load)), near=False)
+        return self._plan(load, max(min(self._few, brief), ceil(self._least * load)), near=False)
+
+    def _plan(self, load: float, requests: int, *, near: bool) -> Plan:
+        """Of users, a stage lasts so long: nobody knows beforehand how many requests that is."""
+        if self._by == "rate":
+            return Plan(load, requests, near)
+        seconds = max(self._least, self._limit * FAR) * (requests / self._few if near else 1)
+        return Plan(load, MOST_REQUESTS, near, min(seconds, max(self._limit * NEAR, self._least)))
 
     def _close(self, load: float) -> Plan:
         load = self._rounded(load)
-        least = ceil(self._least * load) if self._by == "rate" else ceil(4 * load)
-        most = max(FEWEST, int(load * self._limit * NEAR)) if self._by == "rate" else self._near_requests
-        return Plan(load, max(min(self._near_requests, most), least), near=True)
+        if self._by == "users":
+            return self._plan(load, self._near_requests, near=True)
+        most = max(FEWEST, int(load * self._limit * NEAR), ceil(self._least * load))
+        return self._plan(load, min(max(self._near_requests, ceil(self._least * load)), most), near=True)
 
     def _again(self, stage: Stage) -> Plan:
-        return Plan(self._rounded(stage.load), 2 * len(stage), near=False)
+        return self._plan(self._rounded(stage.load), 2 * len(stage), near=self._by == "users")
 
     def _rounded(self, load: float) -> float:
         """To a whole number of users; to five digits, each rate once, since stages are named by it."""
@@ -266,7 +266,7 @@ class Search:
         if self.elapsed >= self._limit:
             return True
         near = sum(len(stage) for stage in self.stages if stage.load in self._near)
-        if near * self._allowed < LEAST:
+        if self._by == "rate" and near * self._allowed < LEAST:
             return False
         if self._sure_twice >= 2:
             return True
@@ -286,7 +286,7 @@ class Search:
             (
                 stage.load
                 for stage in self.stages
-                if (len(stage) * self._allowed >= LEAST or stage.share > CERTAIN)
+                if (self._enough(stage) or stage.share > CERTAIN)
                 and stage.lost(self._allowed, SURE)
                 and self._long(stage)
             ),
@@ -296,7 +296,7 @@ class Search:
             (
                 stage.load
                 for stage in self.stages
-                if len(stage) * self._allowed >= LEAST
+                if self._enough(stage)
                 and stage.met(self._allowed, SURE)
                 and self._long(stage)
                 and stage.load < (missed or inf)
@@ -304,6 +304,11 @@ class Search:
             default=None,
         )
         return met, missed
+
+    def _enough(self, stage: Stage) -> bool:
+        """Whether a stage alone may be evidence. Users wait for their answers, so their queue cannot grow
+        unseen."""
+        return self._by == "users" or len(stage) * self._allowed >= LEAST
 
     def _estimate(self) -> _Estimate | None:
         """Where a line through the batches of the stages near the limit crosses what is allowed."""

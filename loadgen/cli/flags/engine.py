@@ -33,6 +33,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_gpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus", type=values.whole(1), metavar="N", help="GPUs of the server, for its throughput per GPU"
+    )
+
+
 def sources_of(args: argparse.Namespace, targets: Mapping[str, str], http: Http) -> list[Source]:
     """What to read. Headers, which may hold a key, go to the servers of the run only."""
     given = args.engine_metrics or []

@@ -97,6 +97,15 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def users(text: str) -> list[int]:
+    """1,2,4,8: ascending, each once."""
+    read = whole(1)
+    numbers = [read(part) for part in text.split(",") if part.strip()]
+    if not numbers:
+        raise argparse.ArgumentTypeError("give numbers of users, such as 1,2,4,8")
+    return sorted(set(numbers))
+
+
 def rates(text: str) -> list[float]:
     read = number(0, above=True)
     values = [read(part) for part in text.split(",") if part.strip()]

@@ -27,7 +27,7 @@ def load_of(name: str) -> float | None:
         return requested
     number, _, unit = name.partition(" ")
     try:
-        return float(number) if unit.partition(" ")[0] in ("users", "req/s") else None
+        return float(number) if unit.partition(" ")[0] in ("user", "users", "req/s") else None
     except ValueError:
         return None
 
@@ -40,7 +40,7 @@ def by_load(stages: Mapping[str, Group]) -> list[tuple[str, Group]]:
 
 def users_tables(run: Run, summary: Summary) -> list[Table]:
     """By number of users; empty for another kind of run."""
-    stages = [(name, group) for name, group in by_load(summary.by_stage) if "users" in name]
+    stages = [(name, group) for name, group in by_load(summary.by_stage) if "user" in name]
     if not stages or run.found is not None:
         return []
     gpus = gpus_of(run)
