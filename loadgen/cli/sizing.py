@@ -144,7 +144,7 @@ def choose_users(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     if seconds is None:
         least = STAGE_REQUESTS[1] * speed.request(tokens)
         flags["stage_seconds"] = seconds = round(max(STAGE_SECONDS[0], least), 1)
-    flags["num_prompts"] = _within(10 * sum(args.concurrencies) * seconds / speed.request(tokens), REQUESTS)
+    flags["num_prompts"] = REQUESTS[1]  # stages end by time
     return Choice(flags, len(args.concurrencies) * seconds)
 
 

@@ -72,15 +72,15 @@ def crossing(line: Line, level: float, sure: float) -> tuple[float, float, float
     b = 2 * ((offset - level) * slope - sure * sure * v[0][1])
     c = (offset - level) ** 2 - sure * sure * v[0][0]
     root = b * b - 4 * a * c
-    if root < 0:
+    if root < -1e-9 * b * b:
         return None
-    spread = sqrt(root)
+    spread = sqrt(max(root, 0.0))
     return (level - offset) / slope, (-b - spread) / (2 * a), (-b + spread) / (2 * a)
 
 
 def student(degrees: int) -> float:
-    """The 97.5 % point of Student's t, to 1 % from 3 degrees on (Hill's expansion)."""
-    z, n = 1.959964, max(degrees, 3)
+    """The 97.5 % point of Student's t, to 1.5 % from 5 degrees on (Hill's expansion)."""
+    z, n = 1.959964, max(degrees, 5)
     return z + (z**3 + z) / (4 * n) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n * n)
 
 

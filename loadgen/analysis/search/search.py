@@ -36,6 +36,11 @@ NEAR: Final = 1 / 5
 """Shares of the time limit that a stage far from the limit, and one near it, may take."""
 MOST_REQUESTS: Final = 1_000_000
 LEAST_ROWS: Final = 50  # batches for an interval
+FLOOR: Final = 0.005
+"""Least half width of an interval, relatively, where the simulated queue is a control: it may follow the server so
+closely that nothing is left but the error of its own service time, which the line does not know."""
+COMPARED: Final = 12_000
+"""Requests by which the simulated queues are compared."""
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
 AGREE: Final = 1.03
@@ -344,6 +349,7 @@ class Search:
         requests = sum(map(len, stages))
         if requests >= 1.5 * self._compared:
             self._compared = requests
+            stages = _recent(stages, COMPARED)
             loads, step = list(GRID), 0.04
             scored: dict[float, float] = {}
             for _ in range(4):
@@ -372,6 +378,8 @@ class Search:
             load, low, high, below, above = (load_at(limit, min(max(x, 0.0), 1.0)) / service for x in places)
         if not low <= load <= high or load <= 0:
             return None
+        if service is not None:
+            low, high = min(low, load * (1 - FLOOR)), max(high, load * (1 + FLOOR))
         return _Estimate(load, low, high, max(below, load / 1.25), min(above, load * 1.25), service is not None)
 
     def found(self) -> Found:
@@ -469,12 +477,23 @@ def _limit(stages: Sequence[Stage], service: float) -> float | None:
     return waited[len(waited) - bad - 1] / service
 
 
+def _recent(stages: Sequence[Stage], requests: int) -> Sequence[Stage]:
+    """The last stages that have so many requests together."""
+    for place in range(len(stages) - 1, -1, -1):
+        requests -= len(stages[place])
+        if requests <= 0:
+            return stages[place:]
+    return stages
+
+
 def _likeness(stages: Sequence[Stage], service: float) -> float:
     """Squared correlation of the batches' mean strain and mean wait in the simulated queue."""
     pairs: list[tuple[float, float]] = []
     for stage in stages:
         pairs += zip(stage.means(stage.strain), stage.means(waits(stage.due, service)), strict=True)
     n = len(pairs)
+    if not n:
+        return 0.0
     x0, y0 = sum(x for x, _ in pairs) / n, sum(y for _, y in pairs) / n
     xx, yy = sum((x - x0) ** 2 for x, _ in pairs), sum((y - y0) ** 2 for _, y in pairs)
     xy = sum((x - x0) * (y - y0) for x, y in pairs)
