@@ -44,7 +44,7 @@ class Paired(msgspec.Struct, frozen=True, kw_only=True):
     b_p50: float | None
     difference: Stat
     higher: float  # share of pairs in which B took longer
-    evened: Shift | None = None  # the difference without the effect of the order; see `_evened`
+    adjusted: Shift | None = None  # the difference without the effect of the order; see `_adjusted`
     second: float | None = None  # the effect of the order on the medians; below 0: the second request was faster
 
 
@@ -93,7 +93,7 @@ def pairs_by_order(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     return first_a, first_b
 
 
-def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> tuple[Shift | None, float | None]:
+def _adjusted(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> tuple[Shift | None, float | None]:
     """The mean of both orders' medians, as in a crossover trial (Hills & Armitage 1979).
 
     The second request may find its prompt in the engine's prefix cache. That moves the medians of the two orders
@@ -133,9 +133,9 @@ def _paired(pairs: Sequence[Pair], read: Callable[[Measured], Span | None], seed
     known = [(a, b) for a, b in pairs if read(a) is not None and read(b) is not None]
     sample = paired_differences(known, read)
     sides = [_median([span.value for pair in known if (span := read(pair[side])) is not None]) for side in (0, 1)]
-    evened, second = _evened(known, read)
+    adjusted, second = _adjusted(known, read)
     return Paired(
-        evened=evened,
+        adjusted=adjusted,
         second=second,
         n=len(known),
         a_p50=sides[0],

@@ -84,8 +84,9 @@ def kept_up(requests: Sequence[Measured]) -> float:
     completed = sum(request.completed for request in requests)
     if not completed:
         return 0.0
-    judged = [request for request in requests if request.fresh] or requests
-    ends = [request.end_ns for request in judged if request.completed and request.end_ns is not None]
+    done = [request for request in requests if request.completed and request.end_ns is not None]
+    judged = [request for request in done if request.fresh] or done
+    ends = [request.end_ns for request in judged if request.end_ns is not None]
     return completion_ratio([request.due_ns for request in judged], ends) * completed / len(requests)
 
 

@@ -122,7 +122,10 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 async def server() -> AsyncIterator[str]:
     """The URL of the server of known schedule, in its own process."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadgen.cli.calibration_server", stdin=PIPE, stdout=PIPE
+        *(sys.executable, "-m", "loadgen.cli.calibration_server"),
+        stdin=PIPE,
+        stdout=PIPE,
+        start_new_session=True,  # the terminal's Ctrl-C is for this process, which ends the server
     )
     assert process.stdin is not None
     assert process.stdout is not None

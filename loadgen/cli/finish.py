@@ -16,7 +16,14 @@ from typing import Any, Final
 import msgspec
 
 from loadgen import store
-from loadgen.analysis import BadGoodput, count, parse_goodput, summarise
+from loadgen.analysis import (
+    BadGoodput,
+    count,
+    in_order,
+    measure_records,
+    parse_goodput,
+    summarise_measured,
+)
 from loadgen.cli.terminal.results import WIDTH, text_of
 from loadgen.drive import (
     Fault,
@@ -28,7 +35,7 @@ from loadgen.drive import (
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.report import HOW_TO, Files, plots_available, write_reports
+from loadgen.report import HOW_TO, Files, plots_available, report_of, write_report
 from loadgen.spec import Limits
 
 OK: Final = 0
@@ -125,7 +132,7 @@ def judge(
     resent = sum(record.resent for record in records if not record.warmup)
     if resent:
         run.warnings.append(
-            f"{resent} requests were sent again because the server had closed their kept-alive connection"
+            f"{resent} of the requests were sent again because the server had closed their kept-alive connection"
         )
     end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
     due_times = [record.due_ns for record in records if not record.warmup]
@@ -153,29 +160,31 @@ def report(
     as_json: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Write run.json and the reports; print the results on stdout and what concerns the run itself on stderr.
+    """Print the results on stdout and what concerns the run itself on stderr; write run.json and the reports.
 
     `as_json`: stdout gets result.json alone, and stderr the results unless `quiet`. Returns whether every file was
     written: a full disk costs files and no figures.
     """
+    measured = measure_records(records)
+    summary = summarise_measured(run, measured, parse_goodput(objectives or ()))
+    report = report_of(run, in_order(measured), summary)
+    brief = as_json and quiet
+    if as_json:
+        sys.stdout.write(f"{msgspec.json.encode(report.result).decode()}\n")
+    if not brief:
+        print(f"{text_of(report.view, _width())}\n", file=sys.stderr if as_json else sys.stdout, flush=True)
+    lines = [] if brief else [_own_error(run)]
+    for line in [*lines, *(f"warning: {text}" for text in report.view.warnings)]:
+        print(line, file=sys.stderr)
     files = Files(folder)
     files.write(store.RUN, store.encoded_run(run))
-    written = write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ())))
-    lost = [*files.lost, *written.lost]
-    shown = f"{text_of(written.view, _width())}\n"
-    if as_json:
-        sys.stdout.write(f"{msgspec.json.encode(written.result).decode()}\n")
-    if not (as_json and quiet):
-        print(shown, file=sys.stderr if as_json else sys.stdout)
-    lines = [] if quiet else [_own_error(run)]
-    lines += [f"warning: {text}" for text in written.view.warnings]
-    lines += [f"could not write {text}" for text in lost]
-    if not quiet:
-        lines += [] if plots_available() else [HOW_TO]
-        lines.append(f"written to {folder}" + (f", without {count(len(lost), 'file')}" if lost else ""))
-    if lines:
-        print("\n".join(lines), file=sys.stderr)
-    return not lost
+    write_report(report, files)
+    for text in files.lost:
+        print(f"could not write {text}", file=sys.stderr)
+    if not brief:
+        without = f", without {count(len(files.lost), 'file')}" if files.lost else ""
+        print(*([] if plots_available() else [HOW_TO]), f"written to {folder}{without}", sep="\n", file=sys.stderr)
+    return not files.lost
 
 
 def _width() -> int:

@@ -64,10 +64,14 @@ async def get_models(client: Client, base: str, http: Http, *, wait: float) -> t
                 return answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if time.monotonic() >= until:
-                raise UsageError(
-                    f"no response from {base}: {_words(error, http)}. Is the server running?"
-                ) from None
+                ask = "" if _answers(error) else ". Is the server running?"
+                raise UsageError(f"no response from {base}: {_words(error, http)}{ask}") from None
         await asyncio.sleep(RETRY)
+
+
+def _answers(error: BaseException) -> bool:
+    """Whether something answers there, but not as an HTTP server at this address would."""
+    return isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientResponseError)
 
 
 def _words(error: BaseException, http: Http) -> str:

@@ -20,7 +20,7 @@ from loadgen.analysis import (
 )
 from loadgen.errors import StoreError
 from loadgen.record import Run
-from loadgen.report import Point, points_of, write_measured
+from loadgen.report import Files, Point, points_of, report_of, write_report
 from loadgen.store import read_records, read_run
 
 
@@ -53,13 +53,14 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
         beside = dict(map(_points, args.beside))
-        written = write_measured(args.out or args.folder, run, requests, summary, beside)
+        files = Files(args.out or args.folder)
+        write_report(report_of(run, requests, summary), files, beside)
     except (StoreError, BadGoodput) as error:
         return refuse(str(error))
-    print("\n".join(map(str, written.paths)))
-    for lost in written.lost:
+    print("\n".join(map(str, files.paths)))
+    for lost in files.lost:
         print(f"loadgen: could not write {lost}", file=sys.stderr)
-    return 1 if written.lost else 0
+    return 1 if files.lost else 0
 
 
 def _points(folder: Path) -> tuple[str, list[Point]]:

@@ -164,6 +164,7 @@ class Sweep:
             ),
             records.append,
             start_ns=zero_ns,
+            total=self._arrivals(rate),
             rate=rate,
             stage=name,
         )
@@ -180,10 +181,14 @@ class Sweep:
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
         """As many arrivals as the rate has in a stage: their number is not left to chance."""
-        count = max(round(rate * self._args.stage_seconds), 1)
-        count = min(count, self._job.num_prompts or MAX_ARRIVALS)  # the prompts end before the arrivals do
         seed = self._args.seed + len(self.stages)
-        return (start_s + at for at in counted_times(rate, count, self._args.burstiness, seed=seed))
+        times = counted_times(rate, self._arrivals(rate), self._args.burstiness, seed=seed)
+        return (start_s + at for at in times)
+
+    def _arrivals(self, rate: float) -> int:
+        """How many requests a stage has, unless the prompts end before."""
+        count: int = max(round(rate * self._args.stage_seconds), 1)
+        return min(count, self._job.num_prompts or MAX_ARRIVALS)
 
     def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
         """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""
@@ -201,10 +206,9 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return SweepStage(requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    judged = [record for record in measured if record.shared in FRESH] or measured
+    judged = [record for record in good if record.shared in FRESH] or good
     kept = completion_ratio(
-        [record.due_ns for record in judged],
-        [record.end_ns for record in judged if record.failure is None and record.end_ns is not None],
+        [record.due_ns for record in judged], [record.end_ns for record in judged if record.end_ns is not None]
     )
     ends = [record.end_ns for record in measured if record.end_ns is not None]
     seconds = (max(ends) - min(record.due_ns for record in measured)) / 1e9

@@ -10,8 +10,8 @@ The nouns:
 - `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
   in more than what is compared.
 
-`write_reports` writes all files of a run from its records, `write_measured` from requests that are measured
-already. Everything in a view is plain text; the renderers escape it.
+`report_of` makes a `Report` of measured requests, so that its results can be shown before `write_report` draws
+the plots. Everything in a view is plain text; the renderers escape it.
 """
 
 from loadgen.report.compare import (
@@ -28,7 +28,7 @@ from loadgen.report.sections.found import found_sentence, objectives
 from loadgen.report.sections.loads import Point, points_of
 from loadgen.report.tables import Table
 from loadgen.report.view import View
-from loadgen.report.write import Files, write_measured, write_reports
+from loadgen.report.write import Files, Report, report_of, write_report
 
 __all__ = [
     "HOW_TO",
@@ -36,6 +36,7 @@ __all__ = [
     "Files",
     "Line",
     "Point",
+    "Report",
     "Table",
     "View",
     "compare_runs",
@@ -47,7 +48,7 @@ __all__ = [
     "objectives",
     "plots_available",
     "points_of",
+    "report_of",
     "result_json",
-    "write_measured",
-    "write_reports",
+    "write_report",
 ]

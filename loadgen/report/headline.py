@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from loadgen.analysis import (
+    FEW,
+    UNKNOWN,
     Group,
     Pairs,
+    Quantile,
     Summary,
     amount,
     by_rate,
     digits,
+    duration,
     focus,
     interval_text,
     limit_of,
     percent,
-    point,
     rate,
     signed,
 )
@@ -102,12 +105,19 @@ def _latency(run: Run, group: Group, where: str) -> list[Tile]:
     return [
         (
             f"{name}{' (unsound)' if touches(run, measure) else ''} p50{where}",
-            f"{point(stat.at(50))} ms",
-            f"p95 {point(stat.at(95))}, p99 {point(stat.at(99))}",
+            _time(stat.at(50)),
+            f"p95 {_time(stat.at(95))}, p99 {_time(stat.at(99))}",
         )
         for name, measure in shown
         if (stat := group.stats[measure]).n
     ]
+
+
+def _time(quantile: Quantile | None) -> str:
+    """58.5 s, ~217 ms."""
+    if quantile is None or quantile.value is None:
+        return UNKNOWN
+    return f"{'' if quantile.interval else FEW}{duration(quantile.value)}"
 
 
 def _tokens(group: Group, where: str) -> list[Tile]:
@@ -141,7 +151,7 @@ def _overhead(pairs: Pairs) -> list[Tile]:
     tiles = []
     for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
         paired = pairs.measures[name]
-        middle = paired.evened or paired.difference.at(50)
+        middle = paired.adjusted or paired.difference.at(50)
         if not paired.n or middle is None or middle.value is None:
             continue
         if middle.interval is None:

@@ -56,7 +56,8 @@ section, figure, details, .warning, .hint { margin: .8rem 0 0; }
 }
 .hint, .note { color: var(--muted); }
 .note { margin: .6rem 0 0; font-size: .9rem; }
-figure svg { display: block; width: 100%; min-width: 41rem; height: auto; }
+figure svg { display: block; width: 100%; height: auto; }
+.at-phone { display: none; }
 figcaption { color: var(--muted); font-size: .88rem; margin-top: .4rem; }
 .scroll {
   overflow-x: auto;
@@ -83,6 +84,12 @@ dt { font-weight: 600; }
 dd { margin: 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 @media (max-width: 40rem) {
+  .at-width, .wide { display: none; }
+  .at-phone { display: block; max-width: 30rem; margin: 0 auto; }
+  table:not(.facts) { font-size: .86rem; }
+  table:not(.facts) :is(td, th) { padding-left: .45rem; padding-right: 0; }
+  table:not(.facts) :is(td, th):first-child { padding-left: 0; white-space: normal; }
+  td small { display: block; font-size: .66rem; }
   body { padding: 1.3rem .7rem 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }
   .tile, section, figure, details { padding: .85rem .9rem; }
@@ -158,7 +165,8 @@ def _pictures(plots: Sequence[Plot]) -> str:
         return f'<p class="hint">{escape(HOW_TO)}</p>'
     return "\n".join(
         f'<figure id="plot-{plot.name}"><h2>{escape(plot.title)}</h2>'
-        f'<div class="scroll">{inline_svg(plot.svg, plot.name, escape(plot.title))}</div>'
+        f'<div class="at-width">{inline_svg(plot.svg, plot.name, escape(plot.title))}</div>'
+        f'<div class="at-phone">{inline_svg(plot.narrow, f"{plot.name}-phone", escape(plot.title))}</div>'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         for plot in plots
     )
@@ -171,10 +179,7 @@ def _section(table: Table) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{'' if place in table.words else ' class=num'}>{_cell(text)}</{tag}>"
-            for place, text in enumerate(cells)
-        )
+        return "".join(f"<{tag}{_kind(table, place)}>{_cell(text)}</{tag}>" for place, text in enumerate(cells))
 
     head = f"<thead><tr>{row(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
@@ -182,9 +187,14 @@ def _table(table: Table) -> str:
     return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
 
 
+def _kind(table: Table, place: int) -> str:
+    kinds = [*([] if place in table.words else ["num"]), *(["wide"] if place in table.wide else [])]
+    return f' class="{" ".join(kinds)}"' if kinds else ""
+
+
 def _cell(text: str) -> str:
     """An interval after a figure in small type, so that the figures of a column align."""
     value, bracket, rest = text.partition(" (")
-    if bracket and rest.endswith(")") and value[:1] in "0123456789+−±" and " " not in value:
+    if bracket and rest.endswith(")") and value[:1] in "0123456789+−±~" and " " not in value:
         return f"{escape(value)} <small>({escape(rest)}</small>"
     return escape(text)

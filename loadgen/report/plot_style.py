@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
+from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -29,14 +31,21 @@ VARIABLES: Final = {
 """Each colour of a plot and the page's variable for it, so that a plot follows the page's dark mode."""
 
 _STEPS: Final = (
-    (6, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)),
-    (30, (1.0, 2.0, 3.0, 5.0, 7.0)),
-    (300, (1.0, 2.0, 5.0)),
-    (float("inf"), (1.0,)),
+    (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
+    (1.0, 2.0, 3.0, 5.0, 7.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 3.0),
+    (1.0,),
 )
-"""Which steps of a decade get a label, by the ratio of the largest to the smallest value."""
+"""Steps of a decade that may get a label, the closest first."""
+CLOSE: Final = 3.0
+"""A ratio of the largest to the smallest value below which steps of a decade are too few: ticks are even then."""
+SECONDS_FROM: Final = 10_000.0  # milliseconds of the largest value from which an axis is in seconds
+_CHARACTER: Final = 0.085  # inches of a label's character
+_LINE: Final = 0.32  # inches between two labels of a vertical axis
 
 WIDTH: Final = 9.6  # inches; the page shows it at about 100 pixels an inch
+NARROW: Final = 4.3  # inches; for a page of about 400 pixels
 _STYLE: Final = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
@@ -76,12 +85,37 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Sheet:
+    """What a plot is drawn on: a wide page, or a narrow one, on which panels stand below each other."""
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **more)
-    return figure, list(axes.flat)
+    narrow: bool = False
+
+    def canvas(
+        self, rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any
+    ) -> tuple[Figure, list[Axes]]:
+        from matplotlib.figure import Figure
+
+        size = (WIDTH, height)
+        if self.narrow:
+            size = (NARROW, 0.85 * height * columns if columns > 1 else min(height, 0.3 + height * 0.9))
+            rows, columns = rows * columns, 1
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **more)
+        return figure, list(axes.flat)
+
+    def legend(self, axes: Axes, *, right: bool = False, columns: int = 4) -> None:
+        """The legend above the axes, where it covers no curve; `columns` below 4 for long labels."""
+        if self.narrow:
+            columns = 2 if columns == 4 else 1
+        if right:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
+        else:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+
+
+def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any) -> tuple[Figure, list[Axes]]:
+    return Sheet().canvas(rows, columns, height=height, **more)
 
 
 def saved(figure: Figure, form: str) -> bytes:
@@ -126,38 +160,56 @@ def plain_number(value: float, _: object = None) -> str:
     return f"{value:,.6g}".replace("-", "−", 1)
 
 
-def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with as many labels per decade, as plain numbers, as the range leaves room for."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def duration_axis(axis: Any, values: Sequence[float], label: str) -> None:
+    """Logarithmic, of milliseconds: labelled in ms, or in s where the values are long."""
+    long = max(values, default=0.0) >= SECONDS_FROM
+    log_axis(axis, values, scale=1000.0 if long else 1.0)
+    axis.set_label_text(f"{label}, {'s' if long else 'ms'} (log)")
+
+
+def log_axis(axis: Any, values: Sequence[float], *, scale: float = 1.0) -> None:
+    """Logarithmic, with as many labels, as plain numbers of `scale`, as there is room for."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     axis._set_axes_scale("log")
-    shown = [value for value in values if value > 0]
-    reach = max(shown) / min(shown) if shown else 1.0
-    steps = next(steps for most, steps in _STEPS if reach <= most)
-    axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_major_formatter(FuncFormatter(plain_number))
+    shown = [value / scale for value in values if value > 0] or [1.0]
+    ticks = ticks_between(min(shown), max(shown), _room(axis, max(shown)))
+    axis.set_major_locator(FixedLocator([tick * scale for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value / scale)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain_axis(axis: Any) -> None:
-    """Linear, in plain numbers: 1,000 and 2.5, not 1000.0."""
-    from matplotlib.ticker import FuncFormatter
+def _room(axis: Any, largest: float) -> int:
+    """How many labels fit."""
+    figure, grid = axis.axes.figure, axis.axes.get_subplotspec().get_gridspec()
+    if axis.axis_name == "x":
+        width = 0.85 * figure.get_figwidth() / grid.ncols
+        return max(int(width / (_CHARACTER * (len(plain_number(largest)) + 2.5))), 2)
+    return max(int(0.75 * figure.get_figheight() / grid.nrows / _LINE), 3)
+
+
+def ticks_between(low: float, high: float, most: int) -> list[float]:
+    """At most about `most` round numbers that cover a logarithmic axis from `low` to `high`, all above 0."""
+    from matplotlib.ticker import MaxNLocator
+
+    if high / low < CLOSE:
+        even = MaxNLocator(nbins=most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        return [float(tick) for tick in even if tick > 0]
+    first, last = floor(log10(low)), ceil(log10(high))
+    for steps in _STEPS:
+        ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+        inside = [tick for tick in ticks if low * 0.9 <= tick <= high * 1.1]
+        if len(inside) <= most:
+            return inside
+    every = -(-(last - first) // most)  # even whole decades are too many
+    return [10.0**power for power in range(first, last + 1, every)]
+
+
+def plain_axis(axis: Any, ticks: int | None = None) -> None:
+    """Linear, in plain numbers: 1,000 and 2.5, not 1000.0. `ticks`: about how many."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_formatter(FuncFormatter(plain_number))
-
-
-def legend_above(axes: Axes, *, right: bool = False, columns: int = 4) -> None:
-    """The legend above the axes, where it covers no curve."""
-    if right:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
-    else:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
-
-
-def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool = False) -> None:
-    """A dot with a label beside it."""
-    axes.plot([x], [y], "o", color=colour, markersize=4.5)
-    place = (-6, 6) if left else (8, -10)
-    align = "right" if left else "left"
-    axes.annotate(text, (x, y), textcoords="offset points", xytext=place, color=colour, fontsize=9, ha=align,
-                  bbox={"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 0.8})  # fmt: skip
+    if ticks is not None:
+        axis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 2.5, 5, 10]))

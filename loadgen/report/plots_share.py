@@ -13,19 +13,22 @@ from loadgen.analysis import (
     Sample,
     Stat,
     Summary,
-    digits,
     focus,
     interpolated,
+    point,
     pooled,
     sample_of,
 )
-from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, canvas, legend_above, log_axis, mark
+from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, Sheet, duration_axis, plain_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS: Final = 300
+MARKED: Final = (50.0, 95.0, 99.0)
+MAX_DOTS: Final = 1000
+"""Requests drawn as dots; of more, every k-th is drawn."""
+POINTS: Final = 240
 """Points of a curve: more would be invisible and enlarge the page."""
 
 
@@ -90,75 +93,87 @@ def _at(x: Sequence[float], y: Sequence[float], share: float) -> float:
     return next((value for value, height in zip(x, y, strict=True) if height >= share), x[-1])
 
 
+def _label(line: Curve, name: str) -> str:
+    """The curve's name with its percentiles, which beside the curve would cover others."""
+    stat = line.stats[name] if line.stats is not None else None
+    if stat is None or not stat.n:
+        return line.label
+    return f"{line.label}: " + ", ".join(f"p{p:g} {point(stat.at(p))}" for p in MARKED) + " ms"
+
+
 def _percentiles(axes: Axes, lines: Sequence[Curve], name: str) -> None:
-    """Mark p50, p95, p99 of one curve. Of two, which may be close: p50 and p99 of the first, p50 of the other."""
-    marked = [(line, line.stats) for line in lines if line.stats is not None]
-    for place, (line, stats) in enumerate(marked):
-        points = (50.0, 95.0, 99.0) if len(marked) == 1 else (50.0,) if place else (50.0, 99.0)
-        for p in points:
-            percentile = stats[name].at(p)
-            if percentile is not None and percentile.value is not None:
-                left = p > 98 or place < len(marked) - 1
-                mark(
-                    axes, percentile.value, p / 100, f"p{p:g}  {digits(percentile.value)}", line.colour, left=left
-                )
+    """A dot on each curve at each percentile of its label."""
+    for line in lines:
+        stat = line.stats[name] if line.stats is not None else None
+        values = [
+            (q.value, p / 100) for p in MARKED if stat is not None and (q := stat.at(p)) and q.value is not None
+        ]
+        if values:
+            axes.plot(*zip(*values, strict=True), "o", color=line.colour, markersize=4.5)
 
 
 def _share_axis(axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    axes.set_ylim(0, 1.09)
+    axes.set_ylim(0, 1.04)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    legend_above(axes)
 
 
-def share_plot(lines: Sequence[Curve], name: str, title: str) -> Figure | None:
+def share_plot(sheet: Sheet, lines: Sequence[Curve], name: str, title: str) -> Figure | None:
     known = [(line, sample_of(line.requests, PER_REQUEST[name])) for line in lines]
     known = [(line, sample) for line, sample in known if len(sample) > 1]
     if not known:
         return None
-    figure, (axes,) = canvas(height=3.7)
-    log_axis(axes.xaxis, [value for _, sample in known for value in sample.values])
+    figure, (axes,) = sheet.canvas(height=3.7)
+    everything = [value for _, sample in known for value in sample.values]
     for line, sample in known:
-        _ecdf(axes, sample, line.label, line.colour)
-        if line.due:
-            _ecdf(axes, sample_of(line.requests, PER_REQUEST[f"{name}_due"]), "from due", ORANGE, "--")
+        due = sample_of(line.requests, PER_REQUEST[f"{name}_due"])
+        _ecdf(axes, sample, _label(line, name), line.colour)
+        if line.due and _differ(due.values, sample.values):
+            _ecdf(axes, due, "from due", ORANGE, "--")
+            everything += due.values
+    duration_axis(axes.xaxis, everything, title)
     _percentiles(axes, [line for line, _ in known], name)
     _share_axis(axes)
-    axes.set_xlabel(f"{title}, ms (log)")
+    sheet.legend(axes, columns=2)
     return figure
 
 
-def gaps_plot(lines: Sequence[Curve]) -> Figure | None:
+def _differ(one: Sequence[float], two: Sequence[float]) -> bool:
+    """Whether two curves can be told apart: by more than a hundredth somewhere."""
+    pairs = zip(sorted(one), sorted(two), strict=True)
+    return any(abs(left - right) > 0.01 * max(left, right) for left, right in pairs)
+
+
+def gaps_plot(sheet: Sheet, lines: Sequence[Curve]) -> Figure | None:
     """Without shared responses: the gaps of a replay are those of the socket."""
     known = [(line, pooled(line.requests, POOLED["itl"])) for line in lines if line.stats is not None]
     known = [(line, sample) for line, sample in known if len(sample) >= 10]
     if not known:
         return None
     by = known[0][0].itl_by
-    what = f"gap between {by if by in ('tokens', 'chunks') else 'tokens or chunks'}, ms (log)"
-    figure, (whole, tail) = canvas(1, 2, height=3.8)
+    what = f"gap between {by if by in ('tokens', 'chunks') else 'tokens or chunks'}"
+    figure, (whole, tail) = sheet.canvas(1, 2, height=3.6)
     ordered = sorted(value for _, sample in known for value in sample.values)
-    low, high = max(interpolated(ordered, 0.001) * 0.7, 1e-4), ordered[-1] * 1.2
-    log_axis(whole.xaxis, [low, high])
+    low, high = max(interpolated(ordered, 0.001), 1e-3), ordered[-1] * 1.2
+    duration_axis(whole.xaxis, [low, high], what)
     whole.set_xlim(low, high)
-    log_axis(tail.xaxis, [interpolated(ordered, 0.5), high])
+    duration_axis(tail.xaxis, [max(interpolated(ordered, 0.5), 1e-3), high], what)
     for line, sample in known:
         label = line.label if len(known) > 1 else "as measured"
-        _ecdf(whole, sample, label, line.colour)
+        _ecdf(whole, sample, _label(line, "itl"), line.colour)
         _tail(tail, sample.values, line.colour, "-", label)
         if not sample.exact and len(known) == 1:
-            _tail(tail, sample.highs, MUTED, ":", "at most (merged reads)")
+            _tail(tail, sample.highs, MUTED, ":", "at most (packets read at once)")
     _percentiles(whole, [line for line, _ in known], "itl")
     _share_axis(whole)
+    sheet.legend(whole, columns=1)
     tail.set_yscale("log")
     tail.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
     tail.yaxis.set_minor_formatter(lambda share, _: "")
     tail.set_ylabel("share of gaps above")
-    legend_above(tail)
-    for axes in (whole, tail):
-        axes.set_xlabel(what)
+    sheet.legend(tail, columns=1)
     return figure
 
 
@@ -166,3 +181,37 @@ def _tail(axes: Axes, values: Sequence[float], colour: str, style: str, label: s
     x, y = thinned(values)
     above = [(value, 1 - share + 1 / len(values)) for value, share in zip(x, y, strict=True) if share > 0.5]
     axes.step(*zip(*above, strict=True), where="pre", color=colour, ls=style, label=label)
+
+
+def lengths_plot(sheet: Sheet, lines: Sequence[Curve]) -> Figure | None:
+    """Lengths by usage, and TTFT by the prompt's length (E2E by the response's, where there is no TTFT)."""
+    fresh = [request for line in lines if line.stats is not None for request in line.requests]
+    known = [request for request in fresh if request.prompt_tokens and request.ttft is not None]
+    if len({request.prompt_tokens for request in known}) < 3:
+        return None
+    figure, (lengths, latency) = sheet.canvas(1, 2, height=3.6)
+    for name, label, colour, style in (
+        ("input_tokens", "input", BLUE, "-"), ("output_tokens", "output", ORANGE, "--")
+    ):  # fmt: skip
+        sample = sample_of(fresh, PER_REQUEST[name])
+        if len(sample):
+            _ecdf(lengths, sample, label, colour, style)
+    lengths.set_xlabel("tokens of a request")
+    lengths.set_xlim(left=0)
+    plain_axis(lengths.xaxis, 5)
+    _share_axis(lengths)
+    sheet.legend(lengths)
+    for line in lines:
+        dots = [(r.prompt_tokens, r.ttft.value) for r in line.requests if r.prompt_tokens and r.ttft is not None]
+        if dots and line.stats is not None:
+            x, y = zip(*dots[:: -(-len(dots) // MAX_DOTS)], strict=True)
+            latency.scatter(
+                x, y, s=14 if len(dots) < 300 else 6, color=line.colour, alpha=0.6, lw=0, label=line.label
+            )
+    duration_axis(latency.yaxis, [r.ttft.value for r in known if r.ttft is not None], "TTFT")
+    latency.set_xlabel("input tokens")
+    latency.set_xlim(left=0)
+    plain_axis(latency.xaxis, 5)
+    if len(lines) > 1:
+        sheet.legend(latency)
+    return figure

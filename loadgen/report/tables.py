@@ -43,6 +43,10 @@ BRIEF: Final = ("ttft", "tpot", "itl", "e2el")
 POINTS: Final = (50.0, 90.0, 95.0, 99.0)
 GOOD_SHARE: Final = 0.95  # of the requests that met all objectives, for the highest rate that is named for it
 
+PACE: Final = (
+    "“done/s” and “tok/s” count from a stage's first request to its last response. “Pace” is how fast requests "
+    "ended relative to how fast they arrived, without the drain after the last one: below 95 % the queue grows."
+)
 CLOCKS: Final = {
     "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
     "user": "the program's, after the read: its own delays are in every figure",
@@ -217,50 +221,41 @@ def stages(run: Run, summary: Summary) -> Table:
             *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
         ])  # fmt: skip
     measure = "ttft_due" if any(stage.stats["ttft_due"].n for _, stage in named_rates) else "e2el_due"
-    columns = ("requested", "p50", "p95", "p99", "done/s", "tok/s", "pace", "errors", "n")
+    columns = ("rate", "p50", "p95", "p99", "done/s", "tok/s", "pace", "errors", "n")
     return Table(
         f"By rate: {named(measure, run)}, ms",
         (*columns, *(["goodput"] if objectives else [])),
         rows,
-        _stage_notes(summary) if rates else (),
+        [*_findings(summary), PACE] if rates else (),
         wide=(7, 8),
     )
 
 
-def _stage_notes(summary: Summary) -> list[str]:
+def _findings(summary: Summary) -> list[str]:
+    """The knee, and how many requests met the objectives there."""
     rates = by_rate(summary.by_stage)
     limit = limit_of(summary)
-    notes = [
-        f"Knee: {limit}.",
-        "“done/s” and “tok/s” count from a stage's first request to its last response. “Pace” is how fast "
-        "requests ended relative to how fast they arrived, without the drain after the last arrival: below 95 % "
-        "the queue grows.",
-    ]
-    at_knee = next(
-        (stage for requested, stage in rates if limit.kept and abs(requested / limit.kept - 1) < 1e-4), None
+    found = [f"Knee: {limit}."] if rates else []
+    kept = limit.kept
+    at_knee = next((stage for requested, stage in rates if kept and abs(requested / kept - 1) < 1e-4), None)
+    if at_knee is None or at_knee.goodput is None:
+        return found
+    good: float | None = None
+    for requested, stage in rates:
+        if stage.goodput is None or stage.goodput.attainment < GOOD_SHARE:
+            break
+        good = requested
+    best = (
+        f"{percent(GOOD_SHARE)} did at up to {good:.4g} req/s" if good else f"{percent(GOOD_SHARE)} did at no rate"
     )
-    if at_knee is not None and at_knee.goodput is not None:
-        good: float | None = None
-        for requested, stage in rates:
-            if stage.goodput is None or stage.goodput.attainment < GOOD_SHARE:
-                break
-            good = requested
-        best = (
-            f"the highest rate at which {percent(GOOD_SHARE)} did is {good:.4g} req/s"
-            if good
-            else f"at no rate did {percent(GOOD_SHARE)}"
-        )
-        notes.insert(
-            1, f"At {limit.kept:.4g} req/s {percent(at_knee.goodput.attainment)} met the objectives; {best}."
-        )
-    return notes
+    return [*found, f"At {kept:.4g} req/s {percent(at_knee.goodput.attainment)} met the objectives; {best}."]
 
 
 def brief_stages(run: Run, summary: Summary) -> Table:
     """The stages without intervals: the table for a terminal."""
     table = stages(run, summary)
     rows = [[text.partition(" (")[0] for text in row] for row in table.rows]
-    return Table(table.title, table.columns, rows, table.notes[: 2 if summary.whole.goodput else 1])
+    return Table(table.title, table.columns, rows, _findings(summary))
 
 
 def sides(run: Run, summary: Summary) -> Table:
@@ -275,13 +270,17 @@ def sides(run: Run, summary: Summary) -> Table:
 def differences(pairs: Pairs) -> Table:
     rows = []
     for name, paired in pairs.measures.items():
-        stat, evened = paired.difference, paired.evened
-        middle = evened or stat.at(50)
+        stat, adjusted = paired.difference, paired.adjusted
+        middle = adjusted or stat.at(50)
         relative = "…"
         if middle is not None and middle.value is not None and paired.a_p50:
             relative = signed(100 * middle.value / paired.a_p50, " %")
         label = "mean gap" if name == "itl" else NAMES[name]
-        even = "…" if evened is None else f"{signed(evened.value)} ({interval_text(evened.interval, sign=True)})"
+        even = (
+            "…"
+            if adjusted is None
+            else f"{signed(adjusted.value)} ({interval_text(adjusted.interval, sign=True)})"
+        )
         raw = (cell(stat.at(p), sign=True) for p in (50, 95))
         rows.append([label, amount(paired.n), even, relative, *raw, percent(paired.higher)])
     lost = pairs.only_a + pairs.only_b + pairs.neither
@@ -305,7 +304,7 @@ def brief_differences(pairs: Pairs) -> Table:
     """The differences for a terminal."""
     rows = []
     for name, paired in pairs.measures.items():
-        middle = paired.evened or paired.difference.at(50)
+        middle = paired.adjusted or paired.difference.at(50)
         if middle is None or middle.value is None:
             continue
         interval = middle.interval

@@ -152,8 +152,9 @@ def _measurement(run: Run) -> tuple[Grade, str]:
     reasons = "; ".join(run.invalid)
     if not run.touched:
         return "bad", f"Measurement: INVALID, do not use these figures: {reasons}"
-    touched = ", ".join(NAMES[name] for name in NAMES if touches(run, name))
-    return "part", f"Measurement: sound except for {touched}, which are not to be used: {reasons}"
+    *others, last = (NAMES[name] for name in NAMES if touches(run, name))
+    touched = f"{', '.join(others)} and {last}" if others else last
+    return "part", f"Measurement: sound, but do not use {touched}: {reasons}"
 
 
 def _good(run: Run, whole: Group) -> bool:

@@ -16,12 +16,10 @@ from loadgen.analysis import (
     Summary,
     focus,
     histogram,
-    in_order,
-    measure_records,
     pair_up,
     summarise_measured,
 )
-from loadgen.record import Record, Run
+from loadgen.record import Run
 from loadgen.report import html as report_html
 from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
@@ -33,11 +31,15 @@ from loadgen.report.view import View, view
 PLOTS = "plots"
 
 
-class Written(NamedTuple):
+class Report(NamedTuple):
+    """What is known of a run before any file is written."""
+
+    run: Run
+    summary: Summary
+    requests: Sequence[Measured]  # in order
+    pairs: Pairs | None
     view: View
     result: dict[str, Any]  # result.json
-    paths: list[Path]
-    lost: list[str]  # "report.html: No space left on device", for each file that could not be written
 
 
 class Files:
@@ -62,37 +64,29 @@ class Files:
             self.paths.append(path)
 
 
-def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> Written:
-    """Write all reports from the records."""
-    return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
-
-
-def write_measured(
-    folder: Path,
-    run: Run,
-    requests: Sequence[Measured],
-    summary: Summary,
-    beside: Mapping[str, Sequence[Point]] | None = None,
-) -> Written:
-    """Write all reports of measured requests in order; an `ab` run also has a result.json for each side. `beside`:
-    the points of other runs by their name, laid over this one's in the picture of throughput against speed."""
-    files = Files(folder)
+def report_of(run: Run, requests: Sequence[Measured], summary: Summary) -> Report:
+    """The report of measured requests in order."""
     pairs = pair_up(requests, seed=run.seed)
-    result = _result(run, summary, pairs, requests)
-    files.write("result.json", _json(result))
+    shown = view(run, summary, pairs, examples(requests), counted(requests, summary), requests)
+    return Report(run, summary, requests, pairs, shown, _result(run, summary, pairs, requests))
+
+
+def write_report(report: Report, files: Files, beside: Mapping[str, Sequence[Point]] | None = None) -> None:
+    """Write the result, the reports and the plots; an `ab` run also has a result for each side. `beside`: the
+    points of other runs by their name, laid over this one's in the picture of throughput against speed."""
+    run, summary, requests = report.run, report.summary, report.requests
+    files.write("result.json", _json(report.result))
     for name in summary.by_target:
         part = [request for request in requests if request.target == name]
         side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
         files.write(f"result-{name}.json", _json(_result(run, side, None, part)))
-    shown = view(run, summary, pairs, examples(requests), counted(requests, summary), requests)
     pictures = drawing.plots(run, requests, summary, beside) if drawing.plots_available() else []
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
-    files.write("report.md", report_md.render(shown, links).encode())
-    files.write("report.html", report_html.render(shown, pictures).encode())
+    files.write("report.md", report_md.render(report.view, links).encode())
+    files.write("report.html", report_html.render(report.view, pictures).encode())
     for plot in pictures:
         files.write(f"{PLOTS}/{plot.name}.svg", file_svg(plot.svg))
         files.write(f"{PLOTS}/{plot.name}.png", plot.png)
-    return Written(shown, result, files.paths, files.lost)
 
 
 def counted(requests: Iterable[Measured], summary: Summary) -> tuple[str, list[Bin]]:

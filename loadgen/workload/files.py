@@ -21,6 +21,10 @@ from loadgen.workload.model import Options, Prompt
 
 MAX_BYTES: Final = 2 * 2**30
 MAX_TOKENS: Final = 10_000_000
+LINE: Final = frozenset({"id", "input", "messages", "output_tokens", "prompt"})
+"""Fields of a custom line that are no fields of the request's, or are replaced in it."""
+LENGTHS: Final = frozenset({"max_tokens", "max_completion_tokens"})
+BOM: Final = b"\xef\xbb\xbf"
 
 
 class PromptList(Untimed):
@@ -38,15 +42,22 @@ class PromptList(Untimed):
 
 
 def custom(options: Options) -> PromptList:
-    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1."""
+    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1.
+
+    A line's other fields are sent with it: tools, temperature, and a max_tokens that goes before
+    --custom-output-len.
+    """
     path = path_of(options)
     prompts = []
     for number, line in lines(path):
         where = f"{path}:{number}"
         raw = as_object(line, where)
         fields = prompt_fields(raw, options.endpoint, where)
+        own = {key: value for key, value in raw.items() if key not in LINE}
         output: int | None = options.custom_output_len
-        if output == -1:
+        if own.keys() & LENGTHS:
+            output = None
+        elif output == -1:
             if "output_tokens" not in raw and options.endpoint != "embeddings":
                 raise WorkloadError(
                     f"{where}: has no output_tokens, which --custom-output-len -1 needs on every line"
@@ -55,7 +66,7 @@ def custom(options: Options) -> PromptList:
         name = raw.get("id", f"custom/{number}")
         if not isinstance(name, str | int):
             raise WorkloadError(f"{where}: id must be text")
-        prompts.append(Prompt(str(name), options.endpoint, bounded(fields, options.endpoint, output)))
+        prompts.append(Prompt(str(name), options.endpoint, {**own, **bounded(fields, options.endpoint, output)}))
     _distinct_ids(prompts, path)
     return PromptList(f"custom:{Path(path).name}", prompts, options)
 
@@ -63,8 +74,8 @@ def custom(options: Options) -> PromptList:
 def sharegpt(options: Options) -> PromptList:
     """The first question of each conversation, as in vLLM, with the length of its answer as max_tokens.
 
-    vLLM drops, by its tokenizer, questions under 4 or over 1,024 tokens, answers under 4, and sums over 2,048.
-    Here these lengths are estimated from bytes.
+    vLLM drops entries without `conversations` and, by its tokenizer, questions under 4 or over 1,024 tokens,
+    answers under 4, and sums over 2,048. Here these lengths are estimated from bytes.
     """
     path = path_of(options)
     try:
@@ -76,7 +87,7 @@ def sharegpt(options: Options) -> PromptList:
     prompts = []
     for number, one in enumerate(raw, 1):
         where = f"{path}: conversation {number}"
-        turns = one.get("conversations") if isinstance(one, dict) else None
+        turns = one.get("conversations", []) if isinstance(one, dict) else None
         if not isinstance(turns, list):
             raise WorkloadError(f'{where}: must be an object with a list "conversations"')
         if len(turns) < 2:
@@ -129,7 +140,7 @@ def read(path: str) -> bytes:
     try:
         if (size := Path(path).stat().st_size) > MAX_BYTES:
             raise WorkloadError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        data = Path(path).read_bytes()
+        data = Path(path).read_bytes().removeprefix(BOM)
     except OSError as e:
         raise WorkloadError(f"{path}: {e.strerror or e}") from None
     if not data.strip():

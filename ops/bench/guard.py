@@ -7,12 +7,12 @@ import argparse
 import asyncio
 import cProfile
 import os
-import pstats
 import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Final
 
 import uvloop
@@ -59,9 +59,9 @@ async def count(case: Case, port: int, seconds: float) -> tuple[float, list[tupl
         raise SystemExit(f"wrong answers: {tally.wrong[:3]}")
     units = tally.events if case.per_event else tally.done
     found = [
-        (calls / units, f"{Path(file).name}:{line} {name}")
-        for (file, line, name), (_, calls, *_) in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
-        if file != "~" and not any(part in file for part in HARNESS)
+        (entry.callcount / units, f"{Path(code.co_filename).name}:{code.co_firstlineno} {code.co_qualname}")
+        for entry in profile.getstats()  # not `pstats`: it keeps one of all functions with the same file and line
+        if isinstance(code := entry.code, CodeType) and not any(part in code.co_filename for part in HARNESS)
     ]
     return sum(calls for calls, _ in found), sorted(found, reverse=True)
 

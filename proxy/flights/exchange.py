@@ -40,6 +40,10 @@ _FAULTS: Final = frozenset(
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
 """Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
 
+# Globals are cheaper to look up than members of a class.
+_PREFILL: Final = Phase.PREFILL
+_RAW: Final = Mode.RAW
+
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"]*)"')
@@ -125,10 +129,6 @@ class Exchange:
     def __repr__(self) -> str:
         return f"<Exchange of {self.flight!r} at {self.lease.backend.name}>"
 
-    def begin(self) -> None:
-        self._context.budget.deposit()
-        self._start_attempt()
-
     def cancel(self) -> None:
         """No reader is left: the engine is told at once, in every phase."""
         if self._over:
@@ -158,7 +158,7 @@ class Exchange:
         if lease is None:
             return False
         self.lease = lease
-        self._start_attempt()
+        self.begin()
         return True
 
     def engine_gone(self) -> None:
@@ -205,9 +205,11 @@ class Exchange:
 
     # -- one attempt ------------------------------------------------------------------------------
 
-    def _start_attempt(self) -> None:
+    def begin(self) -> None:
         """Begin an attempt at the leased engine."""
         backend = self.lease.backend
+        if self.flight.attempts == 1:
+            self._context.budget.deposit()
         self.flight.dispatched(backend.name, self._throttle)
         if self.flight.spec.usage_added:
             self._reshape(backend)
@@ -217,7 +219,12 @@ class Exchange:
         self._context.metrics.upstream_request(backend.name)
         spec = self.flight.spec
         # A request that must not be sent twice gets a new connection: a kept one may be closing.
-        self._attempt(backend, fresh=spec.mode is Mode.RAW and not repeatable(spec.method, spec.path))
+        once = spec.mode is _RAW and not repeatable(spec.method, spec.path)
+        connection = None if once else backend.pool.take()
+        if connection is not None:
+            self._send(backend, connection, reused=True)
+        else:
+            self._connect_anew(backend)
 
     def _reshape(self, backend: Backend) -> None:
         """A shared stream is at this engine now: readers that wait for its fold may have to be served
@@ -228,15 +235,12 @@ class Exchange:
             if flight.look is not None and not backend.abilities.folds(api_request):
                 flight.unfold()
 
-    def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
+    def _connect_anew(self, backend: Backend) -> None:
+        """Send it over a new connection."""
         self.flight.enter(Phase.CONNECTING)
-        connection = None if fresh else backend.pool.take()
-        if connection is not None:
-            self._send(backend, connection, reused=True)
-        else:
-            self._connecting = task = asyncio.ensure_future(self._connect(backend))
-            self._owner.own(task)
-            task.add_done_callback(self._connected)
+        self._connecting = task = asyncio.ensure_future(self._connect(backend))
+        self._owner.own(task)
+        task.add_done_callback(self._connected)
 
     async def _connect(self, backend: Backend) -> None:
         try:
@@ -257,14 +261,14 @@ class Exchange:
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
         flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
-            flight.enter(Phase.PREFILL)
+            flight.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused
             first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
             self._begin = b""
-            vet = self._check_id if backend.echoes is not False and spec.mode is not Mode.RAW else None
+            vet = self._check_id if backend.echoes is not False and spec.mode is not _RAW else None
             callbacks = Callbacks(self._on_response_end, self._on_head, first, vet)
             self.ingest = exchange_context.ingest(flight, exchange_context.timeouts, callbacks)
             self._connection = connection
@@ -277,9 +281,7 @@ class Exchange:
             self._contain("sending a request", e)
 
     def _on_head(self, status: int, headers: list[tuple[str, str]]) -> bool:
-        """The head of the answer. True: this answer is dropped, another attempt follows."""
-        if status < 429:
-            return False
+        """The head of an answer whose status is REFUSAL or more. True: it is dropped, another attempt follows."""
         try:
             return self._on_refusal(status, headers)
         except Exception as e:  # noqa: BLE001 - the connection may be detached already: nothing else would end this
@@ -316,7 +318,7 @@ class Exchange:
             self._detach(content=False)
             self.flight.rewind()
             self._context.metrics.retry(STALE)
-            self._attempt(backend, fresh=True)
+            self._connect_anew(backend)
             return True
         return False
 
@@ -335,7 +337,9 @@ class Exchange:
             connection, ingest = self._connection, self.ingest
             self._detach(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
-                self._report_success()
+                if self._judged is None:
+                    self._judged = True
+                    self._context.backends.record_success(self.lease)
                 self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
@@ -354,7 +358,7 @@ class Exchange:
             if self._reused and connection is not None and not connection.received:
                 # A reused connection that had died: no failure of the engine. Retried once, on a new connection.
                 self._context.metrics.retry(STALE)
-                self._attempt(self.lease.backend, fresh=True)
+                self._connect_anew(self.lease.backend)
                 return
             cause = RESET
         elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
@@ -426,7 +430,7 @@ class Exchange:
             self.lease.release()
             if other is not None:
                 self.lease, other = other, None
-                self._start_attempt()
+                self.begin()
             else:
                 self._waiting = exchange_context.later(
                     pause or 0.0, partial(self._safely, "another attempt", self._resume)
@@ -470,7 +474,8 @@ class Exchange:
         if ingest is not None and connection is not None:
             if not ingest.done:
                 ingest.close()
-            connection.release(ingest, content=content)
+            if not ingest.answered:  # else the connection has left it already
+                connection.release(ingest, content=content)
 
     def _finish(self, error: GatewayError | None) -> None:
         self._over = True

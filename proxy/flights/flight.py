@@ -10,8 +10,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal, Protocol
+
+import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
@@ -43,8 +44,7 @@ _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
 _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
 
 
-@dataclass(slots=True)
-class Times:
+class Times(msgspec.Struct):
     """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
 
     created: float = 0.0
@@ -516,7 +516,10 @@ class Flight:
         later callback would cost each token another event loop iteration (6 µs with uvloop)."""
         for subscriber in tuple(self.subscribers):
             try:
-                subscriber.pump()
+                if self.ended and subscriber.pipe is None:
+                    subscriber.wake()  # as `pump` does
+                else:
+                    subscriber.pump()
             except Exception as e:  # noqa: BLE001 - as in `append_token`
                 subscriber.broke(e)
         if self.private:
@@ -555,8 +558,7 @@ class Flight:
                 self.on_abandoned(self)
 
 
-@dataclass(eq=False, slots=True)
-class Subscriber:
+class Subscriber(msgspec.Struct, eq=False):
     """A reader: a cursor into one Flight's log."""
 
     flight: Flight
@@ -573,7 +575,7 @@ class Subscriber:
     sent: int = 0  # bytes, framing included
     owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
     since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: at its creation
-    _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
+    _waiter: asyncio.Future[None] | None = None
 
     def pump(self) -> None:
         """Write everything since the cursor in one write; wake the reader's task only when it has to act."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Final
 
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode, QueueState
+
+_STREAM: Final = Mode.STREAM
 
 
 class FlightGroup:
@@ -65,22 +68,20 @@ class FlightGroup:
 
     def launch(self, spec: FlightSpec, queue_state: QueueState | None = None) -> Flight:
         """A new Flight; with a key, it can be joined from now on."""
-        shared = spec.key is not None
-        flight = Flight(
-            spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.unpublish if shared else None
-        )
+        on_spoiled = self.unpublish if spec.key is not None else None
+        flight = Flight(spec, memory=self._memory, queue_state=queue_state, on_spoiled=on_spoiled)
         if spec.key is not None:
-            self._map(spec)[spec.key] = flight
+            (self._streams if spec.mode is _STREAM else self._wholes)[spec.key] = flight
         self.live.add(flight)
         return flight
 
     def unpublish(self, flight: Flight) -> None:
         """No request joins it any more. Removed from the map only if the map still holds *this* flight."""
-        key = flight.spec.key
-        if key is not None:
-            where = self._map(flight.spec)
-            if where.get(key) is flight:
-                del where[key]
+        spec = flight.spec
+        if spec.key is not None:
+            joinable = self._streams if spec.mode is _STREAM else self._wholes
+            if joinable.get(spec.key) is flight:
+                del joinable[spec.key]
 
     def unpublish_all(self, begin: bytes) -> int:
         """No request joins Flights any more whose keys begin with these bytes. Returns how many there were."""
@@ -91,10 +92,11 @@ class FlightGroup:
             self.unpublish(flight)
         return len(found)
 
-    def _map(self, spec: FlightSpec) -> dict[bytes, Flight]:
-        return self._streams if spec.mode is Mode.STREAM else self._wholes
-
     def remove(self, flight: Flight) -> None:
-        if flight.spec.key is not None:
-            self.unpublish(flight)
+        """It has ended: `unpublish`, and forget it."""
+        spec = flight.spec
+        if spec.key is not None:
+            joinable = self._streams if spec.mode is _STREAM else self._wholes
+            if joinable.get(spec.key) is flight:  # as in `unpublish`, without its call
+                del joinable[spec.key]
         self.live.discard(flight)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -41,9 +42,14 @@ _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
 }  # fmt: skip
 """The headers of a successful answer that several clients may read: no others are passed on."""
+_VALUE: Final = itemgetter(1)
 _STREAM: Final = Mode.STREAM
+_WHOLE: Final = Mode.WHOLE
+_RAW: Final = Mode.RAW
 _PREFILL: Final = Phase.PREFILL
 
+REFUSAL: Final = 429
+"""The least status that may lead to another attempt, or counts against an engine."""
 LATE: Final = 0.1  # seconds; a tick that is later than this is postponed
 PUT_OFF: Final = 0.02
 
@@ -54,7 +60,7 @@ class Callbacks(msgspec.Struct, frozen=True):
     done: Callable[[GatewayError | None], None]
     """Called once, at the end: with None, or the error."""
     head: Callable[[int, list[tuple[str, str]]], bool] | None = None
-    """Called with status and headers. True: drop the answer."""
+    """Called with status and headers where the status is REFUSAL or more. True: drop the answer."""
     first: Callable[[], None] | None = None
     """Called at the first token of a stream."""
     vet: Callable[[bytes], bool | None] | None = None
@@ -104,13 +110,12 @@ class Timeouts:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def add(self, ingest: Ingest) -> None:
+    def add(self, ingest: Ingest) -> Callable[[Ingest], None]:
+        """Check its times. Returns the function that ends that."""
         self._watched.add(ingest)
         if self._timer is None and self._every is not None:
             self._timer = self._loop.call_later(self._every, self._tick)
-
-    def drop(self, ingest: Ingest) -> None:
-        self._watched.discard(ingest)
+        return self._watched.discard
 
     def close(self) -> None:
         if self._timer is not None:
@@ -138,8 +143,8 @@ class Ingest:
     """Writes one answer into one Flight."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits", "_on_done",
-        "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
+        "_allowed", "_asked", "_began", "_ended", "_events", "_forget", "_framer", "_head", "_last", "_limits",
+        "_on_done", "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
         "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -164,8 +169,9 @@ class Ingest:
         self._limits = limits = timeouts.limits
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until `_more`
         self._timeouts = timeouts
-        self._framer = Framer(limits.frame)
-        self._twins = FrameTemplate()
+        if flight.mode is _STREAM:
+            self._framer = Framer(limits.frame)
+            self._twins = FrameTemplate()
         spec = flight.spec
         self._asked = spec.parts  # choices or vectors; 0: not known
         if spec.api_request is not None and not self._asked:
@@ -177,19 +183,22 @@ class Ingest:
         self._head: Head | None = None
         self._usage: Usage | None = None  # of a body
         self._events = False  # the answer is a stream of events
-        timeouts.add(self)
+        self._forget = timeouts.add(self)
 
     # -- Receiver ---------------------------------------------------------------------------------
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        if self._on_head is not None and self._on_head(status, headers):
+        if status >= REFUSAL and self._on_head is not None and self._on_head(status, headers):
             return
         flight = self.flight
         self._last = flight.clock()
         shared = flight.spec.many or not flight.private
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
-        engine = None if chosen or flight.backend is None else engine_at(flight.backend)
+        engine, named = None, False
+        if not chosen and flight.backend is not None:
+            engine = engine_at(flight.backend)
+            named = engine.named("\n".join(map(_VALUE, headers)))  # all at once: in nearly every answer none is
         passed = []
         length: int | None = None
         kind = ""
@@ -202,7 +211,7 @@ class Ingest:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
-            if engine is not None and (name in PLACES or engine.named(value)):
+            if engine is not None and (name in PLACES or (named and engine.named(value))):
                 known = told(name, value, engine)
                 if known is None:
                     continue
@@ -210,11 +219,11 @@ class Ingest:
             passed.append(header)
         self._events = kind.lower().startswith("text/event-stream")
         self._head = Head(status, tuple(passed), length)
-        if flight.mode is Mode.RAW:
+        if flight.mode is _RAW:
             flight.start(self._head)
             if flight.spec.method == "HEAD":
                 self._land()  # its Content-Length is of a body that does not come
-        elif flight.mode is Mode.STREAM:
+        elif flight.mode is _STREAM:
             if status == 200 and self._events:
                 flight.begins(self._head)
             else:
@@ -251,13 +260,16 @@ class Ingest:
             return
         self.answered = True
         flight, head = self.flight, self._head
-        if flight.mode is Mode.RAW:
+        if flight.mode is _RAW:
             self._land()
-        elif flight.mode is Mode.WHOLE and head is not None:
+        elif flight.mode is _WHOLE and head is not None:
             if head.status == 200 and not self._read_whole():
                 return
             self.clean = head.status == 200
-            self._land(Head(head.status, head.headers, flight.size))
+            if head.length != flight.size:
+                head = Head(head.status, head.headers, flight.size)
+            flight.land(head, last=self._last, usage=self._usage)
+            self._close(None)
         else:
             self._fail(
                 GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended the stream before it was complete.")
@@ -408,7 +420,11 @@ class Ingest:
     def _close(self, error: GatewayError | None) -> None:
         on_done = self._on_done
         try:
-            self.close()
+            if not self.done:
+                self.done = True
+                self._on_done = _nobody  # no reference cycle is left
+                self._on_head = self._on_first = self.vet = None
+                self._forget(self)
         finally:
             try:
                 on_done(error)
@@ -419,12 +435,9 @@ class Ingest:
     # -- time -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take nothing more: the exchange is not waited for."""
-        if not self.done:
-            self.done = True
-            self._on_done = _nobody  # no reference cycle is left
-            self._on_head = self._on_first = self.vet = None
-            self._timeouts.drop(self)
+        """Take nothing more, and call nobody."""
+        self._on_done = _nobody
+        self._close(None)
 
     @property
     def last(self) -> float:

@@ -22,7 +22,8 @@ class Phase(Enum):
 _ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
 
 TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
-    Phase.QUEUED: (Phase.CONNECTING, Phase.STREAMING, *_ENDS),  # STREAMING at once: a cache hit
+    # PREFILL at once: over a kept-alive connection; STREAMING at once: a cache hit.
+    Phase.QUEUED: (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING, *_ENDS),
     Phase.CONNECTING: (Phase.PREFILL, Phase.CONNECTING, *_ENDS),
     # Back to CONNECTING: a retry, or a kept-alive connection that had died.
     Phase.PREFILL: (Phase.STREAMING, Phase.CONNECTING, *_ENDS),

@@ -108,7 +108,7 @@ class Scheduler:
                     flight.trace.event("queued")
                 if hold:
                     self._timers.set(flight, now + self.queue.window, partial(self._unhold, flight))
-                else:
+                elif not self._turn_due:
                     self._soon()
         except GatewayError as e:
             self._group.remove(flight)
@@ -199,8 +199,8 @@ class Scheduler:
         queue = self.queue
         if queue.waits:
             queue.dispatch(self._take, self._loop.time())
-        if queue.waits and queue.timeout < math.inf:
-            self._timers.set("overdue", queue.next_overdue(), self._overdue)
+            if queue.timeout < math.inf and queue.waits:
+                self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
     def _overdue(self) -> None:
         """The timer of the oldest queued Flight: its wait may be over."""
@@ -315,15 +315,16 @@ class Scheduler:
     def _looked_up(self, batch: list[Flight], found: list[Stored | None]) -> None:
         """The reply: hits land, misses are dispatched or queued. May be called again after it raised."""
         misses: list[Flight] = []
+        looking, waits = self.queue.looking, self.queue.waits
         for flight, stored in zip(batch, found, strict=True):
             try:
-                if not self.queue.looking(flight) or self._served(flight):
+                if flight not in looking or flight.ended or flight.times.dispatched is not None:
                     continue  # its last reader left meanwhile, or it was served before this raised
                 if stored is not None and self._answer_from_store(flight, stored):
                     continue
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
-                if misses or self.queue.waits or not self._place(flight):
+                if waits or misses or not self._place(flight):
                     misses.append(flight)
             except Exception as e:  # noqa: BLE001 - one flight's data must not end the batch
                 self._fault("a look-up's reply", e)
@@ -360,7 +361,7 @@ class Scheduler:
         if lease is None:
             return False
         try:
-            if flight.queue_state.merge and self.queue.has_twins and lease.backend.merges:
+            if flight.queue_state.merge and self.queue.twin_index and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
                     self._merge_twins(flight)
@@ -511,8 +512,8 @@ class Scheduler:
             self._group.remove(flight)
             return
         name = key if flight.mode is Mode.STREAM else key + WHOLE
-        stored, began = snapshot(flight, build), flight.times.created
-        self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
+        settled = partial(self._group.remove, flight)
+        self._cache.store(name, snapshot(flight, build), settled, replace=replace, asked=flight.times.created)
 
     # -- for the watchdog --------------- -----------------------------------------------------------
 

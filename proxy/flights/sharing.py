@@ -44,9 +44,16 @@ def sharing_of(api_request: ApiRequest, default: Share, *, cache_control: str = 
     RFC 9111 (5.2.3) asks. Clients of the EventSource kind send `no-cache` (aiohttp-sse-client) or `no-store`
     (httpx-sse) by default: to join a generation under way is not caching, so they share.
     """
+    # Asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding. A temperature left
+    # out is the engine's default, which samples. A negative seed is none: vLLM 0.32 takes -1 so.
+    deterministic = (
+        api_request.temperature == 0
+        or (api_request.seed is not None and api_request.seed >= 0)
+        or api_request.endpoint == "embeddings"
+    )
     if not override and not cache_control:
         if default == "auto":
-            return SHARED if deterministic(api_request) else _SAMPLED
+            return SHARED if deterministic else _SAMPLED
         return SHARED if default == "all" else PRIVATE
     mode: str = override.strip().lower() or default
     if mode not in SHARES:
@@ -58,18 +65,6 @@ def sharing_of(api_request: ApiRequest, default: Share, *, cache_control: str = 
     directives = {part.partition("=")[0].strip().lower() for part in cache_control.split(",")}
     if mode == "off":
         return PRIVATE
-    if mode == "auto" and not deterministic(api_request):
+    if mode == "auto" and not deterministic:
         return _SAMPLED
     return Sharing(shared=True, fresh="no-cache" in directives, storable="no-store" not in directives)
-
-
-def deterministic(api_request: ApiRequest) -> bool:
-    """True where asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding.
-
-    A temperature left out is the engine's default, which samples. A negative seed is none: vLLM 0.32 takes -1 so.
-    """
-    return (
-        api_request.endpoint == "embeddings"
-        or api_request.temperature == 0
-        or (api_request.seed is not None and api_request.seed >= 0)
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -21,8 +20,7 @@ class Mode(Enum):
     RAW = "raw"  # passed through unchanged, never shared
 
 
-@dataclass(slots=True, frozen=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """An answer's status and end-to-end headers, as the engine sent them."""
 
     status: int = 200

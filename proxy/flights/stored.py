@@ -99,7 +99,12 @@ def snapshot(flight: Flight, build: bytes) -> Stored:
     """The entry of a complete answer by an engine of this build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage
-    body, cut, tail = stream_views(flight.log, flight.view(usage=not streamed))
+    log = flight.log
+    body, cut, tail = log[0] if len(log) == 1 else b"", None, b""
+    if streamed:
+        body, cut, tail = stream_views(log, flight.log_without_usage)
+    elif len(log) != 1:
+        body = b"".join(log)
     return Stored(
         kind="stream" if streamed else "whole",
         created=wall_clock(),

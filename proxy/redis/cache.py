@@ -148,11 +148,12 @@ class Cache:
         max_entry: int,
         max_pending: int,
         namespace: str = "gateway",
-        record: Callable[[Op], None] = lambda op: None,
+        record: Callable[[Op, int], None] = lambda op, count: None,
         on_breaker: OnChange = lambda trouble: None,
         on_stores: OnChange = lambda trouble: None,
     ) -> None:
-        """`on_breaker`: look-ups fail or work again; `on_stores`: stores are refused or accepted again."""
+        """`record` is called with what happened, and how often; `on_breaker`: look-ups fail or work again;
+        `on_stores`: stores are refused or accepted again."""
         where = address(url)
         self._lookups = RedisClient(where, connect_timeout=timeout)
         self._stores = RedisClient(where, connect_timeout=timeout, max_pending=max_pending)
@@ -201,7 +202,7 @@ class Cache:
         `done` may be called before this returns, and is called again, with misses only, where it raised.
         `others`: a second key for each, used where the first one misses; b"" for none."""
         if self.availability.open:
-            self._record("bypassed")
+            self._record("bypassed", 1)
             done([None] * len(keys))
             return
 
@@ -230,24 +231,28 @@ class Cache:
                 if found is not None and reply[n] is None:
                     keys[n], reply[n] = other, found
             reply = reply[: len(keys)]
-        return [self._decode(key, value) for key, value in zip(keys, reply, strict=True)]
+        missed = reply.count(None)
+        if missed:
+            self._record("miss", missed)
+        if missed == len(reply):
+            return [None] * missed
+        return [
+            None if value is None else self._decode(key, value) for key, value in zip(keys, reply, strict=True)
+        ]
 
     def _decode(self, key: bytes, value: Any) -> Stored | None:
-        if value is None:
-            self._record("miss")
-            return None
         stored = self._reader.read(key, value)
         if stored is None:
-            self._record("garbage")
+            self._record("garbage", 1)
             if len(self._unreadable) < MAX_UNREADABLE:
                 self._unreadable.add(key)
             return None
-        self._record("hit")
+        self._record("hit", 1)
         return stored
 
     def skip(self) -> None:
         """Count an answer that is too large to be stored."""
-        self._record("store_skipped")
+        self._record("store_skipped", 1)
 
     def store(
         self,
@@ -274,18 +279,18 @@ class Cache:
             self._unreadable.discard(key)
             replace = True
         if self._ttl <= 0 or len(value) > self.max_entry or self.availability.open or self.accepts.open:
-            self._record("store_skipped")
+            self._record("store_skipped", 1)
             settled()
             return
 
         def done(reply: Any) -> None:
             try:
                 if isinstance(reply, TooManyPending):
-                    self._record("store_skipped")
+                    self._record("store_skipped", 1)
                 elif isinstance(reply, WireError):
                     self._failed(reply, self._stores_or_all(reply))
                 else:
-                    self._record("store")
+                    self._record("store", 1)
             finally:
                 settled()
 
@@ -326,7 +331,7 @@ class Cache:
 
     def _failed(self, e: WireError, breaker: Availability | None = None) -> None:
         if (breaker or self.availability).failed(e):
-            self._record("error")
+            self._record("error", 1)
 
     def _stores_or_all(self, e: WireError) -> Availability:
         """The breaker that an error of a store is about."""

@@ -27,6 +27,8 @@ _MORE: Final = object()
 _CONFIRMATIONS: Final = frozenset(
     {b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe", b"ssubscribe", b"sunsubscribe"}
 )
+_ANSWERED: Final = frozenset({b"MGET", b"SET", b"EVALSHA"})
+"""The commands of requests, which get one reply: `_confirmations` without a call."""
 _FULL: Final = "max number of clients"  # it says so in place of the first reply, and closes the connection
 _UNPAIRED: Final = frozenset({b"MONITOR", b"SYNC", b"PSYNC", b"RESET", b"QUIT", b"HELLO"})
 
@@ -158,11 +160,12 @@ class RespConnection(asyncio.Protocol):
             return
         data = pack(command)
         size = len(data)
+        confirmations = 0 if command[0] in _ANSWERED else _confirmations(command)
         if self.pending + size > self._bounds.pending:
             done(TooManyPending(f"{self.pending} bytes are under way, of at most {self._bounds.pending}"))
             return
         deadline = self._loop.time() + timeout
-        self._waiting.append((deadline, timeout, size, _confirmations(command), done))
+        self._waiting.append((deadline, timeout, size, confirmations, done))
         self.pending += size
         self._out.append(data)
         if self._timer is None or deadline < self._timer_at:
@@ -246,7 +249,17 @@ class RespConnection(asyncio.Protocol):
             reader.feed(data)
             while self.lost is None and (reply := reader.gets()) is not _MORE:
                 self._unparsed = 0
-                self._answer(reply)
+                waiting = self._waiting
+                if not waiting or waiting[0][3] or type(reply) is hiredis.PushNotification:
+                    self._answer(reply)
+                    continue
+                _, _, size, _, done = waiting.popleft()
+                self.pending -= size
+                try:
+                    done(reply)
+                except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
+                    raised("a reply of Redis", e)
+                    self._tell(done, Unhandled("the gateway failed to handle the reply"))
         except (hiredis.HiredisError, ValueError, MemoryError):
             self.lose(Lost("a reply that is not RESP: no Redis listens there"))
         except Exception as e:  # noqa: BLE001 - replies cannot be matched to commands any more
@@ -256,24 +269,21 @@ class RespConnection(asyncio.Protocol):
             self.lose(Lost(f"a reply of more than {self._bounds.reply} bytes"))
 
     def _answer(self, reply: Any) -> None:
+        """A push message, or a reply that answers no command or one that is confirmed by push messages."""
         if type(reply) is hiredis.PushNotification:
             self._pushed(reply)
             return
         if not self._waiting:
             self.lose(Lost("an unexpected reply"))
             return
-        _, _, size, confirmations, done = self._waiting.popleft()
+        _, _, size, _, done = self._waiting.popleft()
         self.pending -= size
-        if confirmations and not isinstance(reply, WireError):
-            lost = Lost("subscribing requires RESP3 (Redis 6 or newer)")
-            self._tell(done, lost)
-            self.lose(lost)
+        if isinstance(reply, WireError):
+            self._tell(done, reply)
             return
-        try:
-            done(reply)
-        except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
-            raised("a reply of Redis", e)
-            self._tell(done, Unhandled("the gateway failed to handle the reply"))
+        lost = Lost("subscribing requires RESP3 (Redis 6 or newer)")
+        self._tell(done, lost)
+        self.lose(lost)
 
     def _pushed(self, push: list[Any]) -> None:
         """RESP3: a push message, or one of the confirmations of a SUBSCRIBE, which come in place of a reply."""

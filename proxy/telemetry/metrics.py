@@ -287,9 +287,9 @@ class Metrics:
         """A request joined a flight in progress."""
         self._coalesced.count((endpoint,))
 
-    def cache(self, op: str) -> None:
-        """A look-up or a store finished, see OPS."""
-        self._cache.count((op,))
+    def cache(self, op: str, count: int = 1) -> None:
+        """So many look-ups or stores finished, see OPS."""
+        self._cache.count((op,), count)
 
     def cache_breaker(self, opened: bool) -> None:
         """The circuit breaker of Redis opened or closed."""

@@ -252,7 +252,10 @@ class Backends:
         backend = self._named.get(name or "")
         if backend is None or since is None or backend.up is False:
             return None
-        return backend.build.of(model, since)
+        build = backend.build
+        if since < build.changed_at:
+            return None  # it may have been another one
+        return build.digests.get(model) or build.digests.get(None, b"")
 
     def started(self, backend: Backend, at: float) -> None:
         """It reports that its process started at `at` (Unix time). A restarted engine is checked soon."""

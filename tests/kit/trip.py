@@ -60,6 +60,12 @@ class Wire:
         if self.receiver is not None:
             self.receiver.body(data)
 
+    def end(self) -> None:
+        """The response is complete: as a real connection does, it leaves before its receiver is called."""
+        receiver, self.receiver = self.receiver, None
+        if receiver is not None:
+            receiver.end()
+
     def lose(self, error: GatewayError) -> None:
         receiver, self.receiver = self.receiver, None
         if receiver is not None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from loadgen import store
 from loadgen.errors import StoreError
 from loadgen.record import Event, Kind, Record, Run
-from loadgen.store import EVENTS, RUN, append, read_records, read_run, write_run
+from loadgen.store import EVENTS, RUN, EventsFile, append, read_records, read_run, write_run
 
 RECORD = Record(
     index=1, id="x", prompt="p", due_ns=5, events=[Event(3, 1, 4, Kind.CONTENT, 2, 1)], failure="truncated"
@@ -31,6 +35,50 @@ def test_records_and_runs_come_back_as_they_were(tmp_path: Path) -> None:
     write_run(tmp_path, RUN_OF_NOTHING)
     assert list(read_records(tmp_path)) == list(read_records(tmp_path / EVENTS)) == [RECORD, RECORD]
     assert read_run(tmp_path) == read_run(tmp_path / RUN) == RUN_OF_NOTHING
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EFBIG])
+def test_a_full_disk_leaves_whole_lines_and_the_records_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """The third write stops in the middle of a line."""
+    monkeypatch.setattr(store, "BUFFER", 300)
+    room = [1000]
+    write = os.write
+
+    def limited(fd: int, data: bytes) -> int:
+        part = bytes(data[: max(room[0], 0)])
+        if not part:
+            raise OSError(error, os.strerror(error))
+        room[0] -= len(part)
+        return write(fd, part)
+
+    monkeypatch.setattr(os, "write", limited)
+    records = [msgspec.structs.replace(RECORD, index=index) for index in range(20)]
+    with EventsFile(tmp_path / EVENTS) as file:
+        for record in records:
+            file.append(record)
+    kept = list(read_records(tmp_path / EVENTS))
+    assert 0 < len(kept) < 20
+    assert kept + file.unwritten == records
+    assert file.warning == (
+        f"could not write all of {EVENTS}: {os.strerror(error)}; it lacks {len(file.unwritten)} requests"
+    )
+
+
+def test_a_file_that_cannot_be_opened_lacks_everything(tmp_path: Path) -> None:
+    with EventsFile(tmp_path / "nowhere" / EVENTS) as file:
+        file.append(RECORD)
+    assert file.unwritten == [RECORD]
+    assert "No such file" in file.warning
+
+
+def test_a_whole_file_has_no_warning(tmp_path: Path) -> None:
+    with EventsFile(tmp_path / EVENTS) as file:
+        for _ in range(1000):
+            file.append(RECORD)
+    assert (file.warning, file.unwritten) == ("", [])
+    assert list(read_records(tmp_path)) == [RECORD] * 1000
 
 
 def test_a_gzipped_file_is_read_too(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.cli.flags import values
+from loadgen.errors import UsageError
 from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
 
@@ -193,7 +194,7 @@ def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
 
 
 def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
-    key = args.api_key or environ.get("OPENAI_API_KEY")
+    key = key_of(args, environ)
     headers = [("Authorization", f"Bearer {key}")] if key else []
     return Http(
         headers=(*headers, *args.header),
@@ -204,6 +205,18 @@ def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
         idle_timeout=args.idle_timeout,
         max_response_bytes=args.max_response_bytes,
     )
+
+
+def key_of(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
+    """The key, without spaces and line ends around it; "" for none. Raises UsageError for one that no header can
+    carry."""
+    key = str(args.api_key or environ.get("OPENAI_API_KEY") or "").strip()
+    odd = next((character for character in key if not "!" <= character <= "~"), None)
+    if odd is not None:
+        source = "--api-key" if args.api_key else "OPENAI_API_KEY"
+        what = {"\n": "a line end", "\r": "a line end", " ": "a space"}.get(odd, f"the character {odd!a}")
+        raise UsageError(f"the key of {source} has {what} inside; give the key alone, on one line")
+    return key
 
 
 def body_of(args: argparse.Namespace, model: str) -> Body:
@@ -256,7 +269,7 @@ def base_of(args: argparse.Namespace) -> str:
 
 def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The secrets that must not be in any file, log or error."""
-    secrets = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
+    secrets = [key_of(args, environ)]
     secrets += [value for name, value in args.header if is_secret(name)]
     secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
     return [value for value in secrets if len(value) > 3]

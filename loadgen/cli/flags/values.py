@@ -6,8 +6,14 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
+
+ENDPOINTS: Final = (
+    *("/chat/completions", "/completions", "/responses", "/messages"),
+    *("/embeddings", "/rerank", "/models"),
+)
+"""Ends of addresses that are no server's."""
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
@@ -68,15 +74,23 @@ def url(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} has no usable port; give http://HOST:PORT") from None
     if parts.query or parts.fragment:
         raise argparse.ArgumentTypeError(f"{text!r} has a query or a fragment; give only http://HOST:PORT")
-    return text.rstrip("/").removesuffix("/v1")
+    base = text.rstrip("/")
+    endpoint = next((path for path in ENDPOINTS if parts.path.rstrip("/").endswith(path)), None)
+    if endpoint is not None:
+        server = base[: -len(endpoint)].removesuffix("/v1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is the address of one endpoint; give the server, {server}, and if need "
+            f"be --endpoint {parts.path}"
+        )
+    return base.removesuffix("/v1")
 
 
 def header(text: str) -> tuple[str, str]:
     """`NAME: VALUE`, or vLLM's `NAME=VALUE`."""
     at = min((i for i in (text.find(":"), text.find("=")) if i > 0), default=0)
     name, value = text[:at].strip(), text[at + 1 :].strip()
-    if not at or any(c in text for c in "\r\n") or not name.isascii() or " " in name:
-        raise argparse.ArgumentTypeError("a header is NAME:VALUE, on one line")
+    if not at or not value.isprintable() or not name.isascii() or not name.isprintable() or " " in name:
+        raise argparse.ArgumentTypeError("a header is NAME:VALUE, on one line and without control characters")
     return name, value
 
 

@@ -50,7 +50,11 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     add("--prefix-repetition-num-prefixes", values.integer, "number of prefixes")
     add("--prefix-repetition-output-len", values.integer, "tokens of the response")
     add("--sharegpt-output-len", values.integer, "tokens of the response (default: about as in the file)")
-    add("--custom-output-len", values.integer, "tokens of the response; -1: each line's output_tokens")
+    add(
+        "--custom-output-len",
+        values.integer,
+        "tokens of the response where a line has no max_tokens; -1: each line's output_tokens",
+    )
     add(
         "--corpus-output-len",
         values.integer,

@@ -10,7 +10,7 @@ from loadgen.report import Table, View
 
 WIDTH: Final = 100  # columns where the output is no terminal
 BAR: Final = 30
-GIVEN_UP: Final = ("n", "p90", "errors", "max", "mean", "p99", "of a's p50")
+GIVEN_UP: Final = ("n", "p90", "errors", "max", "mean", "p99", "tok/s", "pace", "b slower")
 """Columns that a narrow terminal leaves out, in this order."""
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import os
 import ssl
 import time
 from types import SimpleNamespace
@@ -181,6 +182,8 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout", f"no connection within {http.connect_timeout:g} s (--connect-timeout)"
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return "refused", f"{error.host}:{error.port} does not speak TLS; give http:// instead of https://"
         return "refused", f"TLS: {_reason(error)} (--insecure accepts any certificate)"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "refused", f"unknown host {error.host}"
@@ -204,7 +207,7 @@ def _connecting_failed(error: aiohttp.ClientConnectorError) -> str:
         return "out of file descriptors (ulimit -n)"
     if cause.errno == errno.EADDRNOTAVAIL:
         return "out of local ports: connections are opened faster than the system frees their ports"
-    return f"{error.host}:{error.port}: {_reason(cause)}"
+    return f"{error.host}:{error.port}: {os.strerror(cause.errno) if cause.errno else _reason(cause)}"
 
 
 def _reason(error: BaseException) -> str:

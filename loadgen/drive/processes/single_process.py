@@ -51,11 +51,11 @@ async def run_single(
 def _add_warnings(run: Run, waited: int, overrun: bool, job: Job) -> None:
     if waited and job.pace.max_concurrency is None:
         run.warnings.append(
-            f"{waited} requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
+            f"{waited} of the requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
         )
     elif waited:
         run.warnings.append(
-            f"{waited} requests waited for --max-concurrency; their waiting time counts from when they were due"
+            f"{waited} of the requests waited for --max-concurrency; latencies from due include that"
         )
     if overrun:
         run.warnings.append("the run was ended: too many requests were waiting to be sent")

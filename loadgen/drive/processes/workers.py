@@ -154,9 +154,7 @@ def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record],
     run.start_unix_ns = outcomes[0].start_unix_ns
     waited = sum(outcome.waited for outcome in outcomes)
     if waited:
-        run.warnings.append(
-            f"{waited} requests waited to be sent; their waiting time counts from when they were due"
-        )
+        run.warnings.append(f"{waited} of the requests waited to be sent; latencies from due include that")
     if any(outcome.overrun for outcome in outcomes):
         run.warnings.append("the run was ended: too many requests were waiting to be sent")
     return records, [outcome.worker_error for outcome in outcomes]

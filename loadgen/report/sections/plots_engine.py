@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from loadgen.analysis import Measured
 from loadgen.record import Run
-from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, legend_above, plain_axis
+from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, Sheet, plain_axis
 from loadgen.report.sections.engine import rate_series, series_of, splits
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 COLOURS: Final = (BLUE, ORANGE, GREEN, VIOLET)
 
 
-def engine_plot(run: Run) -> Figure | None:
+def engine_plot(sheet: Sheet, run: Run) -> Figure | None:
     """Requests running and waiting, use of the KV cache, preemptions and prefix hits, below each other."""
     sources = [source for source in run.scraped if len(source.readings) > 1]
     if not sources:
         return None
-    figure, (requests, kv, events) = canvas(3, 1, height=6.0, sharex=True)
+    figure, (requests, kv, events) = sheet.canvas(3, 1, height=6.0, sharex=True)
     for source, colour in zip(sources, COLOURS, strict=False):
         for name, style in (("running", "-"), ("waiting", ":")):
             at, values = series_of(run, source, name)
@@ -47,17 +47,17 @@ def engine_plot(run: Run) -> Figure | None:
         axes.set_ylim(bottom=0)
         plain_axis(axes.yaxis)
         if axes.get_legend_handles_labels()[0]:
-            legend_above(axes, right=True, columns=3)
+            sheet.legend(axes, right=True, columns=3)
     events.set_xlabel("seconds since the run's start")
     return figure
 
 
-def split_plot(requests: Sequence[Measured]) -> Figure | None:
+def split_plot(sheet: Sheet, requests: Sequence[Measured]) -> Figure | None:
     """TTFT as a sum, for requests from the fastest tenth to the slowest."""
     parts = splits(requests)
     if len(parts) < 2:
         return None
-    figure, (axes,) = canvas(height=3.6)
+    figure, (axes,) = sheet.canvas(height=3.6)
     names = [f"{100 * place // len(parts)}–{100 * (place + 1) // len(parts)} %" for place in range(len(parts))]
     bottom = [0.0] * len(parts)
     for label, colour, values in (
@@ -70,5 +70,5 @@ def split_plot(requests: Sequence[Measured]) -> Figure | None:
     axes.set_xlabel("requests by TTFT, the fastest first")
     axes.set_ylabel("TTFT, ms")
     plain_axis(axes.yaxis)
-    legend_above(axes)
+    sheet.legend(axes)
     return figure

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.report.plot_style import BLUE, GREEN, ORANGE, RED, VIOLET, canvas, legend_above, plain_axis
+from loadgen.report.plot_style import BLUE, GREEN, ORANGE, RED, VIOLET, Sheet, plain_axis
 from loadgen.report.sections.loads import Point, frontier
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, ORANGE, GREEN, VIOLET, RED)
 
 
-def pareto_plot(runs: Mapping[str, Sequence[Point]], *, per_gpu: bool) -> Figure | None:
+def pareto_plot(sheet: Sheet, runs: Mapping[str, Sequence[Point]], *, per_gpu: bool) -> Figure | None:
     """One line through the best points of each run; the others are pale. None with fewer than two points."""
     known = {label: points for label, points in runs.items() if points}
     if sum(map(len, known.values())) < 2:
         return None
-    figure, (axes,) = canvas(height=4.2)
+    figure, (axes,) = sheet.canvas(height=4.2)
     for number, (label, points) in enumerate(known.items()):
         colour = COLOURS[number % len(COLOURS)]
         best = frontier(points)
@@ -49,5 +49,5 @@ def pareto_plot(runs: Mapping[str, Sequence[Point]], *, per_gpu: bool) -> Figure
     plain_axis(axes.xaxis)
     plain_axis(axes.yaxis)
     if len(known) > 1:
-        legend_above(axes)
+        sheet.legend(axes)
     return figure

@@ -98,11 +98,11 @@ class FilteringIngest(Ingest):
         else:
             super().lost(error)
 
-    def close(self) -> None:
-        super().close()
+    def _close(self, error: GatewayError | None) -> None:
         self._backlog.clear()
         if self._checking is not None:
             self._checking.cancel()
+        super()._close(error)
 
     # -- long answers -----------------------------------------------------------------------------
 

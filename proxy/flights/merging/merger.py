@@ -14,6 +14,7 @@ from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.twins import RecentPrompts, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.flights.phase import Phase
 from proxy.flights.spec import REQUEST_ID, Mode, headers_in_common, new_id
+from proxy.wire import PROMPT_FIELD
 
 NOT_DONE: Final = frozenset({400, 422})
 """Statuses by which an engine refuses what it does not support: it may be `n`."""
@@ -47,7 +48,9 @@ class Merger:
         api_request = flight.spec.api_request
         if self._most < 2 or api_request is None:
             return False
-        return (self._recent.seen(api_request.prompt, now) or self.window > 0) and mergeable(api_request)
+        # `api_request.prompt`, without its call: this is once a request.
+        prompt = bytes(api_request.fields.get(PROMPT_FIELD[api_request.endpoint], b"null"))
+        return (self._recent.seen(prompt, now) or self.window > 0) and mergeable(api_request)
 
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight to dispatch: a merged one with all its twins, or the Flight itself where it has none.

@@ -55,7 +55,7 @@ class RequestQueue(Generic[T]):
         self._held: dict[T, None] = {}
         self._back: dict[T, tuple[float, str | None]] = {}
         """Dispatched items that need another engine: when each came back, and its pool."""
-        self._twins: dict[Hashable, dict[T, None]] = {}  # of items held or in the line
+        self.twin_index: dict[Hashable, dict[T, None]] = {}  # twins that are held or in the line, by their key
         self.estimates = WaitEstimator()
 
     def __len__(self) -> int:
@@ -69,11 +69,6 @@ class RequestQueue(Generic[T]):
     def waits(self) -> bool:
         """Whether an item waits for an engine: a later one must not overtake it."""
         return bool(self.line.entries or self._back)
-
-    @property
-    def has_twins(self) -> bool:
-        """Whether an item that waits for an engine could have twins."""
-        return bool(self._twins)
 
     def offer(
         self,
@@ -91,10 +86,14 @@ class RequestQueue(Generic[T]):
         the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
-        if len(self) >= self.limit:
+        queued = self._lookups  # as `len` counts them, without its three calls
+        if (
+            len(queued.arrived) + len(queued.looking) + len(self._held) + len(self._back) + len(self.line.entries)
+            >= self.limit
+        ):
             on_pushed(*self._make_room(self._ticket_of(item)))
         if lookup:
-            self._lookups.add(item, now)
+            queued.add(item, now)
         elif hold:
             self._held[item] = None
             self._index(item)
@@ -134,7 +133,7 @@ class RequestQueue(Generic[T]):
         meanwhile. Returns those that cannot be in time or cannot be queued, each with its error."""
         refused = []
         for item in misses:
-            if self.looking(item) and item not in self.line.entries:  # in them where this raised once
+            if item in self._lookups.looking and item not in self.line.entries:  # in them where this raised once
                 try:
                     self.enqueue(item, now)
                 except GatewayError as e:
@@ -145,9 +144,10 @@ class RequestQueue(Generic[T]):
         self._lookups.over(batch)
         return refused
 
-    def looking(self, item: T) -> bool:
-        """Whether the item is in the look-up under way and was not discarded."""
-        return item in self._lookups.looking
+    @property
+    def looking(self) -> Collection[T]:
+        """The items of the look-up under way that were not discarded."""
+        return self._lookups.looking
 
     def dispatch(self, take: Callable[[T], bool], now: float) -> None:
         """Offer items to `take`, in the line's order. True: the item leaves the queue. False: its pool has no
@@ -181,7 +181,7 @@ class RequestQueue(Generic[T]):
 
     def twins(self, item: T) -> Iterator[T]:
         """The twins of an item, itself included, that are held or wait for an engine. In the order of arrival."""
-        return iter(tuple(self._twins.get(self._twin(item), ())))
+        return iter(tuple(self.twin_index.get(self._twin(item), ())))
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
         """Another caller wants it too: see `FairQueue.promote`. True if it moves."""
@@ -208,7 +208,7 @@ class RequestQueue(Generic[T]):
     def rebuild(self) -> None:
         """Rebuild the line, whose orders may be inconsistent after an exception in one of them."""
         self.line = self.line.rebuilt()
-        self._twins.clear()
+        self.twin_index.clear()
         for item in (*self._held, *self.line):
             self._index(item)
 
@@ -218,7 +218,7 @@ class RequestQueue(Generic[T]):
         self._lookups.clear()
         self._back.clear()
         self._held.clear()
-        self._twins.clear()
+        self.twin_index.clear()
         self.line = FairQueue(patience=self.line.patience)
         return waiting
 
@@ -286,14 +286,14 @@ class RequestQueue(Generic[T]):
     def _index(self, item: T) -> None:
         twin = self._twin(item)
         if twin is not None:
-            self._twins.setdefault(twin, {})[item] = None
+            self.twin_index.setdefault(twin, {})[item] = None
 
     def _unindex(self, item: T) -> None:
         twin = self._twin(item)
-        if twin is not None and twin in self._twins:
-            self._twins[twin].pop(item, None)
-            if not self._twins[twin]:
-                del self._twins[twin]
+        if twin is not None and twin in self.twin_index:
+            self.twin_index[twin].pop(item, None)
+            if not self.twin_index[twin]:
+                del self.twin_index[twin]
 
 
 def _too_late(wait: float, takes: float, left: float) -> GatewayError:

@@ -156,8 +156,8 @@ class Connection(asyncio.Protocol):
     def rest(self, now: float) -> None:
         """It is idle from now on."""
         self.idle_since = now
-        self._held = False
-        self._steer()
+        if self._held:
+            self.resume()
 
     def _steer(self) -> None:
         """The only place where reading is paused and resumed. Both are idempotent."""
@@ -173,11 +173,13 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    @property
-    def quiet(self) -> bool:
-        """Whether there is no unread input: on an idle connection that would be its end, or unexpected bytes.
-        Costs a system call."""
-        return self._poll is None or not self._poll.poll(0)
+    def fresh(self, since: float) -> bool:
+        """Whether it is open, has been idle only since a later time than `since`, and has no unread input: that
+        would be its end, or unexpected bytes. Costs a system call."""
+        transport, poll = self._transport, self._poll
+        if transport is None or self.idle_since <= since or transport.is_closing():
+            return False
+        return poll is None or not poll.poll(0)
 
     # -- asyncio.Protocol -------------------------------------------------------------------------
 
@@ -291,9 +293,19 @@ class Connection(asyncio.Protocol):
     # -- ends -------------------------------------------------------------------------------------
 
     def _finish(self, answer: ResponseParser) -> None:
+        """The response is complete: the connection returns to the pool, or is closed."""
         receiver = self._part()
+        transport = self._transport
         try:
-            self._leave(answer)
+            if transport is not None:
+                # A request that is not sent completely: the engine may take its rest for the next one.
+                clean = not answer.surplus and not transport.get_write_buffer_size()
+                if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
+                    self._pool.release(self)
+                elif clean:
+                    transport.close()
+                else:
+                    transport.abort()  # `close` would wait for an engine that may not read any more
         except Exception as e:  # noqa: BLE001 - in doubt the connection is closed; the receiver has its response
             raised("the end of an exchange", e)
             self.abort()
@@ -302,20 +314,6 @@ class Connection(asyncio.Protocol):
         except Exception as e:  # noqa: BLE001 - the receiver's fault: it gets an error
             raised("the end of an engine's answer", e)
             self._lost(receiver, internal())
-
-    def _leave(self, answer: ResponseParser) -> None:
-        """Return the connection to the pool, or close it."""
-        transport = self._transport
-        if transport is None:
-            return
-        # A request that is not sent completely: the engine may take its rest for the next one.
-        clean = not answer.surplus and not transport.get_write_buffer_size()
-        if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
-            self._pool.release(self)
-        elif clean:
-            transport.close()
-        else:
-            transport.abort()  # `close` would wait for an engine that may not read any more
 
     def _part(self) -> Receiver:
         """End the exchange, if there is one. Only the caller may call its receiver, which is returned, from now

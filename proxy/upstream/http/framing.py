@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 MAX_HEADERS: Final = 128  # header fields of one answer; aiohttp's client has the same bound
 
@@ -19,7 +21,7 @@ class Kind(Enum):
     UNTIL_CLOSE = "until close"
 
 
-class Framing(NamedTuple):
+class Framing(msgspec.Struct, frozen=True):
     kind: Kind
     length: int  # bytes of the body, for LENGTH
     keep: bool  # whether the connection may be reused after a complete response

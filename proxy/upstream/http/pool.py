@@ -87,10 +87,10 @@ class Pool:
 
     def take(self) -> Connection | None:
         """An idle connection, if one is fresh enough; stale ones are closed."""
-        now = self.loop.time()
+        stale = self.loop.time() - IDLE_SECONDS
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.usable and now - connection.idle_since < IDLE_SECONDS and connection.quiet:
+            if connection.fresh(stale):
                 return connection
             connection.abort()
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import httptools
 
-from proxy.upstream.http.framing import Framing, InvalidResponse, Kind, framing_of
+from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
 
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, including interim responses
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in a row without body
@@ -15,7 +16,16 @@ MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _H: Final = ord("H")
 _CHUNKED: Final = Kind.CHUNKED  # looking up an enum member costs a call in Python 3.11
+_COUNTED: Final = Kind.LENGTH
 _NONE: Final = Kind.NONE
+
+_PLAIN: Final = re.compile(
+    rb"HTTP/1\.1 ([2-5]\d\d)(?: [\t -~]*+)?\r\n((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~]*+\r\n)++)\r\n"
+)
+"""A head without anything in which two parsers could differ. Other heads are read by httptools."""
+_FIELDS: Final = re.compile(rb"([^:]+):([^\r]*)\r\n")
+_LENGTH: Final = re.compile(r"\d{1,15}")
+_NOT_PLAIN: Final = frozenset({"transfer-encoding", "upgrade", "trailer"})
 
 _COMMON: Final = (
     "date",
@@ -77,8 +87,8 @@ class ResponseParser:
         self._pieces: list[bytes] = []
         # httptools calls this for each chunk: a C function, no Python frame.
         self.on_body = self._pieces.append
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._parse: Callable[[bytes], None] = self._parser.feed_data
+        self._parser: httptools.HttpResponseParser | None = None  # made for a head that is not plain
+        self._parse: Callable[[bytes], None] = _ignore
 
     @property
     def until_close(self) -> bool:
@@ -102,7 +112,7 @@ class ResponseParser:
                 self._hand_out()
             return False
         if self.framing is None:
-            return self._read_head(data)
+            return self._read_first(data) if self._parser is None else self._read_head(data)
         if self._left:
             return self._read_counted(data)
         self.to.body(data)  # ends with the connection
@@ -122,6 +132,9 @@ class ResponseParser:
 
     def _read_head(self, data: bytes) -> bool:
         """Feed a head exactly up to its end, so that all that follows is body or surplus."""
+        if self._parser is None:
+            parser = self._parser = httptools.HttpResponseParser(self)
+            self._parse = parser.feed_data
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also accepts RTSP, ICE and leading line breaks
@@ -145,6 +158,42 @@ class ResponseParser:
             # An interim response: the final one is still to come.
             self._tail, self._headers, self._head_done = b"", [], False
         return False
+
+    def _read_first(self, data: bytes) -> bool:
+        """Feed the first bytes: a plain head with the length of its body is read here, all others by httptools."""
+        head = None if self._bodiless else _PLAIN.match(data)
+        if head is None:
+            return self._read_head(data)
+        status = int(head[1])
+        headers = []
+        length = ""
+        managed = False  # it says whether the connection is kept
+        for name, value in _FIELDS.findall(head[2]):
+            low = _NAMES.get(name) or name.decode("ascii").lower()
+            text = value.decode("ascii").strip("\t ")
+            if low == "content-length":
+                if length or _LENGTH.fullmatch(text) is None:
+                    return self._read_head(data)
+                length = text
+            elif low in _NOT_PLAIN:
+                return self._read_head(data)
+            elif low == "connection":
+                managed = True
+            headers.append((low, text))
+        if length in ("", "0") or head.end() > MAX_HEAD:
+            return self._read_head(data)
+        framing: Framing | None
+        if managed or status == 204 or status == 304 or len(headers) > MAX_HEADERS:
+            framing = framing_of("1.1", status, headers)
+            if framing is None or framing.kind is not _COUNTED:
+                return self._read_head(data)
+        else:
+            framing = Framing(_COUNTED, int(length), True)
+        self.framing, self.status = framing, status
+        self._left = framing.length
+        self.to.head(status, headers)
+        body = data[head.end() :]
+        return self._read_counted(body) if body else False
 
     def _begin_body(self) -> bool:
         """Whether the complete head is the final one; then it goes out."""

@@ -109,7 +109,11 @@ def foldable(endpoint: str, fields: Mapping[str, Raw]) -> bool:
         if wanted is not None and wanted.type not in ("text", "json_object", "json_schema"):
             return False
         if endpoint == "chat":
-            return _plain_tools(fields) and _asks(bytes(fields.get("messages", b"[]")))
+            if ("tool_choice" in fields or "tools" in fields) and not _plain_tools(fields):
+                return False
+            messages = bytes(fields.get("messages", b"[]"))
+            # The search saves decoding the whole prompt, 0.3 µs per KB, where there is no assistant message yet.
+            return b'"assistant"' not in messages or _ROLES.decode(messages)[-1].role != "assistant"
     except _BROKEN:
         return False
     return True
@@ -154,11 +158,6 @@ def _plain_tools(fields: Mapping[str, Raw]) -> bool:
     if forces_tool(fields) or choice == b'"none"':
         return True
     return choice == b"null" and not _LIST.decode(fields.get("tools", b"null"))
-
-
-def _asks(messages: bytes) -> bool:
-    # The search saves decoding the whole prompt, 0.3 µs per KB, where there is no assistant message yet.
-    return b'"assistant"' not in messages or _ROLES.decode(messages)[-1].role != "assistant"
 
 
 MANY_FRAMES: Final = 4096

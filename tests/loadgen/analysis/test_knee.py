@@ -9,14 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.knee import SweepStage, completion_ratio, find_knee, next_rate, saturated, unsteady_warning
+from loadgen.analysis.knee import (
+    Limit,
+    SweepStage,
+    completion_ratio,
+    find_limit,
+    next_rate,
+    saturated,
+    unsteady_warning,
+)
 
 
 def mm1(rate: float, capacity: float, base_ms: float = 10.0) -> SweepStage:
     """A queue of one server: waiting grows as 1/(1 - load), and beyond its capacity it only keeps its pace."""
     if rate >= capacity:
-        return SweepStage(requested=rate, achieved=capacity, ttft_p50_ms=base_ms * 100)
-    return SweepStage(requested=rate, achieved=rate, ttft_p50_ms=base_ms / (1 - rate / capacity))
+        return SweepStage(requested=rate, pace=capacity / rate, ttft_p50_ms=base_ms * 100)
+    return SweepStage(requested=rate, pace=1.0, ttft_p50_ms=base_ms / (1 - rate / capacity))
 
 
 def sweep(capacity: float, start: float = 1.0, limit: float = 10_000.0) -> list[SweepStage]:
@@ -29,7 +37,7 @@ def sweep(capacity: float, start: float = 1.0, limit: float = 10_000.0) -> list[
 
 @given(st.floats(20, 5000))
 def test_the_knee_lies_below_the_capacity_and_near_where_the_queue_quadruples(capacity: float) -> None:
-    found = find_knee(sweep(capacity))
+    found = find_limit(sweep(capacity)).knee
     assert found is not None
     assert capacity * 0.5 < found < capacity * 0.8  # TTFT is four times the base's at 75 % load
 
@@ -37,7 +45,10 @@ def test_the_knee_lies_below_the_capacity_and_near_where_the_queue_quadruples(ca
 def test_a_server_that_is_never_saturated_is_tried_up_to_the_limit_and_no_further() -> None:
     stages = sweep(math.inf, limit=100)
     assert [stage.requested for stage in stages] == [1, 2, 4, 8, 16, 32, 64, 100]
-    assert find_knee(stages) == 100
+    limit = find_limit(stages)
+    assert limit == Limit(kept=100)
+    assert limit.knee is None, "no rate was too much, so where the limit lies is not known"
+    assert str(limit) == "no limit found up to 100 req/s"
 
 
 def test_a_server_saturated_from_the_start_is_tried_lower() -> None:
@@ -47,19 +58,19 @@ def test_a_server_saturated_from_the_start_is_tried_lower() -> None:
 
 
 def test_a_lucky_stage_above_a_saturated_one_does_not_move_the_knee() -> None:
-    stages = [mm1(1, 100), mm1(2, 100), SweepStage(requested=4, achieved=2, ttft_p50_ms=10), mm1(8, 100)]
-    assert find_knee(stages) == 2
+    stages = [mm1(1, 100), mm1(2, 100), SweepStage(requested=4, pace=0.5, ttft_p50_ms=10), mm1(8, 100)]
+    assert find_limit(stages) == Limit(kept=2, over=4)
 
 
 @pytest.mark.parametrize(
     ("stage", "bad"),
     [
-        (SweepStage(requested=10, achieved=9.6, ttft_p50_ms=10), False),
-        (SweepStage(requested=10, achieved=9.4, ttft_p50_ms=10), True),
-        (SweepStage(requested=10, achieved=10, ttft_p50_ms=39), False),
-        (SweepStage(requested=10, achieved=10, ttft_p50_ms=41), True),
-        (SweepStage(requested=10, achieved=10, ttft_p50_ms=10, failed=0.06), True),
-        (SweepStage(requested=10, achieved=0, ttft_p50_ms=None), True),
+        (SweepStage(requested=10, pace=0.96, ttft_p50_ms=10), False),
+        (SweepStage(requested=10, pace=0.94, ttft_p50_ms=10), True),
+        (SweepStage(requested=10, pace=1, ttft_p50_ms=39), False),
+        (SweepStage(requested=10, pace=1, ttft_p50_ms=41), True),
+        (SweepStage(requested=10, pace=1, ttft_p50_ms=10, failed=0.06), True),
+        (SweepStage(requested=10, pace=0, ttft_p50_ms=None), True),
     ],
 )
 def test_a_stage_is_saturated_by_rate_by_latency_or_by_failures(stage: SweepStage, bad: bool) -> None:
@@ -67,7 +78,8 @@ def test_a_stage_is_saturated_by_rate_by_latency_or_by_failures(stage: SweepStag
 
 
 def test_nothing_measured_has_no_knee() -> None:
-    assert find_knee([]) is None
+    assert find_limit([]) == Limit()
+    assert str(Limit()) == "nothing was measured"
     assert next_rate([], start=3, limit=10) == 3
 
 
@@ -93,12 +105,12 @@ def test_a_pace_of_nothing_is_none_at_all() -> None:
 
 def test_a_lightest_stage_that_was_slower_than_a_heavier_one_is_told() -> None:
     slow, quick = (
-        SweepStage(requested=1, achieved=1, ttft_p50_ms=7632),
-        SweepStage(requested=2, achieved=2, ttft_p50_ms=180),
+        SweepStage(requested=1, pace=1, ttft_p50_ms=7632),
+        SweepStage(requested=2, pace=1, ttft_p50_ms=180),
     )
     said = unsteady_warning([quick, slow])
     assert said is not None
     assert "7,632 ms at 1/s, 180 ms at 2/s" in said
     assert unsteady_warning([mm1(rate, 10) for rate in (1, 2, 4, 8)]) is None
     assert unsteady_warning([slow]) is None
-    assert unsteady_warning([slow, SweepStage(requested=2, achieved=0, ttft_p50_ms=None)]) is None
+    assert unsteady_warning([slow, SweepStage(requested=2, pace=0, ttft_p50_ms=None)]) is None

@@ -49,7 +49,7 @@ def test_a_run_without_pairs_has_no_difference() -> None:
     assert pair_up([measure(one) for one in ab_records(3) if one.target == "a"]) is None
 
 
-def test_what_coming_second_does_is_evened_out() -> None:
+def test_what_coming_second_does_is_taken_out() -> None:
     """Who comes second finds its prompt in the prefix cache and is 30 ms faster; b adds 1.4 ms in truth."""
     chance = random.Random(5)
     seen: list[Record] = ab_records(200, overhead_ms=1.4)
@@ -64,10 +64,10 @@ def test_what_coming_second_does_is_evened_out() -> None:
     found = pair_up([measure(one) for one in seen])
     assert found is not None
     ttft = found.measures["ttft"]
-    assert ttft.evened is not None
+    assert ttft.adjusted is not None
     assert ttft.second is not None
-    assert ttft.evened.interval.low < 1.4 < ttft.evened.interval.high
-    assert ttft.evened.interval.high - ttft.evened.interval.low < 0.4
+    assert ttft.adjusted.interval.low < 1.4 < ttft.adjusted.interval.high
+    assert ttft.adjusted.interval.high - ttft.adjusted.interval.low < 0.4
     assert -30.5 < ttft.second < -29.5
     raw = ttft.difference.at(50)
     assert raw is not None
@@ -75,7 +75,7 @@ def test_what_coming_second_does_is_evened_out() -> None:
     assert raw.interval.high - raw.interval.low > 20, "without it the overhead is lost"
 
 
-def test_a_few_pairs_are_not_evened_out() -> None:
+def test_a_few_pairs_are_not_adjusted() -> None:
     found = pair_up([measure(one) for one in ab_records(8)])
     assert found is not None
-    assert found.measures["ttft"].evened is None
+    assert found.measures["ttft"].adjusted is None

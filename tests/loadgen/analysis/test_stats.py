@@ -67,13 +67,16 @@ def test_simulated_coverage_is_the_binomial_number() -> None:
 
 
 @pytest.mark.parametrize(("p", "n"), [(50, 6), (90, 36), (95, 72), (99, 368), (99.9, 3688)])
-def test_a_percentile_is_told_from_the_first_sample_that_can_hold_its_interval(p: float, n: int) -> None:
+def test_a_percentile_has_an_interval_from_the_first_sample_that_can_hold_it(p: float, n: int) -> None:
     assert needed(p / 100) == n
     assert ranks(n, p / 100) is not None
     assert ranks(n - 1, p / 100) is None
-    assert quantile([float(x) for x in range(n)], p).value is not None
+    assert quantile([float(x) for x in range(n)], p).interval is not None
     few = quantile([float(x) for x in range(n - 1)], p)
-    assert (few.value, few.interval, few.needs, few.effective) == (None, None, n, n - 1)
+    assert (few.interval, few.needs, few.effective) == (None, n, n - 1)
+    assert few.value == interpolated([float(x) for x in range(n - 1)], p / 100), (
+        "the point is numpy's all the same"
+    )
 
 
 def test_a_million_values_have_finite_ranks() -> None:

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from loadgen.analysis.definitions import measure
-from loadgen.analysis.stages import done_rate, focus, knee_of, token_rate
+from loadgen.analysis.knee import Limit
+from loadgen.analysis.stages import focus, limit_of
 from loadgen.analysis.summary import measure_records, summarise, summarise_measured
 from loadgen.analysis.timeline import bin_timeline, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Kind
@@ -102,18 +103,42 @@ def test_a_sweep_has_its_stages_in_order_and_an_ab_its_sides() -> None:
 def test_a_knee_is_the_sweeps_own_else_found_again() -> None:
     seen = list(sweep_records((2, 8, 20), requests=240))
     found = summarise(run_of(), seen)
-    assert knee_of(found) == 8
-    assert focus(found)[1:] == ("rate=8", found.by_stage["rate=8"])
+    assert limit_of(found) == Limit(kept=8, over=20)
+    assert focus(found) == ("at 8 req/s, the knee", "rate=8", found.by_stage["rate=8"])
     told = run_of()
-    told.config["knee"] = 2
+    told.config["limit"] = {"kept": 2.0, "over": 8.0}
     assert focus(summarise(told, seen))[1] == "rate=2"
+
+
+def test_where_no_limit_was_found_none_is_named() -> None:
+    found = summarise(run_of(), sweep_records((2, 4, 8), requests=240))
+    assert str(limit_of(found)) == "no limit found up to 8 req/s"
+    assert focus(found)[:2] == ("at 8 req/s, the highest rate tried", "rate=8")
+
+
+def test_a_stages_rates_are_what_was_counted_in_its_time() -> None:
+    """Ten requests of 4 tokens, due once a second; the server takes half a second for each at a time, or 2 s."""
+    for took_s, seconds in ((0.5, 10.0), (2.0, 20.0)):
+        seen = []
+        for place in range(10):
+            at = max(place * 1000, place * took_s * 1000)
+            seen.append(
+                record(
+                    ev(at + took_s * 1000), due=place * 1000, sent=at, end=at + took_s * 1000, stage="rate=1",
+                    completion_tokens=4,
+                )
+            )  # fmt: skip
+        stage = summarise(run_of(), seen).by_stage["rate=1"]
+        assert stage.request_throughput == pytest.approx(10 / seconds)
+        assert stage.output_throughput == pytest.approx(40 / seconds)
+        assert stage.peak_output_throughput >= stage.output_throughput
 
 
 def test_a_stage_of_a_single_request_has_no_throughput_of_its_own() -> None:
     """One answer in 170 ms is not 5.9 requests per second."""
     one = summarise(run_of(), [record(ev(100), stage="rate=0.5", completion_tokens=4)]).by_stage["rate=0.5"]
-    assert done_rate(0.5, one) == 0.5
-    assert token_rate(0.5, one) == 2
+    assert one.request_throughput == 0.5
+    assert one.output_throughput == 2
 
 
 def test_a_server_that_falls_behind_is_seen_by_how_long_it_ends() -> None:

@@ -37,6 +37,14 @@ def parsed(*words: str) -> argparse.Namespace:
         (values.url, "gpu-1:8000", "give http://HOST:PORT"),
         (values.url, "http://x:99999", "no usable port"),
         (values.url, "http://x/?a=b", "query"),
+        (
+            values.url,
+            "http://x:1/v1/chat/completions",
+            "give the server, http://x:1, and if need be",
+        ),
+        (values.url, "http://x/api/v1/models/", "give the server, http://x/api, and"),
+        (values.header, "a: b\x00c", "control characters"),
+        (values.header, "a: b\nc: d", "one line"),
         (values.header, "nothing", "NAME:VALUE"),
         (values.header, "a:b\r\nc:d", "on one line"),
         (values.pair, "x", "KEY=VALUE"),
@@ -163,6 +171,19 @@ def test_the_environments_key_is_sent_and_hidden() -> None:
     assert Hide(flags.secrets_of(parsed(), {"OPENAI_API_KEY": "sk-env"}))("x sk-env") == "x ***"
     given = Hide(flags.secrets_of(parsed("--header", "Authorization: Bearer sk-hdr"), {}))
     assert given("sk-hdr") == "***"
+
+
+@pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk a", "sk-\u00e9", "sk\x00", "a\rb"])
+def test_a_key_that_no_header_can_carry_is_refused_in_words(key: str) -> None:
+    with pytest.raises(UsageError, match=r"the key of OPENAI_API_KEY has .* inside; give the key alone") as caught:
+        flags.http_of(parsed(), {"OPENAI_API_KEY": key})
+    assert key not in str(caught.value)
+
+
+def test_spaces_and_line_ends_around_a_key_are_no_part_of_it() -> None:
+    http = flags.http_of(parsed(), {"OPENAI_API_KEY": " sk-abc\r\n"})
+    assert http.headers == (("Authorization", "Bearer sk-abc"),)
+    assert "sk-abc" in flags.secrets_of(parsed(), {"OPENAI_API_KEY": " sk-abc\r\n"})
 
 
 def test_a_config_is_json_whatever_was_given() -> None:

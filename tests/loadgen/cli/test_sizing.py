@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.analysis import SweepStage
+from loadgen.analysis import SweepStage, find_limit
 from loadgen.cli import sizing
 from loadgen.cli.main import parser_for
 from loadgen.cli.run import job_of
@@ -28,7 +28,7 @@ from loadgen.cli.sizing import (
     probe,
     speed_of,
 )
-from loadgen.cli.sweep import knee_words, stage_of
+from loadgen.cli.sweep import stage_of
 from loadgen.drive import Job
 from loadgen.errors import UsageError
 from loadgen.record import Event, Kind, Record
@@ -192,30 +192,30 @@ def answered(index: int, due_ms: float, took_ms: float, shared: str) -> Record:
 
 def test_hits_are_no_yardstick_of_a_stage() -> None:
     """Half of the requests are hits of 1 ms; the server takes 200 ms and keeps up, or falls behind."""
-    for behind, achieved in ((0.0, 10.0), (1.0, 5.0)):
+    for behind, pace in ((0.0, 1.0), (1.0, 0.5)):
         records = [
             answered(i, i * 100, 1 if i % 2 else 200 + behind * i * 100, "hit" if i % 2 else "miss")
             for i in range(80)
         ]
         stage = stage_of(10.0, records)
-        assert stage.achieved == pytest.approx(achieved, rel=0.03)
+        assert stage.pace == pytest.approx(pace, rel=0.03)
         assert (stage.ttft_p50_ms or 0) >= 200
 
 
 @pytest.mark.parametrize(
-    ("achieved", "words"),
+    ("paces", "words"),
     [
-        ([1, 2, 3], "2 requests/s; 4 was too much"),
-        ([1, 2, 4], "at least 4 requests/s, the highest rate that was tried"),
-        ([0.1, 2, 3], "below the lowest rate"),
+        ([1, 1, 0.75], "2 req/s; 4 was too much"),
+        ([1, 1, 1], "no limit found up to 4 req/s"),
+        ([0.1, 1, 0.75], "below 1 req/s, the lowest rate tried"),
     ],
 )
-def test_a_knee_says_what_was_tried_above_it(achieved: list[float], words: str) -> None:
+def test_a_knee_says_what_was_tried_above_it(paces: list[float], words: str) -> None:
     stages = [
-        SweepStage(requested=rate, achieved=done, ttft_p50_ms=9.0)
-        for rate, done in zip((1.0, 2.0, 4.0), achieved, strict=True)
+        SweepStage(requested=rate, pace=pace, ttft_p50_ms=9.0)
+        for rate, pace in zip((1.0, 2.0, 4.0), paces, strict=True)
     ]
-    assert knee_words(stages) == words
+    assert str(find_limit(stages)) == words
 
 
 # What is measured
@@ -332,9 +332,10 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
             *(sys.executable, "-m", "loadgen", *words, *LENIENT, "--quiet", "--max-seconds", "4"),
             *("--result-dir", str(tmp_path)),
             cwd=ROOT,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
-        _, output = await process.communicate()
+        output, _ = await process.communicate()
     said = output.decode()
     assert process.returncode == 0, said
     assert re.search(r"^probed: .* requests completed in [\d.]+ s: TTFT \d+ ms, ", said, re.MULTILINE), said

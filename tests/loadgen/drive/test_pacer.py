@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.pacer import Ramp, open_loop_times, ramp_times, trace_times
+from loadgen.drive.pacer import Ramp, counted_times, open_loop_times, ramp_times, trace_times
 
 
 def first(times: object, count: int) -> list[float]:
@@ -21,6 +21,30 @@ def test_a_constant_rate_is_computed_from_the_index_and_does_not_drift() -> None
     times = first(open_loop_times(10, math.inf), 100_001)
     assert times[:3] == [0.0, 0.1, 0.2]
     assert times[100_000] == 10_000.0
+
+
+@given(
+    st.floats(0.1, 1000), st.integers(1, 300), st.sampled_from([0.01, 0.5, 1.0, 5.0, math.inf]), st.integers(0, 9)
+)
+def test_a_stage_has_exactly_its_rate_and_is_not_left_to_chance(
+    rate: float, count: int, burstiness: float, seed: int
+) -> None:
+    times = list(counted_times(rate, count, burstiness, seed=seed))
+    assert len(times) == count
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert times[-1] <= count / rate * (1 + 1e-9)
+
+
+def test_counted_poisson_arrivals_are_uniform_over_their_time() -> None:
+    drawn = sorted(at for seed in range(200) for at in counted_times(10, 20, seed=seed))
+    assert max(abs(at / 2 - (place + 0.5) / 4000) for place, at in enumerate(drawn)) < 0.03
+    gaps = [b - a for seed in range(200) for a, b in itertools.pairwise(counted_times(10, 20, seed=seed))]
+    assert statistics.pstdev(gaps) / statistics.fmean(gaps) == pytest.approx(0.95, abs=0.05), "not even"
+
+
+def test_gaps_that_underflow_are_no_division_by_zero() -> None:
+    assert list(counted_times(5, 10, 1e-9)) == [0.0] * 10
 
 
 def test_an_infinite_rate_is_everything_at_once() -> None:

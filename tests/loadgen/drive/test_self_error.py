@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from loadgen.drive.self_error import WorkerError, judge_self_error, lag_of, medians_ms, percentiles_ms, quantile
+from loadgen.drive.self_error import (
+    EVERYTHING,
+    WorkerError,
+    judge_self_error,
+    lag_of,
+    medians_ms,
+    percentiles_ms,
+    quantile,
+)
 from loadgen.record import Event, Kind, Lag, Record
 from loadgen.spec import Limits
 
@@ -117,6 +126,55 @@ def test_each_error_above_its_limit_makes_a_run_invalid_and_is_named(changes: di
     invalid, _ = judged(**changes)
     assert len(invalid) == 1
     assert said in invalid[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "touched", "spared"),
+    [
+        ({"late_ms": {"p50": 0.3, "p99": 5.1}}, {"ttft_due", "e2el_due"}, {"ttft", "tpot", "itl", "e2el"}),
+        (
+            {"clock": "user", "loop_ms": {"p99": 1.5}},
+            {"ttft", "tpot", "itl", "e2el", "ttft_due"},
+            {"input_tokens"},
+        ),
+        (
+            {"censored": 0.06, "censored_width_ms": {"p50": 2.0}, "loop_ms": {"p99": 1.5}},
+            {"itl", "chunk_gap"},
+            {"ttft", "e2el"},
+        ),
+    ],
+)
+def test_an_error_touches_the_figures_that_depend_on_it_and_no_others(
+    changes: dict[str, Any], touched: set[str], spared: set[str]
+) -> None:
+    lag = Lag(**({name: getattr(GOOD, name) for name in GOOD.__struct_fields__} | changes))
+    (fault,), _ = judge_self_error(lag, [record()], Limits(), open_loop=True)
+    assert touched <= fault.touches
+    assert not spared & fault.touches
+
+
+def test_a_merged_first_token_touches_the_time_to_it() -> None:
+    merged = record()
+    merged.events[0] = Event(20 * MS, 16 * MS, 21 * MS, Kind.CONTENT)
+    changes = {"censored": 0.5, "censored_width_ms": {"p50": 4.0}, "loop_ms": {"p99": 1.5}}
+    lag = Lag(**({name: getattr(GOOD, name) for name in GOOD.__struct_fields__} | changes))
+    (fault,), _ = judge_self_error(lag, [merged], Limits(), open_loop=True)
+    assert {"ttft", "tpot", "itl"} <= fault.touches
+
+
+def test_too_much_cpu_touches_everything() -> None:
+    lag = Lag(cpu=0.95, clock="kernel")
+    (fault,), _ = judge_self_error(lag, [record()], Limits(), open_loop=True)
+    assert fault.touches == EVERYTHING
+
+
+def test_requests_that_are_all_due_at_once_are_not_late() -> None:
+    lag = Lag(clock="kernel", late_ms={"p50": 202.0, "p99": 400.0})
+    faults, warnings = judge_self_error(lag, [record(), record(1)], Limits(), open_loop=True)
+    assert faults == []
+    assert "sending 99 % of them took 400 ms" in warnings[0]
+    apart = msgspec.structs.replace(record(1), due_ns=MS)
+    assert len(judge_self_error(lag, [record(), apart], Limits(), open_loop=True)[0]) == 2
 
 
 def test_lateness_means_nothing_in_a_closed_loop() -> None:

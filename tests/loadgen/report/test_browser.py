@@ -30,7 +30,7 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_what_came_from_outside(tmp
     reports(tmp_path / "out", *hostile())
     page = tmp_path / "out/report.html"
     seen = Page(browse(page, tmp_path / "home", "--dump-dom"))
-    assert seen.tags.count("svg") == 5
+    assert seen.tags.count("svg") == 12
     assert not {"script", "img"} & set(seen.tags)
     assert HOSTILE.split("\x1b")[0] in seen.shown
     picture = tmp_path / "page.png"

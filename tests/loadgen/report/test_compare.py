@@ -133,7 +133,10 @@ def test_a_gate_fails_passes_and_refuses(write: Write, capsys: pytest.CaptureFix
     assert main_compare([a, b, "--fail-if", "p50_ttft_ms>+10%", "--certain"]) == 1
     assert "**FAILED** `p50_ttft_ms>+10%`" in capsys.readouterr().out
     assert main_compare([a, b, "--fail-if", "p50_ttft_ms>+90%", "--fail-if", "error_rate>0.5"]) == 0
-    assert main_compare([a, b, "--fail-if", "p50_ttft_ms>+90%", "--fail-if", "p99.9_ttft_ms>+90%"]) == 1
+    assert main_compare([a, b, "--fail-if", "p99.9_ttft_ms>+90%"]) == 0
+    assert "(too few samples for an interval)" in capsys.readouterr().out
+    assert main_compare([a, b, "--fail-if", "p99.9_ttft_ms>+1%"]) == 1
+    assert main_compare([a, b, "--fail-if", "goodput_attainment<+0"]) == 1
     assert "cannot be judged" in capsys.readouterr().out
     assert main_compare([a, b, "--fail-if", "p50_tfft_ms>+90%"]) == 2
     assert "unknown metric 'p50_tfft_ms'" in capsys.readouterr().err

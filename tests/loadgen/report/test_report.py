@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from hypothesis import strategies as st
 
 from loadgen.analysis.format import cell, digits, percent, signed
 from loadgen.analysis.stats import Bounds, Quantile
-from loadgen.analysis.summary import summarise
-from loadgen.record import Record, Run
+from loadgen.analysis.summary import in_order, measure_records, summarise
+from loadgen.record import Event, Kind, Record, Run
 from loadgen.report import html as report_html
 from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
+from loadgen.report.plot_style import Sheet, styled, ticks_between
 from loadgen.report.plots import plots_available
 from loadgen.report.view import view
-from loadgen.report.write import write_reports
+from loadgen.report.write import Files, report_of, write_report
 from tests.kit.missing import extra, needs
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
@@ -41,7 +43,7 @@ RAN: dict[str, Callable[[], Iterable[Record]]] = {
     "empty": lambda: iter(()),
 }
 
-ALWAYS = {"ttft", "itl", "e2e", "timeline", "goodput"}
+ALWAYS = {"ttft", "itl", "e2e", "lengths", "timeline", "goodput"}
 PLOTTED = {
     "run": ALWAYS,
     "plain": ALWAYS,
@@ -89,7 +91,10 @@ class Page(HTMLParser):
 
 def reports(folder: Path, run: Run, seen: Iterable[Record]) -> dict[str, str]:
     everything = list(seen)
-    write_reports(folder, run, everything, summarise(run, everything, {"ttft": 60.0, "tpot": 14.0}))
+    files = Files(folder)
+    requests = in_order(measure_records(everything))
+    write_report(report_of(run, requests, summarise(run, everything, {"ttft": 60.0, "tpot": 14.0})), files)
+    assert files.lost == []
     return {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".md", ".html", ".json")}
 
 
@@ -133,7 +138,7 @@ def plotted(folder: Path, page: str, names: set[str]) -> None:
     """As files and in the page, which refers to nothing that it lacks."""
     files = list((folder / "plots").glob("*.svg"))
     assert {path.stem for path in files} == names
-    assert page.count("<svg") == len(names)
+    assert page.count("<svg") == 2 * len(names), "each for a wide page and for a phone"
     for path in files:
         ET.fromstring(path.read_text())
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -180,11 +185,74 @@ def test_code_ends_where_its_fence_says(text: str) -> None:
 
 
 def test_an_invalid_run_says_so_first_and_why() -> None:
-    run = run_of(invalid=["the loop lagged 14 ms (p99); 5 ms may be"])
+    run = run_of(invalid=["the loop lagged 14 ms (p99), limit 5 ms"])
     shown = view(run, summarise(run, records(Load(requests=30))))
     first = "**Measurement: INVALID, do not use these figures: the loop lagged"
     assert report_md.render(shown).splitlines()[2].startswith(first)
     assert 'class="verdict bad">Measurement: INVALID' in report_html.render(shown)
+
+
+def test_an_error_that_touches_some_figures_spares_the_others_in_words_and_in_tables() -> None:
+    run = run_of(invalid=["requests were sent 5.04 ms late (p99), limit 5.00 ms"])
+    run.touched = ["e2el_due", "queue", "ttft_due"]
+    shown = view(run, summarise(run, records(Load(requests=30))))
+    words = "Measurement: sound, but do not use TTFT from due and E2E from due: requests were sent 5.04 ms late"
+    assert shown.measurement.startswith(words)
+    assert f'class="verdict part">{words}' in report_html.render(shown)
+    names = [row[0] for table in shown.tables if table.title.startswith("Latency") for row in table.rows]
+    assert {"TTFT", "TTFT from due (unsound)", "E2E from due (unsound)", "E2E"} <= set(names)
+    assert not any("unsound" in label for label, *_ in shown.headline)
+
+
+def test_embeddings_are_not_blamed_for_having_no_output() -> None:
+    embedded = [
+        Record(
+            index=index, id="", prompt="", due_ns=0, sent_ns=0, end_ns=9_000_000, stream=False, prompt_tokens=8,
+            events=[Event(9_000_000, 9_000_000, 9_000_000, Kind.WHOLE)],
+        )
+        for index in range(50)
+    ]  # fmt: skip
+    shown = view(run_of(), summarise(run_of(), embedded))
+    assert shown.warnings == []
+    assert ("input", "no output by usage") in [(label, detail) for label, _, detail in shown.headline]
+    for record in embedded:
+        record.prompt_tokens = None
+    assert "50 of 50 responses had no usage" in view(run_of(), summarise(run_of(), embedded)).warnings[0]
+
+
+@needs(plots_available(), "matplotlib", extra("plots"))
+@given(st.floats(1e-3, 1e6), st.floats(1.01, 1e6), st.integers(3, 12))
+def test_an_axis_has_round_labels_and_room_for_them(low: float, ratio: float, most: int) -> None:
+    ticks = ticks_between(low, low * ratio, most)
+    assert 1 <= len(ticks) <= most + 3
+    assert ticks == sorted(set(ticks))
+    assert min(ticks) > 0
+
+
+def label_boxes(figure: Any) -> Iterator[list[Any]]:
+    """Where the labels of each axis stand, in the order of the axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    figure.draw(renderer)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        shown = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        labels = [tick.label1 for tick in shown if tick.label1.get_visible() and tick.label1.get_text()]
+        yield [label.get_window_extent(renderer) for label in labels]
+
+
+@needs(plots_available(), "matplotlib", extra("plots"))
+@pytest.mark.parametrize("kind", ["run", "sweep", "ab"])
+@pytest.mark.parametrize("sheet", [Sheet(), Sheet(narrow=True)], ids=["wide", "narrow"])
+def test_labels_of_the_reports_plots_do_not_collide(kind: str, sheet: Sheet) -> None:
+    seen = list(RAN[kind]())
+    for drawing_ in drawing.drawings(in_order(measure_records(seen)), summarise(run_of(), seen, {"ttft": 60.0})):
+        with styled():
+            figure = drawing_.draw(sheet)
+        for boxes in label_boxes(figure) if figure is not None else ():
+            for one, two in itertools.pairwise(boxes):
+                assert not one.overlaps(two), drawing_.name
 
 
 @pytest.mark.parametrize(

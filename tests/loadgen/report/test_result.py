@@ -51,11 +51,14 @@ def test_details_are_as_long_as_the_run_and_in_seconds() -> None:
     assert (found["ttfts"][failed], found["itls"][failed], found["output_lens"][failed]) == (None, [], 0)
 
 
-def test_a_percentile_without_the_samples_is_null() -> None:
+def test_a_percentile_is_never_null_and_says_where_the_sample_is_too_small_for_an_interval() -> None:
     found = result_of(run_of())
     assert found["p50_ttft_ms"] == found["median_ttft_ms"] > 0
-    assert found["p99.9_ttft_ms"] is None
-    assert found["p99_ttft_ms"] is None
+    assert [name for name in STATS if found[name] is None] == []
+    assert found["p50_ttft_ms"] < found["p99_ttft_ms"] <= found["p99.9_ttft_ms"]
+    intervals = {q["p"]: q["interval"] for q in found["loadgen"]["summary"]["whole"]["stats"]["ttft"]["quantiles"]}
+    assert intervals[50] is not None
+    assert intervals[99] is intervals[99.9] is None
 
 
 @pytest.mark.parametrize("rate", [None, "inf", float("inf")])

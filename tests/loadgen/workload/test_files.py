@@ -40,6 +40,29 @@ def test_custom_prompts_are_read_in_order_with_their_lengths(tmp_path: Path) -> 
     }
 
 
+@pytest.mark.parametrize("length", [256, -1])
+def test_a_lines_other_fields_are_sent_with_it(tmp_path: Path, length: int) -> None:
+    more = {"tools": [{"type": "function", "function": {"name": "f"}}], "temperature": 0.5}
+    path = written(
+        tmp_path,
+        {"prompt": "a", "id": "x", "output_tokens": 3, **more, "max_tokens": 7},
+        {"prompt": "b", "max_completion_tokens": 8},
+        {"prompt": "c", "output_tokens": 9, "temperature": 0.1},
+    )
+    assert sent(path, disable_shuffle=True, endpoint="completions", custom_output_len=length) == [
+        {"prompt": "a", **more, "max_tokens": 7},
+        {"prompt": "b", "max_completion_tokens": 8},
+        {"prompt": "c", "temperature": 0.1, "max_tokens": 9 if length == -1 else 256},
+    ]
+
+
+@pytest.mark.parametrize("name", ["custom", "sharegpt"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, name: str) -> None:
+    line = {"prompt": "a"} if name == "custom" else [{"conversations": TALK}]
+    path = written(tmp_path, b"\xef\xbb\xbf", line)
+    assert len(sent(path, name)) == 1
+
+
 def test_a_shuffle_follows_the_seed(tmp_path: Path) -> None:
     path = written(tmp_path, *({"prompt": str(n)} for n in range(50)))
     assert sent(path, seed=1) == sent(path, seed=1) != sent(path, seed=2)
@@ -133,7 +156,8 @@ TALK = [
 def test_sharegpt_takes_the_first_question_and_the_length_of_its_answer(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     short = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello there, what can I do?"}]
-    path.write_text(json.dumps([{"conversations": TALK}, {"conversations": TALK[:1]}, {"conversations": short}]))
+    entries = [{"id": "no conversations"}, {"conversations": TALK}, {"conversations": TALK[:1]}]
+    path.write_text(json.dumps([*entries, {"conversations": short}]))
     (fields,) = sent(str(path), "sharegpt", endpoint="completions")
     assert fields == {"prompt": TALK[0]["value"], "max_tokens": round(80 / 3.962)}
     (fields,) = sent(str(path), "sharegpt", sharegpt_output_len=11)

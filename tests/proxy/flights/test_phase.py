@@ -21,7 +21,7 @@ def test_what_a_reader_has_seen_is_never_asked_for_again_and_nothing_is_skipped(
     """Word for word: what leads where besides the ends."""
     ends = {Phase.LANDED, Phase.FAILED, Phase.CANCELLED}
     assert {phase: set(leads_to) - ends for phase, leads_to in TRANSITIONS.items() if leads_to} == {
-        Phase.QUEUED: {Phase.CONNECTING, Phase.STREAMING},
+        Phase.QUEUED: {Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING},
         Phase.CONNECTING: {Phase.CONNECTING, Phase.PREFILL},
         Phase.PREFILL: {Phase.CONNECTING, Phase.STREAMING},
         Phase.STREAMING: set(),

@@ -290,8 +290,7 @@ async def test_what_is_whole_is_stored_under_its_name_and_stays_joinable_until_i
     whole, _ = ask(house, b"b", Mode.WHOLE, fresh=True)
     house.engine.wire.head(200, [("content-type", "application/json")])
     house.engine.wire.body(b'{"choices":[]}')
-    assert house.engine.wire.receiver is not None
-    house.engine.wire.receiver.end()
+    house.engine.wire.end()
     assert [one[:3] for one in seen.stored] == [(b"a", "stream", True), (b"b" + kept.WHOLE, "whole", True)]
     assert [one[3] for one in seen.stored] == [stream.times.created, whole.times.created]
     assert house.group.live == {stream, whole}
@@ -313,8 +312,7 @@ async def test_a_body_replaces_what_is_stored_only_where_that_is_of_no_use_or_it
         flight.replace = useless
         house.engine.wire.head(200, [("content-type", "application/json")])
         house.engine.wire.body(b'{"choices":[]}')
-        assert house.engine.wire.receiver is not None
-        house.engine.wire.receiver.end()
+        house.engine.wire.end()
         seen.settled.pop()()
     assert [one[2] for one in seen.stored] == [False, True]
     house.left_nothing()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing_of
+from proxy.flights.sharing import PRIVATE, Share, Sharing, sharing_of
 from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 UNSTORED = Sharing(shared=True, storable=False)
@@ -40,7 +40,7 @@ def api_request(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
 def test_asking_twice_gives_the_same_only_where_it_was_said(
     endpoint: Endpoint, fields: dict[str, Any], same: bool
 ) -> None:
-    assert deterministic(api_request(endpoint, **fields)) is same
+    assert sharing_of(api_request(endpoint, **fields), "auto").shared is same
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_mode_that_does_not_exist_is_told_by_its_beginning() -> None:
 
 @pytest.mark.parametrize(("seed", "same"), [(-1, False), (0, True), (1, True)])
 def test_a_seed_below_0_is_none(seed: int, same: bool) -> None:
-    assert deterministic(api_request(seed=seed)) is same
+    assert sharing_of(api_request(seed=seed), "auto").shared is same
 
 
 def test_without_a_word_of_it_a_request_may_be_stored_and_is_its_own() -> None:

@@ -181,7 +181,7 @@ async def test_a_full_redis_that_evicts_nothing_only_stores_nothing(engine: Engi
 
 async def test_one_round_trip_serves_a_whole_batch_of_look_ups(redis: EmbeddedRedis) -> None:
     seen: list[Op] = []
-    cache = make(url(redis), record=seen.append)
+    cache = make(url(redis), record=lambda op, count: seen.extend([op] * count))
     await cache.start()
     try:
         done = asyncio.Event()
@@ -193,7 +193,7 @@ async def test_one_round_trip_serves_a_whole_batch_of_look_ups(redis: EmbeddedRe
             after = (await other.info("commandstats"))["cmdstat_mget"]["calls"]
         assert [value is not None for value in found] == [False, True, False]
         assert after - before == 1
-        assert seen == ["store", "miss", "hit", "miss"]
+        assert seen == ["store", "miss", "miss", "hit"]
     finally:
         await cache.stop()
 
@@ -204,7 +204,7 @@ async def stats(redis: Any) -> bool:
 
 async def test_what_is_too_large_or_too_much_is_not_stored(redis: EmbeddedRedis) -> None:
     seen: list[Op] = []
-    cache = make(url(redis), record=seen.append, max_entry=100)
+    cache = make(url(redis), record=lambda op, count: seen.extend([op] * count), max_entry=100)
     done: list[int] = []
     cache.store(b"k", Stored("whole", 1.0, b"x" * 101), lambda: done.append(1))
     assert (seen, done) == (["store_skipped"], [1])

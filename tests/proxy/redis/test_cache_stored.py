@@ -189,7 +189,7 @@ async def cached(**changes: Any) -> AsyncIterator[tuple[Cache, list[Op], Redis]]
     seen: list[Op] = []
     settings: dict[str, Any] = {"timeout": 10.0, "ttl": 60, "max_entry": 1 << 20, "max_pending": 1 << 20}
     async with redis_server() as path, Redis.from_url(f"unix://{path}") as other:
-        cache = Cache(f"unix://{path}", record=seen.append, **(settings | changes))
+        cache = Cache(f"unix://{path}", record=lambda op, count: seen.extend([op] * count), **(settings | changes))
         await cache.start()
         try:
             yield cache, seen, other

@@ -70,7 +70,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
             queue.lookups_done(trip, misses, now)
             missed += [item for item in misses if item in looking]
             looking = [item for item in looking if item not in trip]
-            assert not any(queue.looking(item) for item in trip)
+            assert not any(item in queue.looking for item in trip)
         elif op == "place":
             offered: list[int] = []
 
@@ -89,7 +89,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
             missed = [item for item in missed if item != argument]
         assert len(queue) == len(arrived) + len(looking) + len(missed) <= limit
         assert queue.next_deadline() == (arrived[0][1] + window if arrived else None)
-        assert all(queue.looking(item) for item in looking)
+        assert all(item in queue.looking for item in looking)
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:
@@ -116,7 +116,7 @@ def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_alo
     queue.offer("stays", 0.0, lookup=True)
     assert queue.due(0.0) == ["stays"]
     queue.lookups_done(["left"], ["left"], 0.0)
-    assert queue.looking("stays")
+    assert "stays" in queue.looking
     queue.lookups_done(["stays"], ["stays"], 0.0)
     assert list(queue.line) == ["stays"]
 

@@ -260,7 +260,7 @@ def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
     batch = request_queue.due(7.0)
     ((item, error),) = request_queue.lookups_done(batch, batch, 7.0)
     assert (item, error.code) == ("late", Code.DEADLINE_UNMEETABLE)
-    assert not request_queue.looking("late")
+    assert "late" not in request_queue.looking
     assert not request_queue.discard("late")
 
 
@@ -283,7 +283,7 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
     request_queue.grant("a3")
     request_queue.discard("a1")
     request_queue.dispatch(lambda item: True, 0.0)
-    assert not request_queue.has_twins
+    assert not request_queue.twin_index
     assert len(request_queue) == 0
 
 

@@ -56,14 +56,14 @@ def test_whatever_line_an_item_is_in_it_is_here_and_counts() -> None:
     for left, item in zip((4, 3, 2, 1, 0), ALL, strict=True):
         assert request_queue.discard(item)
         assert (item in request_queue, len(request_queue), request_queue.discard(item)) == (False, left, False)
-    assert not request_queue.has_twins
+    assert not request_queue.twin_index
 
 
 def test_what_is_cleared_is_given_back_and_nothing_of_it_is_left() -> None:
     request_queue = everywhere()
     assert request_queue.clear() == ALL
     assert [item in request_queue for item in ALL] == [False] * 5
-    assert (len(request_queue), request_queue.has_twins, request_queue.waits, request_queue.due(9.0)) == (
+    assert (len(request_queue), bool(request_queue.twin_index), request_queue.waits, request_queue.due(9.0)) == (
         0,
         False,
         False,
@@ -78,8 +78,8 @@ def test_a_line_made_anew_has_what_waited_in_its_order_and_its_twins() -> None:
     request_queue = everywhere()
     request_queue.offer("wide", 1.0, lookup=False)
     old = request_queue.line
-    request_queue._twins.clear()  # as where knowing one raised
-    request_queue._twins["g"] = {"gone": None}
+    request_queue.twin_index.clear()  # as where knowing one raised
+    request_queue.twin_index["g"] = {"gone": None}
     request_queue.rebuild()
     assert request_queue.line is not old
     assert list(request_queue.line) == ["waits", "wide"]

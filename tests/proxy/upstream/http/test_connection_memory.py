@@ -308,7 +308,7 @@ def test_the_end_of_a_connection_says_what_it_means(
     line.connection.connection_lost(why)
     assert taker.got[-1] == last
     assert said in "".join(taker.said)
-    assert (line.pool.told, line.connection.usable, line.connection.quiet) == (["discard"], False, True)
+    assert (line.pool.told, line.connection.usable) == (["discard"], False)
 
 
 def test_an_idle_connection_that_the_engine_ends_leaves_the_pool() -> None:
@@ -329,10 +329,10 @@ def test_what_the_kernel_has_and_the_loop_has_not_read_is_seen() -> None:
     connection = Connection(Pool(1))
     transport = Transport()
     transport._extra = {"socket": ours}  # type: ignore[attr-defined]
-    assert (connection.usable, connection.quiet) == (False, True)
+    assert (connection.usable, connection.fresh(-1.0)) == (False, False)
     connection.connection_made(transport)
-    assert (connection.usable, connection.quiet) == (True, True)
+    assert (connection.usable, connection.fresh(-1.0), connection.fresh(0.0)) == (True, True, False)
     theirs.send(b"x")
-    assert not connection.quiet
+    assert not connection.fresh(-1.0)
     ours.close()
     theirs.close()

@@ -67,7 +67,7 @@ async def test_one_that_is_closed_or_has_something_to_read_is_passed_over() -> N
 async def test_what_is_given_back_reads_on_up_to_a_bound_and_one_sweep_is_due() -> None:
     house = House(max_idle=1)
     (one, first), (other, second) = house.connection(), house.connection()
-    first.paused = True
+    one._held = first.paused = True
     house.pool.release(one)
     sweeper = house.pool._sweeper
     house.pool.release(other)

@@ -57,6 +57,47 @@ def test_many_cuts_change_nothing(case: Case, cuts: list[int]) -> None:
     assert outcome(case, split(case.answer, cuts)) == case.ours
 
 
+NAMES = st.sampled_from(
+    [
+        *(b"content-length", b"Content-Length", b"date", b"server", b"x-a", b"X_B", b"connection", b"Connection"),
+        *(b"x y", b"transfer-encoding", b"trailer", b"upgrade", b"", b"x\xe9"),
+    ]
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [
+        *(b"2", b"02", b" 2 ", b"3", b"0", b"+2", b"2,2", b"", b"\t", b"a\tb ", b"close", b"keep-alive, close"),
+        *(b"chunked", b"\xe9", b"a\x00b", b"a\x7f", b"a\rb", b"h2c", b"9" * 16, b" a " + b" " * 99 + b"b"),
+    ]
+)  # fmt: skip
+STARTS = st.sampled_from(
+    [
+        *(b"HTTP/1.1 200 OK", b"HTTP/1.1 200", b"HTTP/1.1 200 ", b"HTTP/1.0 200 OK", b"HTTP/1.1 404 No\tt"),
+        *(b"HTTP/1.1 204 N", b"HTTP/1.1 304 N", b"HTTP/1.1 101 S", b"HTTP/1.1 100 C", b"HTTP/1.1 600 X"),
+        *(b"HTTP/1.1 2000 X", b"HTTP/1.1 20 X", b"HTTP/1.1  200 OK", b"HTTP/1.1 200 \xe9", b"http/1.1 200 OK"),
+        b"\r\nHTTP/1.1 200 OK",
+    ]
+)  # fmt: skip
+
+
+def read_of(reads: list[bytes]) -> object:
+    taker = Taker()
+    parser = ResponseParser(taker, bodiless=False)
+    try:
+        ended = [parser.feed(read) for read in reads]
+    except InvalidResponse:
+        return "invalid"
+    return taker.status, taker.headers, taker.data, parser.framing, parser.surplus, ended[-1]
+
+
+@given(STARTS, st.lists(st.tuples(NAMES, VALUES), max_size=5), st.sampled_from([b"", b"hi", b"hi!", b"h"]))
+def test_a_plain_head_is_read_as_httptools_reads_it(
+    start: bytes, fields: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """A head in one read is read here where it is plain; one that is cut is read by httptools."""
+    head = start + b"\r\n" + b"".join(name + b":" + value + b"\r\n" for name, value in fields) + b"\r\n"
+    assert read_of([head + body]) == read_of([head[:9], head[9:] + body])
+
+
 EXTENSIONS = st.sampled_from([b"", b";a", b";a=b", b';a="b;c"', b";a;b=c"])
 CHUNKS = st.lists(st.tuples(st.binary(min_size=1, max_size=40), EXTENSIONS, st.integers(0, 3)), max_size=8)
 TRAILERS = st.lists(st.sampled_from([b"x: y\r\n", b"x-longer: and more\r\n"]), max_size=3)

@@ -1,0 +1,180 @@
+"""What a run says at its end: results on stdout, one JSON document for scripts, and all of it on a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.analysis import Bin, in_order, measure_records, summarise
+from loadgen.cli.terminal.results import histogram_lines, table_lines, text_of
+from loadgen.record import Record, Run
+from loadgen.report import Table, View, report_of
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import timed_script
+from tests.loadgen.cli.test_cli import LENIENT, ROOT, Start, echo, start
+from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
+
+__all__ = ["echo", "start"]  # fixtures
+
+
+def viewed(seen: list[Record], run: Run | None = None, slos: dict[str, float] | None = None) -> View:
+    run = run or run_of()
+    return report_of(run, in_order(measure_records(seen)), summarise(run, seen, slos)).view
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Name -> its figures, of each row of a text's table."""
+    found = re.finditer(r"^  (\S.*?)((?: +~?[\d,.]+){6})$", text, re.MULTILINE)
+    return {row[1]: row[2].split() for row in found}
+
+
+def test_the_terminal_ends_with_one_table_of_every_measure_and_length() -> None:
+    text = text_of(viewed(list(records(Load(requests=400, fault=0.02))), slos={"ttft": 60.0}))
+    table = rows(text)
+    assert text.splitlines()[5].split() == ["mean", "p50", "p90", "p95", "p99", "max"]
+    assert [*table] == ["TTFT", "TPOT", "ITL", "E2E", "input tokens", "output tokens"]
+    for figures in table.values():
+        numbers = [float(figure.strip("~").replace(",", "")) for figure in figures]
+        assert numbers[1:] == sorted(numbers[1:])
+    for words in ("req/s", "tok/s", "goodput", "good req/s", "failed             ", "TTFT, ms", "■"):
+        assert words in text
+
+
+def test_a_figure_whose_sample_is_too_small_for_an_interval_is_marked_and_there() -> None:
+    few = rows(text_of(viewed(list(records(Load(requests=20, fault=0))))))
+    assert not few["TTFT"][1].startswith("~"), "p50 of 20"
+    assert [figure[0] for figure in few["TTFT"][2:5]] == ["~"] * 3
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_line_of_the_table_is_longer_than_the_terminal(width: int) -> None:
+    view = viewed(list(sweep_records((2, 8, 20), requests=60)), slos={"ttft": 60.0})
+    for table in view.results:
+        lines = table_lines(table, width)
+        assert max(map(len, lines[1:])) <= width
+        assert "p50" in lines[1], "the median goes last"
+    assert max(map(len, histogram_lines(view.histogram[1], width))) <= width
+
+
+def test_a_sweep_shows_its_stages_and_an_ab_both_sides_and_their_difference() -> None:
+    stages = text_of(viewed(list(sweep_records((2, 8, 20), requests=60))))
+    assert "8/s" in stages
+    assert "Knee: " in stages
+    both = text_of(viewed(ab_records(60)))
+    assert "b − a, ms" in both
+    assert "+1." in both
+    assert both.count("input tokens") == 2
+
+
+def test_a_histogram_has_every_value_once() -> None:
+    bins = [Bin(0.0, 1.0, 3), Bin(1.0, 2.0, 0), Bin(2.0, 9.0, 1)]
+    lines = histogram_lines(bins, 80)
+    assert [line.split()[1] for line in lines] == ["3", "0", "1"]
+    assert lines[0].count("■") == 3 * lines[2].count("■") == 30
+
+
+def test_a_run_of_which_nothing_completed_has_no_empty_rows() -> None:
+    failed = list(records(Load(requests=10, warmups=0)))
+    for record in failed:
+        record.failure, record.detail = "status", "404: no such model"
+    text = text_of(viewed(failed))
+    assert "Result: 10 of 10 requests FAILED" in text
+    assert "10 status: 404: no such model" in text
+    assert "TTFT" not in text
+
+
+def test_a_table_without_columns_to_give_up_is_left_as_it_is() -> None:
+    assert table_lines(Table("t", ("", "x"), [["a" * 90, "1"]]), 40)[2].startswith("  aaa")
+
+
+# As a process
+
+
+async def test_results_are_on_stdout_and_progress_is_not(start: Start, echo: Engine) -> None:
+    process = await start("run", "--base-url", echo.url, "--num-prompts", "20", *LENIENT)
+    output, error = await process.process.communicate()
+    assert process.process.returncode == 0, error
+    assert "Result: all 20 requests completed" in output.decode()
+    assert rows(output.decode())["output tokens"][0] == "5.00"
+    assert "written to" in error.decode()
+    assert "written to" not in output.decode()
+
+
+async def test_json_is_exactly_one_document_and_the_file_on_disk(start: Start, echo: Engine) -> None:
+    process = await start("run", "--base-url", echo.url, "--num-prompts", "20", "--json", *LENIENT)
+    output, error = await process.process.communicate()
+    assert process.process.returncode == 0, error
+    assert output.count(b"\n") == 1
+    assert json.loads(output) == json.loads((process.folder() / "result.json").read_bytes())
+    assert error == b"", "LENIENT has --quiet"
+
+
+async def test_a_sweep_in_json_is_one_document_too(start: Start, echo: Engine) -> None:
+    words = ("--rates", "40,80", "--stage-seconds", "0.3", "--num-prompts", "500", "--burstiness", "inf", "--json")
+    process = await start("sweep", "--base-url", echo.url, *words, *LENIENT)
+    output, error = await process.process.communicate()
+    assert process.process.returncode == 0, error
+    assert json.loads(output)["completed"] == 36
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Name -> content of the files in the one folder in this one."""
+    (run,) = folder.iterdir()
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def limited(blocks: int, *words: str) -> list[str]:
+    """The command with files of at most so many KiB, as on a disk that is full."""
+    command = [sys.executable, "-m", "loadgen", *words, *LENIENT]
+    return ["bash", "-c", f'ulimit -f {blocks} && exec "$@"', "-", *command]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_full_disk_costs_files_and_no_figures(echo: Engine, tmp_path: Path, workers: str) -> None:
+    words = ("run", "--base-url", echo.url, "--num-prompts", "300", "--max-concurrency", "8", "--workers", workers)
+    process = await asyncio.create_subprocess_exec(
+        *limited(16, *words, "--json", "--result-dir", str(tmp_path)),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate()
+    said = error.decode()
+    assert "Traceback" not in said
+    result: dict[str, Any] = json.loads(output)
+    assert (process.returncode, result["completed"], result["total_output_tokens"]) == (1, 300, 1500)
+    assert "could not write all of events.jsonl: File too large; it lacks " in said
+    assert "could not write report.html: File too large" in said
+    left = contents(tmp_path)
+    assert "report.html" not in left, "half a page would look whole"
+    assert all(json.loads(line) for line in left["events.jsonl"].splitlines()), "whole lines only"
+
+
+async def test_a_run_by_duration_lets_requests_end_and_exits_0(start: Start) -> None:
+    async with Engine(timed_script(ttft=0.05, itl=0.6, tokens=2)) as engine:
+        words = (
+            "run",
+            "--base-url",
+            engine.url,
+            "--request-rate",
+            "20",
+            "--num-prompts",
+            "1000",
+            "--max-seconds",
+            "1",
+        )
+        process = await start(*words, *LENIENT)
+        code, said = await process.wait()
+        assert (code, "cancelled" in said) == (0, False), said
+        assert {record.failure for record in process.records()} == {None}
+        cut = await start(*words, "--grace-seconds", "0.1", *LENIENT)
+        code, said = await cut.wait()
+        assert code == 0, said
+        assert "had not ended when the run did" in said
+        assert "cancelled" in {record.failure for record in cut.records()}
