@@ -43,9 +43,9 @@ def pareto_plot(sheet: Sheet, runs: Mapping[str, Sequence[Point]], *, per_gpu: b
                 )
     axes.set_xlabel("output tokens/s of one user (median)")
     axes.set_ylabel(f"output tokens/s {'of a GPU' if per_gpu else 'of all users'}")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.12, y=0.1)
+    everything = [point for points in known.values() for point in points]
+    axes.set_xlim(0, 1.15 * max(point.user for point in everything))
+    axes.set_ylim(0, 1.12 * max(point.gpu for point in everything))
     plain_axis(axes.xaxis)
     plain_axis(axes.yaxis)
     if len(known) > 1:
