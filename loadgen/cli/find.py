@@ -117,8 +117,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, argv: list[str]) -> int:
     if not args.goodput:
         raise UsageError(NO_OBJECTIVES)
+    finish.check_goodput(args.goodput)
     if args.start_rate and args.start_rate > args.top_rate:
         raise UsageError(f"--top-rate {args.top_rate:g} is below --start-rate {args.start_rate:g}")
+    streamed = [name for name in parse_goodput(args.goodput) if name.startswith(("ttft", "tpot"))]
+    if args.no_stream and streamed:
+        raise UsageError(f"--no-stream has no {streamed[0]}: remove it, or give --goodput e2el:MS")
     if args.max_seconds:
         raise UsageError("--max-seconds is of one run; a search ends after --max-minutes")
     args.request_rate = None if args.concurrency else args.start_rate or 1.0

@@ -142,6 +142,7 @@ async def test_the_most_users_of_three_places_are_found(tmp_path: Path) -> None:
         (("--goodput", "ttft:9", "--attainment", "95"), "95 is out of range; give a share between 0 and 1"),
         (("--goodput", "ttft:9", "--precision", "x%"), "'x%' is not a share"),
         (("--goodput", "ttft:9", "--start-rate", "9", "--top-rate", "3"), "--top-rate 3 is below --start-rate 9"),
+        (("--goodput", "tpot:9", "--no-stream"), "--no-stream has no tpot: remove it"),
         (("--goodput", "ttft:9", "--max-seconds", "3"), "a search ends after --max-minutes"),
     ],
 )
