@@ -63,23 +63,6 @@ def tail(load: float, limit: float) -> float:
     return max(1 - total, 0.0)
 
 
-@lru_cache(maxsize=512)
-def limit_of(load: float, share: float) -> float | None:
-    """The wait, in service times, that this share of requests exceeds. None if fewer wait at all, or if it is
-    beyond what is computed."""
-    if tail(load, 0.0) <= share:
-        return None
-    low, high = 0.0, 1.0
-    while tail(load, high) > share:
-        low, high = high, high * 2
-        if high > MOST_WAITING:
-            return None
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(load, middle) > share else (low, middle)
-    return high
-
-
 def load_at(limit: float, share: float) -> float:
     """The load at which this share of requests waits longer than the limit: the inverse of `tail` in its load."""
     low, high = 0.0, 1.0

@@ -134,8 +134,8 @@ class Search:
         self._near_requests = max(400, ceil(24 / self._allowed))
         self._near: set[float] = set()
         self._side = 0
-        self._stopped = False
         self._sure_twice = 0
+        self._latest: _Estimate | None = None
         self._service = 0.0
         self._compared = 0
         self.stages: list[Stage] = []
@@ -144,22 +144,18 @@ class Search:
     def elapsed(self) -> float:
         return sum(stage.seconds for stage in self.stages)
 
-    def stop(self) -> None:
-        """Plan no further stage: Ctrl-C, or no prompts left."""
-        self._stopped = True
-
     def add(self, stage: Stage) -> None:
         self.stages.append(stage)
         if stage.load in self._near:
             self._near_requests = ceil(self._near_requests * GROWTH[not stage.settled])
-        estimate = self._estimate()
+        estimate = self._latest = self._estimate()
         narrow = estimate is not None and self._narrow(estimate.load, estimate.low, estimate.high)
         self._sure_twice = self._sure_twice + 1 if narrow else 0
 
     # Where to go next
 
     def next(self) -> Plan | None:
-        if self._stopped or self._done():
+        if self._done():
             return None
         plan = self._planned()
         if plan is None:
@@ -178,7 +174,7 @@ class Search:
     def _planned(self) -> Plan | None:
         if not self.stages:
             return self._far(self._start)
-        estimate = self._estimate()
+        estimate = self._latest
         if estimate is not None:
             return self._close(estimate.below if self._side % 2 else estimate.above)
         low, high = self._bracket()
@@ -399,7 +395,7 @@ class Search:
         loads = [stage.load for stage in self.stages]
         known = replace(known, state="unsure", met=met, missed=missed, tried=(min(loads), max(loads)))
         low, high = self._bracket()
-        estimate = self._estimate()
+        estimate = self._latest
         narrow = met is not None and missed is not None and self._narrow((met * missed) ** 0.5, met, missed)
         controlled = False
         if estimate is not None and not narrow:

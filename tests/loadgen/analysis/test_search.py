@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loadgen.analysis import Search, Stage
 from loadgen.analysis.search.fit import Row, crossing, fitted, inverted, student, wilson
-from loadgen.analysis.search.queue import limit_of, load_at, tail, waits
+from loadgen.analysis.search.queue import load_at, tail, waits
 from tests.loadgen.kit.queues import Server, batches, bucket, places, search_rate, sharing
 
 SHARE = 0.05
@@ -191,13 +191,11 @@ def test_the_law_of_the_simulated_queue_is_erlangs_and_its_own_simulations(load:
     waited = waits(list(accumulate(rng.expovariate(load) for _ in range(100_000))), 1.0)
     assert sum(wait > limit for wait in waited) / len(waited) == pytest.approx(tail(load, limit), rel=0.25)
     assert load_at(limit, tail(load, limit)) == pytest.approx(load, abs=1e-6)
-    assert limit_of(load, tail(load, limit)) == pytest.approx(limit, abs=1e-6)
 
 
 def test_the_law_at_its_ends() -> None:
     assert tail(1.0, 5) == tail(1.7, 5) == 1
     assert tail(0.4, 0) == pytest.approx(0.4)
-    assert limit_of(0.03, 0.05) is None
     assert 0 <= tail(0.99, 300) < 0.01
 
 
