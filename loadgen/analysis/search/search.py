@@ -179,11 +179,12 @@ class Search:
             return self._close(estimate.below if self._side % 2 else estimate.above)
         low, high = self._bracket()
         if high is None:
+            top = self._at_top()
+            if top is not None:
+                return None if top.met(self._allowed, SURE) else self._again(top)
             low = low or max(self.stages, key=lambda stage: stage.load)
-            if low.load < self._top:
-                step = 2.0 if low.share < self._allowed / 3 else 1.3
-                return self._far(min(low.load * step, self._top))
-            return None if low.met(self._allowed, SURE) else self._again(low)
+            step = 2.0 if low.share < self._allowed / 3 else 1.3
+            return self._far(min(low.load * step, self._top))
         if low is None:
             if self._floor(high):
                 return None if high.lost(self._allowed, SURE) else self._again(high)
@@ -191,6 +192,11 @@ class Search:
         if high.load / low.load > 1.35 and self._separate(low, high) and not self._near:
             return self._far((low.load * high.load) ** 0.5)
         return self._close(self._between(low, high))
+
+    def _at_top(self) -> Stage | None:
+        """The longest stage at the highest load that may be tried; a rate is used once, so those just below it
+        count."""
+        return max((stage for stage in self.stages if stage.load >= 0.99 * self._top), key=len, default=None)
 
     def _between(self, low: Stage, high: Stage) -> float:
         """Without a line: in and around the middle, so that a line becomes possible. Never far below a load that
@@ -402,7 +408,8 @@ class Search:
             load, ends, controlled = estimate.load, (estimate.low, estimate.high), estimate.controlled
             narrow = self._narrow(load, *ends)
         elif high is None:
-            sure = low is not None and low.met(self._allowed, SURE) and low.load >= self._top
+            top = self._at_top()
+            sure = top is not None and top.met(self._allowed, SURE)
             return replace(known, state="no limit") if sure else known
         elif low is None:
             sure = high.lost(self._allowed, SURE) and self._floor(high)

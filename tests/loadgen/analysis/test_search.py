@@ -115,6 +115,17 @@ def test_a_server_without_a_limit_is_said_to_have_none() -> None:
     assert answer.tried == (10, 500)
 
 
+def test_a_highest_rate_that_is_run_again_for_longer_is_still_the_highest() -> None:
+    """Its first stage is short, and drifts: it is not settled."""
+    search = Search(attainment=0.95, precision=0.02, start=20, top=40, seconds=600, least=2.0)
+    while (plan := search.next()) is not None:
+        assert len(search.stages) < 20
+        due = [place / plan.load for place in range(plan.requests)]
+        strain = [0.5 * place / plan.requests if plan.requests < 300 else 0.3 for place in range(plan.requests)]
+        search.add(Stage(plan.load, due, strain, seconds=due[-1], overlap=1.0))
+    assert search.found().state == "no limit"
+
+
 def test_objectives_that_one_request_alone_misses_are_not_met_at_any_rate() -> None:
     answer = search_rate(places(1, 0.05), -0.02, start=10, seed=1, base=0.05)
     assert (answer.state, answer.load, answer.first) == ("not met", None, "ttft")
