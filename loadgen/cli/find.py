@@ -309,9 +309,13 @@ def _nearest(found: Found, names: Sequence[str]) -> str:
 
 def exit_code(run: Run, found: Found, *, lost: bool) -> int:
     """130 after Ctrl-C; 1 if no load met the objectives, nothing was measured or a file was lost; 3 if the
-    measurement is invalid; else 0, for an answer that is not as precise as asked too."""
+    measurement is invalid; else 0, for an answer with an interval that is wider than asked too."""
     if run.interrupted:
         return finish.INTERRUPTED
-    if lost or found.state in ("not met", "nothing") or (found.state == "unsure" and found.load is None):
+    if (
+        lost
+        or found.state in ("not met", "nothing")
+        or (found.state == "unsure" and None in (found.low, found.high))
+    ):
         return finish.FAILED
     return finish.INVALID if run.invalid else finish.OK

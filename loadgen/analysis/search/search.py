@@ -79,7 +79,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     attainment: float
     precision: float
     load: float | None = None
-    low: float | None = None
+    low: float | None = None  # None: no stage was sure of this end
     high: float | None = None
     met: float | None = None
     missed: float | None = None
@@ -404,9 +404,10 @@ class Search:
         estimate = self._latest
         narrow = met is not None and missed is not None and self._narrow((met * missed) ** 0.5, met, missed)
         controlled = False
+        ends: tuple[float | None, float | None]
         if estimate is not None and not narrow:
             load, ends, controlled = estimate.load, (estimate.low, estimate.high), estimate.controlled
-            narrow = self._narrow(load, *ends)
+            narrow = self._narrow(load, estimate.low, estimate.high)
         elif high is None:
             top = self._at_top()
             sure = top is not None and top.met(self._allowed, SURE)
@@ -415,8 +416,8 @@ class Search:
             sure = high.lost(self._allowed, SURE) and self._floor(high)
             return self._broken(replace(known, state="not met") if sure else known, high.load)
         else:
-            ends = (met or low.load, missed or high.load)
-            load = (ends[0] * ends[1]) ** 0.5
+            ends = (met, missed)
+            load = ((met or low.load) * (missed or high.load)) ** 0.5
         if self._by == "users":
             load = float(max(int(load + 1e-9), 1))
             narrow = narrow or (met is not None and missed is not None and missed - met <= 1)

@@ -38,7 +38,8 @@ def found_sentence(found: Found, slos: Mapping[str, float]) -> str:
     ends = "" if found.low is None or found.high is None else (
         f" (95 %: {amount_of(found, found.low)}–{amount_of(found, found.high)})"
     )  # fmt: skip
-    words = f"highest {what}: {amount_of(found, found.load)} {unit}{ends} meets {aims}"
+    about = "" if ends else "about "
+    words = f"highest {what}: {about}{amount_of(found, found.load)} {unit}{ends} meets {aims}"
     if found.state == "unsure":
         words += f"; less sure than the {percent(found.precision)} asked for: raise --max-minutes"
     broke = _broke(found)
