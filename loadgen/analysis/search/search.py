@@ -406,7 +406,12 @@ class Search:
         controlled = False
         ends: tuple[float | None, float | None]
         if estimate is not None and not narrow:
-            load, ends, controlled = estimate.load, (estimate.low, estimate.high), estimate.controlled
+            load, controlled = estimate.load, estimate.controlled
+            # An end beyond a factor of two is no more than a guess by a line that holds near the limit only.
+            ends = (
+                estimate.low if estimate.low > load / 2 else met,
+                estimate.high if estimate.high < load * 2 else missed,
+            )
             narrow = self._narrow(load, estimate.low, estimate.high)
         elif high is None:
             top = self._at_top()
