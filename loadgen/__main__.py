@@ -11,7 +11,7 @@ def main() -> int:
         from loadgen.cli import main as cli
         from loadgen.cli.terminal.streams import run
 
-        return cli.main() if sys.argv[1:2] == ["worker"] else run(cli.main)
+        return cli.main() if sys.argv[1:2] in (["worker"], ["scrape"]) else run(cli.main)
     except KeyboardInterrupt:  # Ctrl-C before the command has begun
         return 130
 

@@ -105,6 +105,8 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     completion_tokens: int | None = None
     cached_tokens: int | None = None  # prompt_tokens_details.cached_tokens: the engine's prefix cache
     shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
+    engine_queue_ms: float | None = None  # by vLLM's `metrics` of the last chunk: received to scheduled
+    engine_prefill_ms: float | None = None  # scheduled to its first token
     bytes_in: int = 0
     bytes_out: int = 0
     answer: str | None = None  # what was generated, where `ab` compares the answers; at most MAX_ANSWER characters
@@ -177,6 +179,23 @@ class Share(msgspec.Struct, kw_only=True):
     worker_error: dict[str, Any] = {}  # of the process, for the merge
 
 
+class Reading(msgspec.Struct, array_like=True):
+    """What a /metrics page said at one time, by our names; empty if it could not be read."""
+
+    at_s: float  # CLOCK_REALTIME
+    figures: dict[str, float]
+
+
+class Scraped(msgspec.Struct, kw_only=True):
+    """The readings of one engine or gateway during the run."""
+
+    name: str
+    url: str
+    kind: str  # "vllm" or "gateway"
+    readings: list[Reading] = []
+    missed: int = 0  # readings that failed
+
+
 class Run(msgspec.Struct, kw_only=True):
     """A run: everything that a report needs besides the records."""
 
@@ -202,4 +221,7 @@ class Run(msgspec.Struct, kw_only=True):
     touched: list[str] = []  # the measures that `invalid` is about, as in a summary's stats; empty: every figure
     warnings: list[str] = []
     cancel_checks: list[CancelCheck] = []
+    scraped: list[Scraped] = []  # what engines and gateways said of themselves
+    found: dict[str, Any] | None = None  # `find`'s answer: `analysis.Found`
+    focus: str = ""  # the stage whose latencies the report shows; empty: by the rates of a sweep, or the whole run
     sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

@@ -30,10 +30,24 @@ COMMANDS = {
     "proxy": [],
     "proxy.keys": ["new", "hash"],
     "proxy.probe": [],
-    "loadgen": ["run", "vllm-bench-serve", "ab", "sweep", "calibrate", "report", "compare", "merge", "export"],
+    "loadgen": [
+        *(
+            "run",
+            "vllm-bench-serve",
+            "ab",
+            "sweep",
+            "find",
+            "quick",
+            "calibrate",
+            "report",
+            "compare",
+            "merge",
+            "export",
+        ),
+    ],
     "corpus": ["list", "stats", "verify", "documents", "calibrate", "compose"],
 }
-SHORT_HELP = {("proxy",), ("proxy.probe",)} | {("loadgen", name) for name in ("run", "ab", "sweep")}
+SHORT_HELP = {("proxy",), ("proxy.probe",)} | {("loadgen", name) for name in ("run", "ab", "sweep", "find")}
 PLAIN = ("proxy.keys", "proxy.probe")  # modules, not packages
 SAMPLE = re.compile(r"^(gateway_\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? ", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")

@@ -11,6 +11,7 @@ The nouns:
 - `Loads`: what some kinds of load add: conversations by turn, cancelled requests, models, the answers of an `ab`.
 - `SweepStage`: one rate of a sweep. `Limit`: the highest rate that the server keeps up with (the knee), and the
   lowest one that was too much.
+- `Search`: which stage `find` runs next. It takes `Stage`s and gives `Plan`s; `Found` is its answer.
 - `Pairs`: an `ab` run, request by request: B minus A.
 - `Shift`: the difference of two runs with its interval. `Rule`: one `--fail-if`, which a comparison passes or
   breaks.
@@ -40,7 +41,7 @@ from loadgen.analysis.format import (
     signed,
     time_text,
 )
-from loadgen.analysis.goodput import BadGoodput, parse_goodput
+from loadgen.analysis.goodput import BadGoodput, met, parse_goodput, strain
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
@@ -64,6 +65,7 @@ from loadgen.analysis.paired import (
     pairs_by_order,
     pairs_of,
 )
+from loadgen.analysis.search import Found, Plan, Search, Stage
 from loadgen.analysis.stages import (
     by_rate,
     focus,
@@ -114,6 +116,7 @@ __all__ = [
     "Cancellations",
     "Conversations",
     "Finding",
+    "Found",
     "Gaps",
     "Group",
     "Limit",
@@ -121,11 +124,14 @@ __all__ = [
     "Measured",
     "Pairs",
     "Part",
+    "Plan",
     "Quantile",
     "Rule",
     "Sample",
+    "Search",
     "Shift",
     "Span",
+    "Stage",
     "Stat",
     "Summary",
     "SweepStage",
@@ -148,6 +154,7 @@ __all__ = [
     "judge_rule",
     "limit_of",
     "measure_records",
+    "met",
     "ms",
     "next_rate",
     "pair_up",
@@ -165,6 +172,7 @@ __all__ = [
     "shift",
     "signed",
     "size_of",
+    "strain",
     "summarise",
     "summarise_measured",
     "time_text",

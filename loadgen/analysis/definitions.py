@@ -99,6 +99,10 @@ class Measured:
     model: str = ""
     chosen: str = ""  # by --cancel: "tokens" or "time"
     answer: str | None = None
+    engine_queue: float | None = None
+    """How long the engine says that the request waited to be scheduled (vLLM's `queue_time_ms`)."""
+    engine_prefill: float | None = None
+    """From then to its first token, by the engine (vLLM's `time_to_first_token_ms`)."""
 
     @property
     def completed(self) -> bool:
@@ -158,6 +162,8 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         model=record.model,
         chosen=record.cancel,
         answer=record.answer,
+        engine_queue=record.engine_queue_ms,
+        engine_prefill=record.engine_prefill_ms,
     )
     if record.sent_ns is not None:
         measured.queued = max(0.0, (record.sent_ns - record.due_ns) / MS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Final
 
 import msgspec
@@ -76,6 +76,19 @@ def met(request: Measured, name: str, limit: float) -> bool:
         return False
     duration = _DURATIONS[name](request)
     return duration <= limit if duration is not None else name == "tpot" and request.generated == 1
+
+
+def strain(request: Measured, slos: Slos) -> float:
+    """The largest of its durations relative to their limits: at most 1 if it met all objectives; infinite if it
+    failed or lacks a measure."""
+    return max((_strain(request, name, limit) for name, limit in slos.items()), default=0.0)
+
+
+def _strain(request: Measured, name: str, limit: float) -> float:
+    if not met(request, name, limit):
+        duration = _DURATIONS[name](request) if request.completed else None
+        return inf if duration is None else duration / limit
+    return (_DURATIONS[name](request) or 0.0) / limit
 
 
 def goodput(requests: Sequence[Measured], slos: Slos, seconds: float) -> Goodput | None:

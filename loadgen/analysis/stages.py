@@ -48,6 +48,8 @@ def focus(summary: Summary) -> tuple[str, str, Group]:
     """The group whose latency a report shows: (description, stage, group). For a sweep the highest rate that the
     server kept up with, or the lowest rate, since a mix of rates means nothing; else the responses that were
     generated for their request."""
+    if summary.focus:
+        return f"at {summary.focus}", summary.focus, summary.by_stage[summary.focus]
     rates = by_rate(summary.by_stage)
     if not rates:
         words = "responses generated for the request" if summary.fresh else ""

@@ -76,6 +76,7 @@ class Summary(msgspec.Struct, kw_only=True):
     fresh: Group | None = None  # without shared responses; None if there are none
     limit: Limit | None = None  # as the sweep itself found it
     loads: Loads = Loads()
+    focus: str = ""  # the stage whose latencies a report shows, where the run names one
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -136,6 +137,7 @@ def summarise_measured(
         fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
         limit=msgspec.convert(run.config["limit"], Limit) if "limit" in run.config else None,
         loads=loads_of(kept, seed=run.seed),
+        focus=run.focus if run.focus in stages else "",
     )
 
 

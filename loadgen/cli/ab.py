@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, sources_of
 from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
 from loadgen.drive import (
@@ -20,6 +21,7 @@ from loadgen.drive import (
     prompts_of,
     run_single,
     schedule_pairs,
+    scraping,
 )
 from loadgen.secrets import Hide
 from loadgen.workload import Workload, open_workload
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
     flags.add_output(parser)
 
 
@@ -61,10 +64,11 @@ async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
     total = None if job.num_prompts is None else 2 * job.num_prompts
-    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
-        schedule = ab_schedule(job, workload)
-        records, worker_errors = await run_single(
-            job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"
-        )
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
+            schedule = ab_schedule(job, workload)
+            records, worker_errors = await run_single(
+                job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"
+            )
     run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
     return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)

@@ -38,6 +38,17 @@ COMMANDS: Final = {
     "sweep": Command(
         "loadgen.cli.sweep", "rising rates up to saturation, and the knee", "--base-url URL [FLAGS]", True
     ),
+    "find": Command(
+        "loadgen.cli.find",
+        "the highest load that meets objectives, with its interval, and what broke first",
+        "--base-url URL --goodput ttft:500 tpot:50 [FLAGS]",
+        True,
+    ),
+    "quick": Command(
+        "loadgen.cli.quick",
+        "a server in three sentences after a minute: what it is, how fast for one, for how many at once",
+        "[URL] [FLAGS]",
+    ),
     "calibrate": Command(
         "loadgen.cli.calibrate",
         "this generator's error on this machine, and how much load it can drive",
@@ -115,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loadgen.drive import worker_main
 
         return worker_main()
+    if words[:1] == ["scrape"]:  # nor is this: `scrape.py` starts it
+        from loadgen.drive import scrape_main
+
+        return scrape_main()
     prog = SCRIPT if Path(sys.argv[0]).name == SCRIPT else "python -m loadgen"
     try:
         args = _parsed(words, prog)

@@ -17,6 +17,7 @@ SHORT: Final = frozenset(
         *("dataset_name", "dataset_path", "prompt", "num_prompts", "corpus_output_len", "duplicates"),
         *("max_tokens", "temperature", "request_rate", "max_concurrency", "rates", "start_rate", "stage_seconds"),
         *("workers", "max_seconds", "request_timeout", "max_error_rate", "label", "result_dir", "goodput"),
+        *("attainment", "concurrency", "precision", "max_minutes"),
     )
 )
 """The flags of the short help, by `dest`."""

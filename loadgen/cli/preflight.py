@@ -46,6 +46,14 @@ async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str
     return models[0].id
 
 
+def models_of(body: bytes) -> list[str]:
+    """The models that a /v1/models lists; empty for anything else."""
+    try:
+        return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []
+
+
 async def get_models(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
     """GET /v1/models, repeated until the status is below 500 or `wait` seconds have passed. Raises UsageError."""
     until = time.monotonic() + wait

@@ -20,7 +20,7 @@ from loadgen.analysis import (
 )
 from loadgen.errors import StoreError
 from loadgen.record import Run
-from loadgen.report import Files, report_of, write_report
+from loadgen.report import Files, Point, points_of, report_of, write_report
 from loadgen.store import read_records, read_run
 
 
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=Path, metavar="FOLDER", help="folder of a run, with events.jsonl and run.json"
     )
     parser.add_argument("--out", type=Path, help="folder for the reports (default: the run's own)")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="other runs to lay over this one in the picture of throughput against speed",
+    )
     parser.add_argument("--goodput", nargs="+", metavar="NAME:MS", help="objectives instead of the run's")
     parser.add_argument(
         "--definitions",
@@ -44,14 +52,25 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         run = read_run(args.folder)
         slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
+        beside = dict(map(_points, args.beside))
         files = Files(args.out or args.folder)
-        write_report(report_of(run, requests, summary), files)
+        write_report(report_of(run, requests, summary), files, beside)
     except (StoreError, BadGoodput) as error:
         return refuse(str(error))
     print("\n".join(map(str, files.paths)))
     for lost in files.lost:
         print(f"loadgen: could not write {lost}", file=sys.stderr)
     return 1 if files.lost else 0
+
+
+def _points(folder: Path) -> tuple[str, list[Point]]:
+    """Another run's name and points. Raises StoreError, and BadGoodput."""
+    run = read_run(folder)
+    _, summary = load(folder, run, slos_of(run.config))
+    points = points_of(run, summary)
+    if not points:
+        raise StoreError(f"{folder}: has no stages with output tokens; give the folder of a sweep")
+    return run.label or folder.name, points
 
 
 def main_report(argv: Sequence[str]) -> int:

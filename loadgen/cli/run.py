@@ -19,6 +19,7 @@ from loadgen.analysis import parse_goodput
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, sources_of
 from loadgen.cli.flags.loads import (
     add_cancel,
     add_conversation_rate,
@@ -29,7 +30,7 @@ from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
 from loadgen.cli.runs.repeat import check_repeat, repeat
-from loadgen.cli.sizing import DEFAULT_USERS, Choice, Speed, choose_run, needs_probe, probe
+from loadgen.cli.sizing import DEFAULT_USERS, PROBE_TOKENS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
 from loadgen.drive import (
@@ -43,6 +44,7 @@ from loadgen.drive import (
     new_loop,
     run_single,
     run_workers,
+    scraping,
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
     flags.add_output(parser)
     parser.add_argument(
         "--repeat",
@@ -167,23 +170,26 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
     choices = n if isinstance(n, int) and n > 0 else 1  # an engine counts each of a request's choices
     async with cancel_watch(args, job) as watch:
         folder = folder or finish.make_folder(args.result_dir, args.label, finish.now())
-        with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
-            if args.machines > 1:
-                records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
-            elif job.workers == 1:
-                records, worker_errors = await run_single(
-                    job,
-                    workload,
-                    job_schedule(job, workload),
-                    run,
-                    folder,
-                    hide,
-                    view,
-                    total=None if next(workload.requests()).then else job.num_prompts,
-                    beside=lambda session: watch.during(lambda since: choices * session.in_flight_since(since)),
-                )
-            else:
-                records, worker_errors = await run_workers(job, run, folder, view)
+        async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+            with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
+                if args.machines > 1:
+                    records, worker_errors = await run_on_machines(args, job, run, folder, hide, view)
+                elif job.workers == 1:
+                    records, worker_errors = await run_single(
+                        job,
+                        workload,
+                        job_schedule(job, workload),
+                        run,
+                        folder,
+                        hide,
+                        view,
+                        total=None if next(workload.requests()).then else job.num_prompts,
+                        beside=lambda session: watch.during(
+                            lambda since: choices * session.in_flight_since(since)
+                        ),
+                    )
+                else:
+                    records, worker_errors = await run_workers(job, run, folder, view)
         await watch.settle(sum(record.failure == "left" for record in records))
         run.cancel_checks = watch.checks
     if run.share is not None:
@@ -218,10 +224,23 @@ def end(
     open_loop: bool,
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
+    lost = finished(args, folder, run, records, worker_errors, open_loop=open_loop)
+    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
+
+
+def finished(
+    args: argparse.Namespace,
+    folder: Path,
+    run: Run,
+    records: list[Record],
+    worker_errors: list[WorkerError],
+    *,
+    open_loop: bool,
+) -> bool:
+    """Verdict, summary, files. Returns whether a file was lost."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
     written = finish.report(folder, run, records, args.goodput, as_json=args.json, brief=finish.silent(args))
-    lost = not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
-    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
+    return not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
 
 
 async def prepare(
@@ -260,6 +279,7 @@ async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser)
     for name, value in choice.flags.items():
         setattr(args, name, value)
     args.probe, args.chosen_by_probe = str(speed), list(choice.flags)
+    args.probed_response = speed.request(args.max_tokens or PROBE_TOKENS)
 
 
 def job_of(args: argparse.Namespace, targets: dict[str, str], http: Http, model: str) -> Job:

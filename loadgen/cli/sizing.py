@@ -40,6 +40,7 @@ TOKENS: Final = (24, 128)
 """The fewest and the most that are chosen. The end of the stream often follows the last token at once, and the two
 are merged: of a shorter response that is more than 5 % of the events, the limit of --limit-censored."""
 REQUESTS: Final = (8, 20_000)
+FIND_REQUESTS: Final = 100_000  # of a search: their records are kept until its end
 
 
 class Speed(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +135,29 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     # Prompts enough for many doublings; where some repeat, few enough that they repeat from the first stage on.
     flags["num_prompts"] = _within(rate * length * (16 if args.duplicates else 200), REQUESTS)
     return Choice(flags, most_stages(length) * length)
+
+
+def choose_users(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
+    """Length, length of a stage, and prompts enough for every number of users at the speed of one."""
+    flags: dict[str, Any] = {}
+    tokens = _tokens(job, speed, STAGE_REQUEST_SECONDS, flags)
+    seconds = args.stage_seconds
+    if seconds is None:
+        least = STAGE_REQUESTS[1] * speed.request(tokens)
+        flags["stage_seconds"] = seconds = round(max(STAGE_SECONDS[0], least), 1)
+    flags["num_prompts"] = REQUESTS[1]  # stages end by time
+    return Choice(flags, len(args.concurrencies) * seconds)
+
+
+def choose_find(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
+    """Length, first rate, and prompts enough for a server eight times as fast as the probe saw it."""
+    flags: dict[str, Any] = {}
+    rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
+    seconds = args.max_minutes * 60
+    if args.start_rate is None and not args.concurrency:
+        flags["start_rate"] = min(float(f"{rate / 2:.2g}"), args.top_rate)
+    flags["num_prompts"] = int(min(max(8 * rate * seconds, 4_000), FIND_REQUESTS))
+    return Choice(flags, seconds)
 
 
 def most_stages(seconds: float) -> int:

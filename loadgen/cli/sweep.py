@@ -23,18 +23,22 @@ from loadgen.analysis import (
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
+from loadgen.cli.flags.engine import add_engine, add_gpus, sources_of
+from loadgen.cli.preflight import connection_limit
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
-from loadgen.cli.sizing import choose_sweep, most_stages
+from loadgen.cli.sizing import choose_sweep, choose_users, most_stages
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Job,
     Session,
+    Stages,
     WorkerError,
     counted_times,
     medians_ms,
     new_loop,
     prompts_of,
     schedule_requests,
+    scraping,
     session_of,
     stop_on_signals,
     warm_up,
@@ -56,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workload(parser)
     group = parser.add_argument_group("stages", "Open loop. All stages together send at most --num-prompts.")
     positive = values.number(0, above=True)
+    group.add_argument(
+        "--concurrencies",
+        type=values.users,
+        metavar="N,N,…",
+        help="instead of rates: so many users, each with one request at a time, for --stage-seconds each",
+    )
     group.add_argument(
         "--rates", type=values.rates, metavar="R,R,…", help="these rates only, in requests per second"
     )
@@ -84,17 +94,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
+    add_engine(parser)
+    add_gpus(parser)
     flags.add_output(parser)
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:
     if args.start_rate and args.top_rate < args.start_rate:
         raise UsageError(f"--top-rate {args.top_rate:g} is below --start-rate {args.start_rate:g}")
-    args.request_rate = START_RATE  # an open loop; each stage has its own rate
+    if args.concurrencies and (args.rates or args.start_rate or args.max_concurrency):
+        raise UsageError("--concurrencies is a closed loop: remove --rates, --start-rate and --max-concurrency")
+    args.request_rate = None if args.concurrencies else START_RATE  # each stage has its own rate
     args.shed, args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps = False, None, None, None
     args.trace_speed = 1.0
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(_sweep(args, argv))
+        return runner.run(_sweep_users(args, argv) if args.concurrencies else _sweep(args, argv))
 
 
 class Sweep:
@@ -216,23 +230,24 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
     warm: list[Record] = []
-    with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
-        async with session_of(job, hide, view) as session:
-            stop_on_signals(session.stop, view.note)
-            await warm_up(job, session, workload, warm.append)
-            sweep = Sweep(args, job, workload, session)
-            zero = session.now()
-            with store.EventsFile(folder / store.EVENTS) as file:
-                for record in warm:
-                    file.append(record)
-                while (rate := sweep.next_rate()) is not None:
-                    written = len(sweep.records)
-                    stage = await sweep.stage(rate, zero)
-                    for record in sweep.records[written:]:
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet, silent=finish.silent(args)) as view:
+            async with session_of(job, hide, view) as session:
+                stop_on_signals(session.stop, view.note)
+                await warm_up(job, session, workload, warm.append)
+                sweep = Sweep(args, job, workload, session)
+                zero = session.now()
+                with store.EventsFile(folder / store.EVENTS) as file:
+                    for record in warm:
                         file.append(record)
-                    cut = "" if stage in sweep.stages else " (cut off)"
-                    view.note(line_of(stage) + cut)
-            run.interrupted = session.stopped
+                    while (rate := sweep.next_rate()) is not None:
+                        written = len(sweep.records)
+                        stage = await sweep.stage(rate, zero)
+                        for record in sweep.records[written:]:
+                            file.append(record)
+                        cut = "" if stage in sweep.stages else " (cut off)"
+                        view.note(line_of(stage) + cut)
+                run.interrupted = session.stopped
     run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = sweep.start_unix_ns
     limit = find_limit(sweep.stages)
@@ -243,6 +258,51 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
         print(f"knee: {limit}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
+
+
+async def _sweep_users(args: argparse.Namespace, argv: list[str]) -> int:
+    """A stage for each number of users. Its requests that are in flight at its end are waited for, so that the
+    longest are not missing."""
+    hide = Hide(flags.secrets_of(args, os.environ))
+    args.burstiness = args.burstiness or 1.0
+    job = await prepare(args, {"a": flags.base_of(args)}, hide, choose_users)
+    job = msgspec.structs.replace(job, max_in_flight=connection_limit(max(args.concurrencies)))
+    args.stage_seconds = args.stage_seconds or STAGE_SECONDS
+    workload = open_workload(job.workload)
+    run = new_run(args, argv, job, hide)
+    run.config["max_concurrency"] = max(args.concurrencies)
+    folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
+    kept: list[Record] = []
+    async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
+        with live.view(quiet=args.quiet) as view, store.EventsFile(folder / store.EVENTS) as file:
+
+            def emit(record: Record) -> None:
+                kept.append(record)
+                file.append(record)
+
+            async with session_of(job, hide, view) as session:
+                stop_on_signals(session.stop, view.note)
+                await warm_up(job, session, workload, emit)
+                prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
+                stages = Stages(session, prompts, emit)
+                for users in args.concurrencies:
+                    left_s = (args.max_seconds or math.inf) - stages.elapsed
+                    if session.stopped or stages.ran_out or left_s <= 0:
+                        break
+                    seconds = min(args.stage_seconds, left_s)
+                    pace = Pace(max_concurrency=users, max_seconds=seconds, grace_seconds=args.grace_seconds)
+                    await stages.run(
+                        f"{users} user{'s' if users > 1 else ''}", pace, job.num_prompts or MAX_ARRIVALS
+                    )
+                run.interrupted = session.stopped
+    run.warnings += [file.warning] if file.warning else []
+    run.start_unix_ns = stages.start_unix_ns
+    if stages.ran_out:
+        run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
+    names = [record.stage for record in kept if not record.warmup]
+    run.focus = max(names, key=lambda name: int(name.split()[0]), default="")
+    run.sent_stats = sent_stats(workload, job.num_prompts, stages.sent)
+    return end(args, folder, run, kept, stages.worker_errors, open_loop=False)
 
 
 def line_of(stage: SweepStage) -> str:

@@ -14,6 +14,8 @@ The nouns, in the order in which a request meets them:
 - `Conversation`: a scheduled request whose follow-ups are due after its answer. `CancelWatch` reads an engine's
   metrics to see that it stops when clients leave.
 - `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
+- `Stages`: phases at one load after another, for a sweep of users and for `find`.
+- `scraping`: reads /metrics of engines meanwhile, each in a process of its own.
 - `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
 
 - `Leader`, `join_run`: a run on several machines; each one's `Part` goes to machine 0.
@@ -54,6 +56,7 @@ from loadgen.drive.requests import (
     schedule_pairs,
     schedule_requests,
 )
+from loadgen.drive.scrape import Source, scrape_main, scraping
 from loadgen.drive.self_error import (
     Fault,
     WorkerError,
@@ -63,6 +66,7 @@ from loadgen.drive.self_error import (
     percentiles_ms,
 )
 from loadgen.drive.session import Session
+from loadgen.drive.stages import Stages
 
 __all__ = [
     "Calibration",
@@ -80,6 +84,8 @@ __all__ = [
     "Schedule",
     "ScheduledRequest",
     "Session",
+    "Source",
+    "Stages",
     "WorkerError",
     "beyond_calibration",
     "counted_times",
@@ -99,6 +105,8 @@ __all__ = [
     "save_calibration",
     "schedule_pairs",
     "schedule_requests",
+    "scrape_main",
+    "scraping",
     "session_of",
     "stop_on_signals",
     "warm_up",

@@ -99,6 +99,19 @@ class Session:
         if self._runner is not None:
             self._runner.stop()
 
+    def cut(self) -> None:
+        """End the current phase; others may follow."""
+        if self._runner is not None:
+            self._runner.stop()
+
+    def late(self, now_ns: int, ttft_ns: float, e2e_ns: float) -> int:
+        """How many requests in flight have exceeded a limit already: due longer ago than the first without a byte
+        of response, or than the second. `now_ns` is since the run's start, as their due times are."""
+        return sum(
+            now_ns - exchange.record.due_ns > (e2e_ns if exchange.first_ns else min(ttft_ns, e2e_ns))
+            for exchange in self.client.open
+        )
+
     @staticmethod
     def now() -> int:
         """CLOCK_MONOTONIC, in nanoseconds."""

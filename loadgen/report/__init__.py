@@ -29,6 +29,8 @@ from loadgen.report.result import result_json
 from loadgen.report.runs.foreign import read_foreign
 from loadgen.report.runs.repeats import REPEATS, read_repeats, repeats_json, repeats_table, spreads_of
 from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
+from loadgen.report.sections.found import found_sentence, objectives
+from loadgen.report.sections.loads import Point, points_of
 from loadgen.report.tables import Table
 from loadgen.report.view import View
 from loadgen.report.write import Files, Report, report_of, write_report
@@ -40,6 +42,7 @@ __all__ = [
     "Files",
     "Judged",
     "Line",
+    "Point",
     "Report",
     "Table",
     "View",
@@ -48,9 +51,12 @@ __all__ = [
     "comparison_page",
     "escape_markdown",
     "flat_metrics",
+    "found_sentence",
     "markdown_table",
     "metrics_of",
+    "objectives",
     "plots_available",
+    "points_of",
     "read_foreign",
     "read_repeats",
     "repeats_json",

@@ -18,6 +18,7 @@ from loadgen.analysis import (
     time_text,
 )
 from loadgen.record import Run
+from loadgen.report.sections.found import UNITS, amount_of, found_of
 from loadgen.report.tables import touches
 
 Tile = tuple[str, str, str]  # label, value, detail
@@ -28,10 +29,26 @@ def headline(run: Run, summary: Summary, pairs: Pairs | None = None) -> list[Til
         return [*_overhead(pairs), *rates(summary)]
     _, stage, latency = focus(summary)
     where = ""
+    if summary.focus:
+        return [*_found(run), *_latency(run, latency, f" at {stage}"), *rates(summary)]
     if stage:
         limit = limit_of(summary)
         where = " at the knee" if limit.knee else ", highest rate" if limit.kept else ", lowest rate"
     return [*_latency(run, latency, where), *rates(summary)]
+
+
+def _found(run: Run) -> list[Tile]:
+    """A search's answer."""
+    found = found_of(run)
+    if found is None:
+        return []
+    name = "highest rate" if found.by == "rate" else "most users"
+    if found.load is None or found.low is None or found.high is None:
+        return [
+            (name, found.state, f"tried up to {amount_of(found, (found.tried or (0, 0))[1])} {UNITS[found.by]}")
+        ]
+    ends = f"95 %: {amount_of(found, found.low)}–{amount_of(found, found.high)}"
+    return [(name, f"{amount_of(found, found.load)} {UNITS[found.by]}", ends)]
 
 
 def rates(summary: Summary) -> list[Tile]:
@@ -53,6 +70,16 @@ def rates(summary: Summary) -> list[Tile]:
                 f"at most {amount(whole.peak_in_flight)} in flight",
             ),
             *_tokens(max(stages, key=lambda stage: stage.output_throughput), ", best rate"),
+            *_saved(whole, ""),
+            _errors(whole, ""),
+        ]
+    if summary.focus:
+        stages = list(summary.by_stage.values())
+        most = max(stages, key=lambda stage: stage.output_throughput)
+        done = rate(max(stage.request_throughput for stage in stages))
+        return [
+            ("most completed", f"{done} req/s", f"at most {amount(whole.peak_in_flight)} in flight"),
+            *_tokens(most, ", best stage"),
             *_saved(whole, ""),
             _errors(whole, ""),
         ]

@@ -4,7 +4,7 @@ have their tables."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -22,6 +22,7 @@ from loadgen.analysis import (
     pairs_of,
     signed,
 )
+from loadgen.record import Run
 from loadgen.report.plot_style import (
     BLUE,
     CARD,
@@ -38,6 +39,9 @@ from loadgen.report.plot_style import (
 )
 from loadgen.report.plots_share import Curve, curves, gaps_plot, lengths_plot, share_plot
 from loadgen.report.plots_time import timeline_plot
+from loadgen.report.sections.loads import Point, points_of
+from loadgen.report.sections.plots_engine import engine_plot, split_plot
+from loadgen.report.sections.plots_pareto import pareto_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +52,12 @@ PAIRED: Final = (
     "b − a, request by request: load that slows both cancels out. Red: the difference without the effect of the "
     "order, and its 95 % interval."
 )
+PARETO: Final = (
+    "Each point is a stage: to the right each user's stream is faster, further up the server delivers more. The "
+    "line joins the stages that no other one exceeds in both."
+)
+ENGINE: Final = "By /metrics, once a second, on the timeline's axis."
+SPLIT: Final = "By the engine's own times; what is left is network and the server's front."
 RATES: Final = (
     "TTFT counts from due. Where p50 rises, the queue grows. Bars: 95 % intervals; hollow: the stage is too short "
     "for one. Completed counts the drain after a stage's last arrival, so in a short stage it is below the "
@@ -70,11 +80,13 @@ def plots_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
-    """Every plot that the run has data for."""
+def plots(
+    run: Run, requests: Sequence[Measured], summary: Summary, beside: Mapping[str, Sequence[Point]] | None = None
+) -> list[Plot]:
+    """Every plot that the run has data for. `beside`: points of other runs, laid over this one's."""
     drawn = []
     with styled():
-        for name, title, caption, draw in drawings(requests, summary):
+        for name, title, caption, draw in drawings(run, requests, summary, beside or {}):
             wide, narrow = draw(Sheet()), draw(Sheet(narrow=True))
             if wide is not None and narrow is not None:
                 svgs = saved(wide, "svg"), saved(narrow, "svg")
@@ -90,12 +102,17 @@ class Drawing(NamedTuple):
     """None: the run has no data for it."""
 
 
-def drawings(requests: Sequence[Measured], summary: Summary) -> list[Drawing]:
+def drawings(
+    run: Run, requests: Sequence[Measured], summary: Summary, beside: Mapping[str, Sequence[Point]]
+) -> list[Drawing]:
     words, lines = curves(requests, summary)
     of = f"{words[0].upper()}{words[1:]}. " if words else ""
     share = of + SHARE + (BAND if _merged(lines) else "")
+    runs = {run.label or "this run": points_of(run, summary), **beside}
     every: tuple[tuple[str, str, str, Callable[[Sheet], Figure | None]], ...] = (
         ("sweep", "Latency against rate", RATES, lambda sheet: _sweep(sheet, summary)),
+        ("pareto", "Throughput against speed", PARETO,
+         lambda sheet: pareto_plot(sheet, runs, per_gpu=bool(run.config.get("gpus")))),
         ("paired", "Pair by pair", PAIRED, lambda sheet: _paired(sheet, requests)),
         ("ttft", "Time to first token", share, lambda sheet: share_plot(sheet, lines, "ttft", "TTFT")),
         ("itl", "Between tokens", f"{of}All gaps of all streams, and the slowest of them, which show stalls.",
@@ -105,6 +122,8 @@ def drawings(requests: Sequence[Measured], summary: Summary) -> list[Drawing]:
          lambda sheet: lengths_plot(sheet, lines)),
         ("timeline", "Timeline", "Requests sent, responses received, and failures.",
          lambda sheet: timeline_plot(sheet, requests)),
+        ("engine", "The engine's own figures", ENGINE, lambda sheet: engine_plot(sheet, run)),
+        ("split", "What TTFT consists of", SPLIT, lambda sheet: split_plot(sheet, requests)),
         ("goodput", "Goodput", "Share of attempted requests that met each objective; failures met none.",
          lambda sheet: _goodput(sheet, summary)),
     )  # fmt: skip

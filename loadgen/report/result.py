@@ -170,6 +170,7 @@ def _ours(run: Run, summary: Summary, paired: Mapping[str, Any] | None) -> dict[
         "valid": not run.invalid,
         "run": msgspec.to_builtins(run),
         "summary": msgspec.to_builtins(summary),
+        "found": run.found,
         "prefix_cached_share": summary.prefix_cached_share,
         "paired": msgspec.to_builtins(paired) if paired else None,
     }

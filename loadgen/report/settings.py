@@ -15,11 +15,13 @@ ELSEWHERE: Final = frozenset(
         "base_url",
         "chosen_by_probe",
         "command",
+        "engine_metrics",
         "host",
         "label",
         "limit",
         "model",
         "port",
+        "probed_response",
         "seed",
         "workers",
     }

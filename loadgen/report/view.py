@@ -10,6 +10,7 @@ from typing import Final, Literal
 from loadgen.analysis import (
     Bin,
     Group,
+    Measured,
     Pairs,
     Summary,
     amount,
@@ -23,6 +24,9 @@ from loadgen.record import CUT_OFF, Run
 from loadgen.report import tables
 from loadgen.report.headline import Tile, headline, rates
 from loadgen.report.loads import load_tables
+from loadgen.report.sections.engine import engine_tables
+from loadgen.report.sections.found import found_of, found_sentence, found_tables
+from loadgen.report.sections.loads import by_load, users_tables
 from loadgen.report.settings import plain, settings_rows
 from loadgen.report.tables import NAMES, Table
 
@@ -76,17 +80,22 @@ def view(
     pairs: Pairs | None = None,
     details: Mapping[str, str] | None = None,
     histogram: tuple[str, Sequence[Bin]] = ("", ()),
+    requests: Sequence[Measured] = (),
 ) -> View:
     """The report. `details`: an example text for each kind of error."""
     which, _, latency = focus(summary)
     single = not summary.by_target
     examples = details or {}
+    stages = [*found_tables(run, summary), *users_tables(run, summary)]
+    if summary.by_stage and not stages:
+        stages = [tables.stages(run, summary)]
     shown = [
         *([tables.differences(pairs)] if pairs else []),
         *([] if single else [tables.sides(run, summary)]),
-        *([tables.stages(run, summary)] if summary.by_stage else []),
+        *stages,
         *([tables.latency(run, latency, which), *tables.lengths(latency, which)] if single else []),
         *load_tables(run, summary),
+        *engine_tables(run, requests),
         *([tables.shared(summary)] if len(summary.by_shared) > 1 else []),
         tables.totals(summary),
         *([tables.errors(summary.whole, examples)] if summary.whole.errors else []),
@@ -127,7 +136,9 @@ def _results(run: Run, summary: Summary, pairs: Pairs | None, which: str, latenc
             for name, part in summary.by_target.items()
         ]
         return [*sides, *([tables.brief_differences(pairs)] if pairs else [])]
-    stages = [tables.brief_stages(run, summary)] if summary.by_stage else []
+    stages = [*found_tables(run, summary, brief=True), *users_tables(run, summary)]
+    if summary.by_stage and not stages:
+        stages = [tables.brief_stages(run, summary)]
     return [*stages, tables.results(run, latency, f"ms, {which}" if which else "ms")]
 
 
@@ -149,11 +160,18 @@ def _measurement(run: Run) -> tuple[Grade, str]:
 
 
 def _good(run: Run, whole: Group) -> bool:
+    found = found_of(run)
+    if found is not None and not run.interrupted:
+        return found.state in ("found", "no limit")
     return bool(whole.completed) and not whole.failed and not run.interrupted
 
 
 def _result(run: Run, whole: Group) -> str:
-    """What became of the requests."""
+    """What became of the requests; of a search, its answer."""
+    found = found_of(run)
+    if found is not None:
+        words = found_sentence(found, whole.goodput.slos if whole.goodput else {})
+        return f"Result: {'INTERRUPTED, until then ' if run.interrupted else ''}{words}"
     ended = whole.completed + whole.failed
     if whole.failed:
         kinds = ", ".join(f"{amount(n)} {kind}" for kind, n in whole.errors.items() if kind not in CUT_OFF)
@@ -199,7 +217,10 @@ def _ran(run: Run, summary: Summary) -> str:
 
 def _load(run: Run, summary: Summary) -> str:
     config = run.config
+    loads = by_load(summary.by_stage)
     stages = by_rate(summary.by_stage)
+    if loads and not stages:
+        return f"{count(len(loads), 'stage')} from {loads[0][0]} to {loads[-1][0]}"
     if stages:
         return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
     requested, cap = config.get("request_rate"), config.get("max_concurrency")

@@ -25,6 +25,7 @@ from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
 from loadgen.report.plot_style import file_svg
 from loadgen.report.result import result_json
+from loadgen.report.sections.loads import Point
 from loadgen.report.view import View, view
 
 PLOTS = "plots"
@@ -66,19 +67,20 @@ class Files:
 def report_of(run: Run, requests: Sequence[Measured], summary: Summary) -> Report:
     """The report of measured requests in order."""
     pairs = pair_up(requests, seed=run.seed)
-    shown = view(run, summary, pairs, examples(requests), counted(requests, summary))
+    shown = view(run, summary, pairs, examples(requests), counted(requests, summary), requests)
     return Report(run, summary, requests, pairs, shown, _result(run, summary, pairs, requests))
 
 
-def write_report(report: Report, files: Files) -> None:
-    """Write the result, the reports and the plots; an `ab` run also has a result for each side."""
+def write_report(report: Report, files: Files, beside: Mapping[str, Sequence[Point]] | None = None) -> None:
+    """Write the result, the reports and the plots; an `ab` run also has a result for each side. `beside`: the
+    points of other runs by their name, laid over this one's in the picture of throughput against speed."""
     run, summary, requests = report.run, report.summary, report.requests
     files.write("result.json", _json(report.result))
     for name in summary.by_target:
         part = [request for request in requests if request.target == name]
         side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
         files.write(f"result-{name}.json", _json(_result(run, side, None, part)))
-    pictures = drawing.plots(requests, summary) if drawing.plots_available() else []
+    pictures = drawing.plots(run, requests, summary, beside) if drawing.plots_available() else []
     links = [f"{PLOTS}/{plot.name}.svg" for plot in pictures]
     files.write("report.md", report_md.render(report.view, links).encode())
     files.write("report.html", report_html.render(report.view, pictures).encode())

@@ -36,6 +36,19 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Callab
     return read
 
 
+def attainment(text: str) -> float:
+    """A share above 0 and below 1: 0.95 or 95%."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; give one such as 0.95 or 95%") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is out of range; give a share between 0 and 1, such as 0.95 or 95%"
+        )
+    return value
+
+
 def integer(text: str) -> int:
     try:
         return int(text)
@@ -174,6 +187,15 @@ def error_limit(text: str) -> ErrorLimit:
     raise argparse.ArgumentTypeError(
         f"{text!r:.40} is no limit; give a number of failed requests such as 10, or a share such as 5% or 0.05"
     )
+
+
+def users(text: str) -> list[int]:
+    """1,2,4,8: ascending, each once."""
+    read = whole(1)
+    numbers = [read(part) for part in text.split(",") if part.strip()]
+    if not numbers:
+        raise argparse.ArgumentTypeError("give numbers of users, such as 1,2,4,8")
+    return sorted(set(numbers))
 
 
 def rates(text: str) -> list[float]:

@@ -177,6 +177,7 @@ def _read_whole(
         _set(record, "garbage", f"no answer in the body: {_words(body)}")
     else:
         _count(record, reading.usage)
+        _keep_times(record, reading)
         record.events = [Event(at, low, user, Kind.WHOLE)]
         _whole(record, {part.choice: part.finish for part in reading.parts if part.finish is not None})
     return reading.parts
@@ -212,6 +213,7 @@ def _read_stream(
             events += _events(reading, times, counted)
             parts += reading.parts
             _count(record, reading.usage)
+            _keep_times(record, reading)
             done = done or reading.last
             for part in reading.parts:
                 if part.finish is not None:
@@ -275,6 +277,12 @@ def _count(record: Record, usage: Usage | None) -> None:
         record.completion_tokens = usage.completion_tokens
     if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens
+
+
+def _keep_times(record: Record, reading: Reading) -> None:
+    times = reading.times
+    if times is not None:
+        record.engine_queue_ms, record.engine_prefill_ms = times.queue_time_ms, times.time_to_first_token_ms
 
 
 def _set(record: Record, failure: str, detail: str) -> None:

@@ -10,11 +10,13 @@ import msgspec
 
 from loadgen.drive.capture.messages import (
     Details,
+    EngineTimes,
     MessageError,
     Usage,
     decode_message,
     error_of,
     kind_of,
+    times_of_engine,
 )
 from loadgen.record import Kind
 from loadgen.spec import Endpoint
@@ -39,6 +41,7 @@ class Reading(NamedTuple):
     usage: Usage | None = None
     error: str | None = None
     last: bool = False
+    times: EngineTimes | None = None  # the engine's own
 
 
 Read = Callable[[bytes], Reading]
@@ -60,7 +63,7 @@ def _chat_event(data: bytes) -> Reading:
         Part(kind_of(choice), choice.index, *_said(choice.text, choice.delta), choice.finish_reason or "")
         for choice in message.choices or ()
     ]
-    return Reading(parts, message.usage, error_of(message))
+    return Reading(parts, message.usage, error_of(message), times=times_of_engine(message))
 
 
 def _chat_whole(body: bytes) -> Reading:
@@ -71,7 +74,7 @@ def _chat_whole(body: bytes) -> Reading:
     ]
     if message.data:
         parts = [Part(Kind.WHOLE)]
-    return Reading(parts, message.usage, error_of(message))
+    return Reading(parts, message.usage, error_of(message), times=times_of_engine(message))
 
 
 def _said(text: str | None, message: dict[str, Any] | None) -> tuple[str, str]:

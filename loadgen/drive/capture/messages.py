@@ -34,9 +34,18 @@ class Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class EngineTimes(msgspec.Struct):
+    """vLLM's `metrics` of a request, with --enable-per-request-metrics: `time_to_first_token_ms` counts from when
+    it was scheduled, so that both together are the engine's part of TTFT."""
+
+    queue_time_ms: float | None = None
+    time_to_first_token_ms: float | None = None
+
+
 class Message(msgspec.Struct):
     choices: list[Choice] | None = None
     usage: Usage | None = None
+    metrics: Any = None  # `EngineTimes`, or something else of another engine
     error: Any = None
     object: str | None = None
     message: Any = None  # vLLM's old error body: {"object": "error", "message": ...}
@@ -61,6 +70,16 @@ def decode_message(data: bytes) -> Message:
         except _UNREADABLE:
             shown = data[:80].decode("utf-8", "replace")
             raise MessageError(f"not a message of this API ({error}): {shown}") from None
+
+
+def times_of_engine(message: Message) -> EngineTimes | None:
+    """The engine's own times; None without them. Another engine's `metrics` are ignored."""
+    if not isinstance(message.metrics, dict):
+        return None
+    try:
+        return msgspec.convert(message.metrics, EngineTimes)
+    except msgspec.ValidationError:
+        return None
 
 
 def error_of(message: Message) -> str | None:

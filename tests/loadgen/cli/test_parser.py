@@ -38,8 +38,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("run words", "loadgen run: unexpected argument 'words'; python -m loadgen run --help lists the flags"),
         (
             "rnu",
-            "loadgen: COMMAND: 'rnu' is not one of run, ab, sweep, calibrate, report, compare, merge, export, "
-            "vllm-bench-serve; did you mean run?",
+            "loadgen: COMMAND: 'rnu' is not one of run, ab, sweep, find, quick, calibrate, report, compare, "
+            "merge, export, vllm-bench-serve; did you mean run?",
         ),
         ("run --backend opnai", "openai, vllm, openai-embeddings; did you mean openai?"),
         ("sweep --workers 2", "loadgen sweep: --workers is for `run`: "),

@@ -326,3 +326,22 @@ def test_a_whole_body_that_is_no_answer_is_a_failure(body: bytes, failure: str) 
 def test_any_bytes_at_all_give_a_record(body: bytes, stream: bool, complete: bool) -> None:
     record = decode_exchange(exchange(body, stream=stream, complete=complete), Still())
     assert record.failure is not None or kinds(record)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "times"),
+    [
+        ({"queue_time_ms": 4.5, "time_to_first_token_ms": 30, "mean_itl_ms": 9}, (4.5, 30)),
+        ({"time_to_first_token_ms": 30}, (None, 30)),
+        ({"queue_time_ms": "soon"}, (None, None)),
+        (["of another engine"], (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_the_engines_own_times_are_kept_where_it_tells_them(
+    metrics: object, times: tuple[float | None, float | None]
+) -> None:
+    last = sse(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 1}, metrics=metrics)
+    record = decode_exchange(exchange(delta(content="b", finish="stop") + last + DONE), Still())
+    assert record.failure is None
+    assert (record.engine_queue_ms, record.engine_prefill_ms) == times

@@ -261,7 +261,8 @@ def label_boxes(figure: Any) -> Iterator[list[Any]]:
 @pytest.mark.parametrize("sheet", [Sheet(), Sheet(narrow=True)], ids=["wide", "narrow"])
 def test_labels_of_the_reports_plots_do_not_collide(kind: str, sheet: Sheet) -> None:
     seen = list(RAN[kind]())
-    for drawing_ in drawing.drawings(in_order(measure_records(seen)), summarise(run_of(), seen, {"ttft": 60.0})):
+    requests, summary = in_order(measure_records(seen)), summarise(run_of(), seen, {"ttft": 60.0})
+    for drawing_ in drawing.drawings(run_of(), requests, summary, {}):
         with styled():
             figure = drawing_.draw(sheet)
         for boxes in label_boxes(figure) if figure is not None else ():

@@ -1,0 +1,262 @@
+"""The search for the highest load that meets objectives, in virtual time on servers whose limit is known."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadgen.analysis import Search, Stage
+from loadgen.analysis.search.fit import Row, crossing, fitted, inverted, student, wilson
+from loadgen.analysis.search.queue import load_at, tail, waits
+from tests.loadgen.kit.queues import Server, batches, bucket, places, search_rate, sharing
+
+SHARE = 0.05
+
+
+def rate_where(share_above: Callable[[float], float], low: float, high: float) -> float:
+    """The rate at which this share of requests, growing with the rate, is SHARE."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share_above(middle) < SHARE else (low, middle)
+    return low
+
+
+def erlang(rate: float, service: float, limit: float) -> float:
+    """P(wait > limit) of M/D/1 by Erlang's formula (1909): exact, though not for long waits, as its signs
+    alternate."""
+    total = sum(
+        (rate * (k * service - limit)) ** k / math.factorial(k) * math.exp(-rate * (k * service - limit))
+        for k in range(int(limit / service) + 1)
+    )
+    return 1 - (1 - rate * service) * total
+
+
+def late_in_batches(rate: float, period: float, size: int, limit: float) -> float:
+    """P(wait > limit) where a batch is served every period, for a limit between one period and two.
+
+    The number that wait after a batch is a Markov chain. An arrival at `u` before the next batch is late if its
+    place in the line is beyond that batch and `u + period` is above the limit, or beyond two batches.
+    """
+    most = 400
+    mean = rate * period
+    arriving = [math.exp(-mean)]
+    for k in range(1, most):
+        arriving.append(arriving[-1] * mean / k)
+    left = [1.0] + [0.0] * (most - 1)
+    for _ in range(3000):
+        joined = [0.0] * most
+        for waiting, chance in enumerate(left):
+            if chance > 1e-14:
+                for k in range(most - waiting):
+                    if arriving[k] < 1e-14 and k > mean:
+                        break
+                    joined[waiting + k] += chance * arriving[k]
+        after = [sum(joined[: size + 1]), *joined[size + 1 :], *[0.0] * size]
+        change = sum(abs(a - b) for a, b in zip(after, left, strict=True))
+        left = after
+        if change < 1e-12:
+            break
+    steps, late = 200, 0.0
+    for step in range(steps):
+        before_next = (step + 0.5) / steps * period  # until the next batch
+        earlier = rate * (period - before_next)  # mean arrivals before it in this period
+        chance = math.exp(-earlier)
+        ahead = [0.0] * most
+        term = chance
+        for k in range(most):
+            for waiting in range(most - k):
+                if left[waiting] > 1e-12:
+                    ahead[waiting + k] += term * left[waiting]
+            term *= earlier / (k + 1)
+            if term < 1e-13 and k > earlier:
+                break
+        first_late = size if before_next + period > limit else 2 * size
+        late += sum(ahead[first_late:]) / steps
+    return late
+
+
+SERVERS: dict[str, tuple[Server, float, float]] = {
+    # name: (server, limit on the wait in seconds, the rate at which 5 % wait longer)
+    "one place": (places(1, 0.01), 0.04, rate_where(lambda rate: erlang(rate, 0.01, 0.04), 1, 99)),
+    "token bucket": (bucket(100, 6), 1e-9, rate_where(lambda rate: erlang(rate, 0.01, 0.05), 1, 99)),
+    "batches": (batches(0.1, 8), 0.15, rate_where(lambda rate: late_in_batches(rate, 0.1, 8, 0.15), 40, 78)),
+    # by 4,000,000 arrivals in one simulation
+    "sixteen places": (places(16, 0.1), 0.01, 108.7),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_limit_is_found_within_3_percent_in_ten_seeds(name: str) -> None:
+    server, limit, truth = SERVERS[name]
+    answers = [search_rate(server, limit, start=truth / 7.3, seed=seed) for seed in range(10)]
+    errors = [(answer.load or 0.0) / truth - 1 for answer in answers]
+    assert max(map(abs, errors)) < 0.03, errors
+    assert [answer.state for answer in answers] == ["found"] * 10
+    inside = sum((answer.low or 0.0) <= truth <= (answer.high or 0.0) for answer in answers)
+    assert inside >= 6, [(answer.low, answer.high) for answer in answers]
+    assert all(answer.first == "ttft" and answer.broke_at is not None for answer in answers)
+
+
+def test_processor_sharing_with_its_time_in_the_server_is_found_too() -> None:
+    """Its truth is of one simulation of 400,000 arrivals, so the bound is wider by that."""
+    answer = search_rate(sharing(0.05, 4), 0.08, start=8, seed=1, base=0.0)
+    assert answer.load == pytest.approx(42.8, rel=0.035)
+
+
+def test_a_server_without_a_limit_is_said_to_have_none() -> None:
+    answer = search_rate(places(10_000, 0.01), 0.04, start=10, seed=1, top=500)
+    assert (answer.state, answer.load) == ("no limit", None)
+    assert answer.tried == (10, 500)
+
+
+def test_a_highest_rate_that_is_run_again_for_longer_is_still_the_highest() -> None:
+    """Its first stage is short, and drifts: it is not settled."""
+    search = Search(attainment=0.95, precision=0.02, start=20, top=40, seconds=600, least=2.0)
+    while (plan := search.next()) is not None:
+        assert len(search.stages) < 20
+        due = [place / plan.load for place in range(plan.requests)]
+        strain = [0.5 * place / plan.requests if plan.requests < 300 else 0.3 for place in range(plan.requests)]
+        search.add(Stage(plan.load, due, strain, seconds=due[-1], overlap=1.0))
+    assert search.found().state == "no limit"
+
+
+def test_objectives_that_one_request_alone_misses_are_not_met_at_any_rate() -> None:
+    answer = search_rate(places(1, 0.05), -0.02, start=10, seed=1, base=0.05)
+    assert (answer.state, answer.load, answer.first) == ("not met", None, "ttft")
+    assert answer.broke["ttft"] == 0
+
+
+def test_a_search_that_has_no_time_says_that_it_is_not_sure() -> None:
+    answer = search_rate(places(1, 0.01), 0.04, start=10, seed=1, seconds=20)
+    assert answer.state == "unsure"
+    assert answer.seconds < 40
+    assert Search(attainment=0.9, precision=0.1, start=1, top=9, seconds=9).found().state == "nothing"
+
+
+def users(limit: int, *, top: float = 4096, seconds: float = 600.0) -> Search:
+    """A closed loop on a server where up to `limit` users are served in time, and each more makes all slower."""
+    search = Search(attainment=0.95, precision=0.02, start=1, top=top, seconds=seconds, least=1.0, by="users")
+    rng = random.Random(3)
+    while (plan := search.next()) is not None:
+        assert len(search.stages) < 200, "it does not end"
+        assert plan.load == int(plan.load)
+        count = int(min(plan.requests, plan.seconds * plan.load * 5))
+        slow = max(0.0, (plan.load - limit) / limit) + (0.01 if plan.load <= limit else 0.06)
+        strain = [1.5 if rng.random() < slow else 0.5 for _ in range(count)]
+        due = [place / plan.load / 5 for place in range(count)]
+        search.add(Stage(plan.load, due, strain, seconds=plan.seconds, overlap=plan.load, missed={"tpot": 1}))
+    return search
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 40, 150])
+def test_the_most_users_are_found(limit: int) -> None:
+    answer = users(limit).found()
+    assert answer.by == "users"
+    assert answer.load is not None
+    assert abs(answer.load - limit) <= max(1, 0.1 * limit), answer
+
+
+def test_a_stage_that_was_given_up_is_beyond_the_limit_and_no_stage_follows_above_it() -> None:
+    search = Search(attainment=0.95, precision=0.05, start=4, top=1e4, seconds=600)
+    while (plan := search.next()) is not None and len(search.stages) < 60:
+        due = [place / plan.load for place in range(plan.requests)]
+        over = plan.load > 20
+        strain = [math.inf if over else 0.2] * plan.requests
+        search.add(Stage(plan.load, due, strain, seconds=due[-1], aborted=over, overlap=1.0))
+    answer = search.found()
+    assert answer.load == pytest.approx(20, rel=0.06)
+    assert max(stage.load for stage in search.stages) <= 32
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.5, 0.999), st.sampled_from(["rate", "users"]))
+def test_whatever_stages_say_the_search_ends_in_its_time(seed: int, attainment: float, by: str) -> None:
+    rng = random.Random(seed)
+    search = Search(
+        attainment=attainment, precision=0.02, start=2, top=500, seconds=120, least=1.0,
+        by="users" if by == "users" else "rate",
+    )  # fmt: skip
+    while (plan := search.next()) is not None:
+        assert len(search.stages) < 300
+        assert 0 < plan.load <= 500
+        count = rng.choice((0, 1, 2, 30, min(plan.requests, 400)))
+        strain = [rng.choice((0.0, 0.9, 1.1, 5.0, math.inf)) for _ in range(count)]
+        due = [place / plan.load for place in range(count)]
+        search.add(Stage(plan.load, due, strain, seconds=rng.choice((1.0, 9.0)), aborted=rng.random() < 0.2))
+    search.found()
+
+
+# The parts
+
+
+@pytest.mark.parametrize(("load", "limit"), [(0.3, 0.5), (0.5, 1.3), (0.8, 4.7), (0.9, 6.2)])
+def test_the_law_of_the_simulated_queue_is_erlangs_and_its_own_simulations(load: float, limit: float) -> None:
+    assert tail(load, limit) == pytest.approx(erlang(load, 1, limit), abs=1e-9)
+    rng = random.Random(7)
+    waited = waits(list(accumulate(rng.expovariate(load) for _ in range(100_000))), 1.0)
+    assert sum(wait > limit for wait in waited) / len(waited) == pytest.approx(tail(load, limit), rel=0.25)
+    assert load_at(limit, tail(load, limit)) == pytest.approx(load, abs=1e-6)
+
+
+def test_the_law_at_its_ends() -> None:
+    assert tail(1.0, 5) == tail(1.7, 5) == 1
+    assert tail(0.4, 0) == pytest.approx(0.4)
+    assert 0 <= tail(0.99, 300) < 0.01
+
+
+@given(st.floats(-3, 3), st.floats(0.2, 5), st.integers(0, 999))
+def test_a_line_without_noise_is_found_exactly(offset: float, slope: float, seed: int) -> None:
+    rng = random.Random(seed)
+    xs = [rng.uniform(0, 1) for _ in range(30)]
+    line = fitted([Row(offset + slope * x, (1.0, x), rng.uniform(1, 9), 0) for x in xs])
+    assert line is not None
+    assert line.coefficients == pytest.approx([offset, slope], abs=1e-6)
+    at = crossing(line, offset + slope / 2, 2.0)
+    assert at is not None
+    assert at[0] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_no_line_through_one_place_and_no_crossing_of_a_flat_or_falling_one() -> None:
+    assert fitted([Row(float(n), (1.0, 2.0), 1.0, 0) for n in range(9)]) is None
+    assert fitted([]) is None
+    assert inverted([[1.0, 2.0], [2.0, 4.0]]) is None
+    falling = fitted([Row(-x + 0.01 * (-1) ** x, (1.0, float(x)), 1.0, 0) for x in range(9)])
+    assert falling is not None
+    assert crossing(falling, -4.0, 2.0) is None
+
+
+def test_the_interval_of_a_crossing_covers_it_as_often_as_it_says() -> None:
+    rng, inside, n = random.Random(5), 0, 300
+    for _ in range(n):
+        rows = [Row(0.1 + 2 * (x / 40) + rng.gauss(0, 0.3), (1.0, x / 40), 1.0, x // 20) for x in range(40)]
+        line = fitted(rows)
+        assert line is not None
+        at = crossing(line, 1.1, student(line.spare))
+        inside += at is not None and at[1] <= 0.5 <= at[2]
+    assert 0.9 <= inside / n <= 0.99
+
+
+@pytest.mark.parametrize(("degrees", "point"), [(5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)])
+def test_students_points(degrees: int, point: float) -> None:
+    assert student(degrees) == pytest.approx(point, rel=0.015)
+
+
+def test_wilsons_interval() -> None:
+    assert wilson(5, 100, 1.96) == pytest.approx((0.0215, 0.1118), abs=1e-3)
+    assert wilson(0, 10, 1.96)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_stage_that_was_too_short_for_its_queue_is_not_settled() -> None:
+    growing = Stage(10, [n / 10 for n in range(400)], [n / 500 for n in range(400)], seconds=40)
+    assert not growing.settled
+    assert not growing.met(0.05, 2.0)
+    rng = random.Random(1)
+    resting = Stage(10, [n / 10 for n in range(400)], [rng.uniform(0, 0.9) for _ in range(400)], seconds=40)
+    assert resting.settled
+    assert resting.met(0.05, 2.0)

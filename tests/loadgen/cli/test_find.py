@@ -1,0 +1,271 @@
+"""`loadgen find`, `quick`, `sweep --concurrencies` and `--engine-metrics` as processes, against servers of known
+size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadgen.cli.report import main_report
+from loadgen.store import read_run, write_run
+from tests.kit.engine import Engine, Script, Turn
+from tests.kit.engine_scripts import echo_script, timed_script
+from tests.loadgen.kit.servers import serving, whole
+
+pytestmark = pytest.mark.timeout(
+    300
+)  # a search takes half a minute, and its process as long as the machine is busy
+ROOT = Path(__file__).parent.parent.parent.parent
+LENIENT = (  # this machine is noisy: what a run says of itself is not under test here
+    *("--limit-error-ms", "1e9", "--limit-late-ms", "1e9", "--limit-cpu", "1e9", "--limit-censored", "1"),
+    *("--quiet", "--model", "m1"),
+)
+PAGE = b"""\
+# HELP vllm:num_requests_running Number of requests.
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 2.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.5
+vllm:num_preemptions_total{engine="0"} 11.0
+vllm:prefix_cache_queries_total{engine="0"} 100.0
+vllm:prefix_cache_hits_total{engine="0"} 40.0
+"""
+
+
+def with_places(count: int, seconds: float) -> Script:
+    """A server of so many places, each taken for so long by a response."""
+    places, generate = asyncio.Semaphore(count), timed_script(ttft=0.0, itl=seconds, tokens=2)
+
+    async def script(turn: Turn) -> None:
+        async with places:
+            await generate(turn)
+
+    return script
+
+
+async def loadgen(out: Path, *words: str) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, all output, and result.json if there is one."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadgen", *words, "--result-dir", str(out)),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode(), result_of(out)
+
+
+def result_of(out: Path) -> dict[str, Any]:
+    """The run's result.json; empty without one."""
+    result: dict[str, Any] = next((json.loads(path.read_bytes()) for path in out.glob("*/result.json")), {})
+    return result
+
+
+def report_of(out: Path) -> str:
+    return next(out.glob("*/report.md")).read_text()
+
+
+def left_over(out: Path) -> list[Path]:
+    return list(out.glob("*/metrics-*"))
+
+
+def relabelled(folder: Path, to: Path, label: str) -> Path:
+    """A copy of a run under another name."""
+    shutil.copytree(folder, to)
+    write_run(to, msgspec.structs.replace(read_run(to), label=label))
+    return to
+
+
+def folder_of(out: Path) -> Path:
+    return next(out.iterdir())
+
+
+async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
+    """Two places of 200 ms: 10 requests a second at most. The limit is long, since this machine is often busy."""
+    async with Engine(with_places(2, 0.2)) as engine:
+        code, said, result = await loadgen(
+            tmp_path,
+            *(
+                "find",
+                "--base-url",
+                engine.url,
+                "--goodput",
+                "ttft:1000",
+                "--attainment",
+                "90%",
+                "--precision",
+                "5%",
+            ),
+            *("--max-minutes", "0.6", "--start-rate", "4", "--num-prompts", "2000", *LENIENT),
+        )
+    found = result["loadgen"]["found"]
+    assert code == (1 if None in (found["low"], found["high"]) else 0), said
+    assert found["state"] in ("found", "unsure")
+    assert 4 < found["load"] < 13, said
+    assert found["first"] == "ttft"
+    assert "Highest rate: " in said
+    assert "TTFT breaks first: met by " in said
+    assert "TTFT ≤ 1000 ms for 90.0 % of requests" in report_of(tmp_path)
+    assert result["loadgen"]["run"]["focus"] in said
+
+
+async def test_no_limit_and_not_met_are_said_plainly(tmp_path: Path) -> None:
+    async with Engine(echo_script(tokens=2)) as engine:
+        words = ("find", "--base-url", engine.url, "--num-prompts", "3000", "--max-minutes", "0.5", *LENIENT)
+        code, said, result = await loadgen(
+            tmp_path / "a", *words, "--goodput", "e2el:60000", "--start-rate", "20", "--top-rate", "40"
+        )
+        assert code == 0, said
+        assert result["loadgen"]["found"]["state"] == "no limit"
+        assert "no limit found up to 40.0 req/s, which still meets E2E ≤ 60000 ms" in said
+        code, said, result = await loadgen(
+            tmp_path / "b", *words, "--goodput", "ttft:0.001", "e2el:60000", "--start-rate", "20"
+        )
+    assert code == 1, said
+    assert result["loadgen"]["found"]["state"] == "not met"
+    assert "not met even at " in said
+    assert "TTFT breaks first: met by 0 %" in said
+
+
+async def test_the_most_users_of_three_places_are_found(tmp_path: Path) -> None:
+    async with Engine(with_places(3, 0.2)) as engine:
+        code, said, result = await loadgen(
+            tmp_path,
+            *("find", "--base-url", engine.url, "--goodput", "ttft:120", "--concurrency", "--max-minutes", "0.4"),
+            *("--num-prompts", "3000", *LENIENT),
+        )
+    assert code == 0, said
+    assert result["loadgen"]["found"]["load"] in (2, 3), said
+    assert "Highest number of users: " in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "find needs objectives, such as --goodput ttft:500 tpot:50"),
+        (("--goodput", "speed:1"), "unknown objective 'speed'"),
+        (("--goodput", "ttft:9", "--attainment", "95"), "95 is out of range; give a share between 0 and 1"),
+        (("--goodput", "ttft:9", "--precision", "x%"), "'x%' is not a share"),
+        (("--goodput", "ttft:9", "--start-rate", "9", "--top-rate", "3"), "--top-rate 3 is below --start-rate 9"),
+        (("--goodput", "tpot:9", "--no-stream"), "--no-stream has no tpot: remove it"),
+        (("--goodput", "ttft:9", "--max-seconds", "3"), "a search ends after --max-minutes"),
+    ],
+)
+async def test_a_wrong_search_is_refused_with_what_would_be_right(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    code, said, _ = await loadgen(tmp_path, "find", "--base-url", "http://127.0.0.1:9", *words)
+    assert code == 2, said
+    assert message in said
+    assert "Traceback" not in said
+
+
+async def test_a_sweep_of_users_shows_throughput_against_speed_and_others_beside_it(tmp_path: Path) -> None:
+    async with Engine(with_places(2, 0.02)) as engine:
+        code, said, result = await loadgen(
+            tmp_path,
+            *(
+                "sweep",
+                "--base-url",
+                engine.url,
+                "--concurrencies",
+                "4,1,2",
+                "--stage-seconds",
+                "1",
+                "--gpus",
+                "2",
+            ),
+            *("--num-prompts", "3000", "--label", "one", *LENIENT),
+        )
+    assert code == 0, said
+    assert list(result["loadgen"]["summary"]["by_stage"]) == ["1 user", "2 users", "4 users"]
+    assert "By number of users" in said
+    assert "of a GPU" in said
+    first = folder_of(tmp_path)
+    second = relabelled(first, tmp_path / "other", "two")
+    assert main_report([str(first), "--beside", str(second)]) == 0
+    pareto = (first / "plots" / "pareto.svg").read_text()
+    assert "one" in pareto
+    assert "two" in pareto
+
+
+async def test_the_engines_metrics_stand_beside_the_clients(tmp_path: Path) -> None:
+    async with Engine(timed_script(ttft=0.02, itl=0.01, tokens=10)) as engine:
+        engine.metrics = PAGE
+        code, said, result = await loadgen(
+            tmp_path, *("run", "--base-url", engine.url, "--num-prompts", "40", "--max-concurrency", "4", *LENIENT)
+        )
+    assert code == 0, said
+    (scraped,) = result["loadgen"]["run"]["scraped"]
+    assert (scraped["kind"], scraped["missed"]) == ("vllm", 0)
+    _, figures = scraped["readings"][0]
+    assert figures == {
+        "running": 5, "waiting": 7, "kv_use": 0.5, "preemptions": 11, "prefix_queries": 100, "prefix_hits": 40,
+    }  # fmt: skip
+    assert "The engine's own figures" in report_of(tmp_path)
+    assert not left_over(tmp_path)
+
+
+async def test_metrics_that_are_asked_for_must_answer_and_off_reads_none(tmp_path: Path) -> None:
+    async with Engine(echo_script(tokens=2)) as engine:  # its /metrics is 404
+        words = ("run", "--base-url", engine.url, "--num-prompts", "3", *LENIENT)
+        code, said, _ = await loadgen(tmp_path / "b", *words, "--engine-metrics", engine.url)
+        assert code == 2, said
+        assert "--engine-metrics" in said
+        assert "status 404; give a vLLM's or a gateway's address, or `off`" in said
+        engine.metrics = PAGE
+        code, said, result = await loadgen(tmp_path / "c", *words, "--engine-metrics", "off")
+    assert code == 0, said
+    assert result["loadgen"]["run"]["scraped"] == []
+
+
+async def test_a_metrics_page_that_never_ends_does_not_delay_the_load(tmp_path: Path) -> None:
+    """The page drips; the load through another connection goes on, and the process that reads is ended."""
+    asked = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if not asked.is_set():
+            asked.set()
+            writer.write(whole("200 OK", PAGE, b"connection: close"))
+            await writer.drain()
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nvllm:")
+        await writer.drain()
+        await reader.read()
+
+    async with Engine(timed_script(ttft=0.0, itl=0.02, tokens=20)) as engine, serving(endless) as url:
+        code, said, result = await loadgen(
+            tmp_path,
+            *("run", "--base-url", engine.url, "--num-prompts", "16", "--max-concurrency", "2"),
+            *("--engine-metrics", f"{url}/metrics", *LENIENT),
+        )
+    assert code == 0, said
+    assert result["completed"] == 16
+    (scraped,) = result["loadgen"]["run"]["scraped"]
+    assert len(scraped["readings"]) == 1
+    assert result["duration"] < 60
+
+
+async def test_quick_says_three_sentences(tmp_path: Path) -> None:
+    async with Engine(with_places(4, 0.25)) as engine:
+        engine.metrics = PAGE
+        code, said, _ = await loadgen(tmp_path, "quick", engine.url, "--goodput", "ttft:150")
+    assert code == 0, said
+    lines = said.splitlines()
+    assert f"This is vLLM at {engine.url}, serving m1." in lines
+    assert any(line.startswith("One user alone waits ") and "tokens per second" in line for line in lines)
+    assert any("users at once get TTFT ≤ 150 ms" in line for line in lines), said
+
+
+async def test_quick_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
+    code, said, _ = await loadgen(tmp_path, "quick", "http://127.0.0.1:9")
+    assert code == 2
+    assert "http://127.0.0.1:9/v1/models does not list models" in said
