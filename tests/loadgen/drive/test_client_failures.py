@@ -74,7 +74,7 @@ async def test_plain_http_where_tls_is_spoken_is_refused_in_words() -> None:
     async with serving(handle) as url:
         record = (await sent(url.replace("http:", "https:")))[0]
     assert record.failure == "refused"
-    assert record.detail.startswith("TLS:")
+    assert record.detail.endswith("does not speak TLS; give http:// instead of https://")
 
 
 @on_our_loop
