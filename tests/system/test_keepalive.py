@@ -151,8 +151,9 @@ async def test_a_client_that_wants_one_body_gets_none_and_with_0_nobody_does(
     async with gateway(engine, retries=0, **settings) as app:
         post = asyncio.create_task(post_json(app.url, CHAT, ask))
         turn = await engine.next_request()
-        for _ in range(50):  # some milliseconds of silence
-            await asyncio.sleep(0.001)
+        with pytest.raises(TimeoutError):  # silence for longer than a keep-alive would take
+            async with asyncio.timeout(0.1):
+                await asyncio.shield(post)
         await turn.respond(400, {"error": {"message": "no"}})
         answer = await post
         assert answer.status == 400
