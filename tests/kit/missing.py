@@ -17,7 +17,8 @@ KUBECTL: Final = "apt-get install kubernetes-client"
 TASKSET: Final = "apt-get install util-linux"
 
 COMMAND: Final = re.compile(
-    r"(pip install -e '\.\[\w+(,\w+)*\]'|apt-get install [a-z0-9 -]+|([A-Z_]+=\S+ )?python -m pytest .+)"
+    r"(pip install -e '\.\[\w+(,\w+)*\]'|apt-get install [a-z0-9 -]+|python ops/vllm\.py install .+|"
+    r"([A-Z_]+=\S+ )?python -m pytest .+)"
 )
 
 

@@ -69,7 +69,7 @@ def app_of(**changes: Any) -> App:
 
 def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(monkeypatch)
-    program._greet(app_of(), Settings())
+    program._greet(program._ready(app_of()), Settings())
     ((text, wait),) = words.said
     assert wait == 0.0
     assert text.startswith(
@@ -84,9 +84,8 @@ def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(monkeypatch)
     away = SimpleNamespace(models=list, ready=False)
-    program._greet(
-        app_of(url="unix:///run/s", admin_url="http://o:2", backends=away), Settings(api_keys_file="keys.toml")
-    )
+    app = app_of(url="unix:///run/s", admin_url="http://o:2", backends=away)
+    program._greet(program._ready(app), Settings(api_keys_file="keys.toml"))
     ((text, _),) = words.said
     assert "engines: http://a, http://b  (none answers yet)\n" in text
     assert "models:  not known yet\n" in text
@@ -190,7 +189,7 @@ async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
                 self._end()
 
     @asynccontextmanager
-    async def running(settings: Settings, log: Log, reread: Any) -> AsyncIterator[App]:
+    async def running(settings: Settings, log: Log, reread: Any, member: None) -> AsyncIterator[App]:
         assert reread() == Settings()
         try:
             yield app_of(reload="reload")

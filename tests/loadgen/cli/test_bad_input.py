@@ -203,7 +203,7 @@ async def test_a_broken_file_is_named_with_its_line_before_anything_is_sent(
         (("--corpus-set", "nope"), "there is no set 'nope'; there are short-chat"),
         (("--dataset-name", "trace"), "needs a file: --dataset-path FILE"),
         (("--dataset-name", "random", "--random-input-len", "0"), "--random-input-len must be 1 to"),
-        (("--dataset-path", "x"), "--dataset-path applies to custom, sharegpt and trace"),
+        (("--dataset-path", "x"), "--dataset-path applies to custom, sharegpt, trace, burstgpt and recording"),
         (("--duplicates", "2"), "--duplicates must be 0 to 0.999"),
     ],
 )

@@ -18,6 +18,7 @@ from loadgen.cli.vllm.bench_serve import run_arguments
 from loadgen.cli.vllm.flags import BACKENDS, BY_NAME, DATASETS, FLAGS, RELEASE, table
 from loadgen.errors import UsageError
 from ops.vllm import LATER, VLLM, Installation
+from tests.kit.missing import lacking
 
 ROOT = Path(__file__).parent.parent.parent.parent
 PAGE = ROOT / "ops" / "docs" / "vllm-bench-serve.md"
@@ -67,7 +68,7 @@ def installed(release: str) -> dict[str, Any]:
     installation = Installation(HOME)
     later = HOME / f"vllm-{release}"
     if not installation.done() or (release in LATER and not (later / "stamp").exists()):
-        pytest.skip(f"vLLM {release} is not installed: python ops/vllm.py install --release {release}")
+        lacking(f"vLLM {release}", f"python ops/vllm.py install --release {release}", in_ci=False)
     env = dict(os.environ, HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", PYTHONSAFEPATH="1")
     env["PYTHONPATH"] = str(later) if release in LATER else ""
     done = subprocess.run(

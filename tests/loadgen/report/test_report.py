@@ -48,7 +48,7 @@ PLOTTED = {
     "run": ALWAYS,
     "plain": ALWAYS,
     "ab": {*ALWAYS, "paired"},
-    "sweep": {*ALWAYS, "sweep"},
+    "sweep": {*ALWAYS, "pareto", "sweep"},
     "empty": {"goodput"},
 }
 

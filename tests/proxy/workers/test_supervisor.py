@@ -69,7 +69,7 @@ async def test_one_that_reports_lives() -> None:
 async def test_a_place_is_divided_as_soon_as_it_is_reported() -> None:
     house = House()
     sent: list[Any] = []
-    house.worker.send = sent.append  # type: ignore[method-assign]
+    house.worker.send = sent.append  # type: ignore[method-assign, assignment]
     house.supervisor._heard(house.worker, Report(0, {"e": (0, 0, 4)}))
     assert [(allot.number, allot.places) for allot in sent] == [(1, {"e": 4})]
     house.supervisor._heard(house.worker, Report(1, {"e": (4, 1, 4)}))
