@@ -277,6 +277,8 @@ async def test_ctrl_c_ends_the_run_with_a_report_of_what_there_is(start: Start) 
                     "4",
                     "--workers",
                     workers,
+                    "--engine-metrics",
+                    "off",
                     *LENIENT,
                 )
             )

@@ -148,7 +148,7 @@ def drawn(messages: list[Message | int], width: int) -> list[str]:
         [sys.executable, "-m", "loadgen.cli.terminal.live"],
         stdin=subprocess.PIPE,
         stderr=child,
-        env={**os.environ, "TERM": "xterm"},
+        env={name: text for name, text in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"},
     )
     assert process.stdin is not None
     shown = b""
