@@ -245,6 +245,11 @@ async def settled(app: App, before: dict[str, int] | None = None, seconds: float
 # -- injection ----------------------------------------------------------------------------------------
 
 
+_HOOKS: Final[list[object]] = []
+"""The profile hooks of this process. CPython 3.11 was once seen to call one that it had freed after it raised:
+`TypeError: 'traceback' object is not callable`. A hook in this list is not freed."""
+
+
 class Tracer:
     """Counts the calls of each function of the gateway, and makes one of them raise, once."""
 
@@ -255,7 +260,9 @@ class Tracer:
         self._at = at
 
     def __enter__(self) -> Tracer:
-        sys.setprofile(self._count if self._target is None else self._inject)
+        hook = self._count if self._target is None else self._inject
+        _HOOKS.append(hook)
+        sys.setprofile(hook)
         return self
 
     def __exit__(self, *exc: object) -> None:
