@@ -57,10 +57,12 @@ def written(base: Path) -> tuple[list[Record], dict[str, Any]]:
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions", "responses", "messages"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_each_endpoint_is_read_to_its_usage(tmp_path: Path, vllm: str, endpoint: str, stream: bool) -> None:
+async def test_each_endpoint_is_read_to_its_usage(
+    tmp_path: Path, engine: str, endpoint: str, stream: bool
+) -> None:
     words = () if stream else ("--no-stream",)
     records, told = await run(
-        *(tmp_path, "run", "--base-url", vllm, "--endpoint", endpoint, "--num-prompts", "3"),
+        *(tmp_path, "run", "--base-url", engine, "--endpoint", endpoint, "--num-prompts", "3"),
         *("--random-output-len", "8", *words),
     )
     assert [record.completion_tokens for record in records] == [8, 8, 8]
@@ -72,10 +74,10 @@ async def test_each_endpoint_is_read_to_its_usage(tmp_path: Path, vllm: str, end
 
 @pytest.mark.parametrize("endpoint", ["chat", "responses", "messages"])
 async def test_a_later_turn_finds_the_earlier_ones_in_the_engines_cache(
-    tmp_path: Path, vllm: str, endpoint: str
+    tmp_path: Path, engine: str, endpoint: str
 ) -> None:
     records, told = await run(
-        *(tmp_path, "run", "--base-url", vllm, "--endpoint", endpoint, "--num-prompts", "2", "--turns", "3"),
+        *(tmp_path, "run", "--base-url", engine, "--endpoint", endpoint, "--num-prompts", "2", "--turns", "3"),
         *("--random-output-len", "16", "--unique"),
     )
     assert told["summary"]["loads"]["conversations"]["completed"] == 2
@@ -85,14 +87,14 @@ async def test_a_later_turn_finds_the_earlier_ones_in_the_engines_cache(
 
 
 @pytest.mark.parametrize("through", ["engine", "gateway"])
-async def test_the_engine_stops_when_a_client_leaves(tmp_path: Path, vllm: str, through: str) -> None:
+async def test_the_engine_stops_when_a_client_leaves(tmp_path: Path, engine: str, through: str) -> None:
     words = ("--num-prompts", "12", "--max-concurrency", "4", "--random-output-len", "300", "--ignore-eos")
     cancel = ("--cancel", "1.0", "--cancel-after", "5tokens", "--cancel-within", "5")
     if through == "engine":
-        records, told = await run(tmp_path, "run", "--base-url", vllm, *words, *cancel)
+        records, told = await run(tmp_path, "run", "--base-url", engine, *words, *cancel)
     else:
-        async with gateway(vllm) as app:
-            metrics = [word for url in (vllm, app.url) for word in ("--cancel-metrics", f"{url}/metrics")]
+        async with gateway(engine) as app:
+            metrics = [word for url in (engine, app.url) for word in ("--cancel-metrics", f"{url}/metrics")]
             records, told = await run(tmp_path, "run", "--base-url", app.url, *words, *cancel, *metrics)
     assert {record.failure for record in records} == {"left"}
     checks = told["run"]["cancel_checks"]
@@ -104,17 +106,17 @@ async def test_the_engine_stops_when_a_client_leaves(tmp_path: Path, vllm: str, 
         assert checks[1]["aborted"] == 12
 
 
-async def test_the_gateway_answers_as_the_engine_does(tmp_path: Path, vllm: str) -> None:
-    async with gateway(vllm) as app:
+async def test_the_gateway_answers_as_the_engine_does(tmp_path: Path, engine: str) -> None:
+    async with gateway(engine) as app:
         _, told = await run(
-            *(tmp_path, "ab", "--a", vllm, "--b", app.url, "--num-prompts", "6", "--max-concurrency", "1"),
+            *(tmp_path, "ab", "--a", engine, "--b", app.url, "--num-prompts", "6", "--max-concurrency", "1"),
             *("--random-output-len", "12"),
         )
     answers = told["summary"]["loads"]["answers"]
     assert (answers["compared"], answers["identical"]) == (6, 6)
 
 
-async def test_the_engine_has_the_metrics_that_are_read(vllm: str) -> None:
-    page = (await get(vllm, "/metrics")).body
+async def test_the_engine_has_the_metrics_that_are_read(engine: str) -> None:
+    page = (await get(engine, "/metrics")).body
     assert b"vllm:num_requests_running{" in page
     assert b'finished_reason="abort"' in page
