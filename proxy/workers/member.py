@@ -54,6 +54,7 @@ class Member:
         self._told_at = 0.0
         self._asked: dict[int, asyncio.Future[list[list[Family]]]] = {}
         self._asks = 0
+        self._collecting: asyncio.Task[list[Family]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -110,7 +111,13 @@ class Member:
         return rendered(await self.families(metrics), accept)
 
     async def families(self, metrics: Metrics) -> list[Family]:
-        """The metrics of the whole gateway; those of this worker are given."""
+        """The metrics of the whole gateway; those of this worker are given. Callers at the same time share one
+        collection, so that many of them cost the other workers no more than one."""
+        if self._collecting is None or self._collecting.done():
+            self._collecting = asyncio.create_task(self._collect(metrics))
+        return await asyncio.shield(self._collecting)
+
+    async def _collect(self, metrics: Metrics) -> list[Family]:
         self._asks += 1
         number, own = self._asks, metrics.families()
         answer = self._asked[number] = self._loop.create_future()
@@ -127,9 +134,10 @@ class Member:
 
     async def close(self) -> None:
         """Report the last counts, and stop."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._collecting] if self._collecting is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._metrics is not None:
             self._link.send(channel.Metrics(0, self._metrics.families()))
             await self._link.drain()
@@ -138,18 +146,23 @@ class Member:
     # -- inside -----------------------------------------------------------------------------------
 
     async def _receive(self) -> None:
-        while (message := await self._link.receive()) is not None:
-            if isinstance(message, Allot):
-                self._apply(message)
-            elif isinstance(message, Collect) and self._metrics is not None:
-                self._link.send(channel.Metrics(message.number, self._metrics.families()))
-            elif isinstance(message, Collected):
-                answer = self._asked.get(message.number)
-                if answer is not None and not answer.done():
-                    answer.set_result(message.families)
-            elif isinstance(message, Leave):
-                self.left.set()
-        self.orphan.set()
+        try:
+            while (message := await self._link.receive()) is not None:
+                self._handle(message)
+        finally:
+            self.orphan.set()  # also where a message raised: a worker that hears nothing must not go on
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, Allot):
+            self._apply(message)
+        elif isinstance(message, Collect) and self._metrics is not None:
+            self._link.send(channel.Metrics(message.number, self._metrics.families()))
+        elif isinstance(message, Collected):
+            answer = self._asked.get(message.number)
+            if answer is not None and not answer.done():
+                answer.set_result(message.families)
+        elif isinstance(message, Leave):
+            self.left.set()
 
     def _apply(self, message: Allot) -> None:
         self._applied, self._places = message.number, message.places

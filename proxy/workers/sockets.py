@@ -1,4 +1,5 @@
-"""The listening sockets. The supervisor binds them and keeps them open: what waits in them survives a worker."""
+"""The listening sockets. The supervisor binds them and keeps them open, so that connections
+that are not accepted yet survive the end of a worker."""
 
 from __future__ import annotations
 

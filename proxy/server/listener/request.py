@@ -81,7 +81,7 @@ class Request:
         return str(peer[0]) if isinstance(peer, (list, tuple)) else None if peer is None else str(peer)
 
     def _cancel(self, error: BaseException) -> None:
-        """aiohttp calls it when the connection is lost: what waits for the body gets this error."""
+        """aiohttp calls it when the connection is lost: the reader of the body gets this error."""
         self.content.set_exception(error)
 
 

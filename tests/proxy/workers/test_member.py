@@ -1,0 +1,66 @@
+"""A worker's side: one collection of metrics for all callers of one time, and an end where it hears nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from proxy.telemetry import Metrics
+from proxy.workers.channel import Ask, Collected, Hello
+from proxy.workers.member import Member
+
+HELLO = Hello(index=0, workers=2, listen=[], admin=[], port=0, engines=[], redis=None, redis_words="off")
+
+
+class Link:
+    """The supervisor's answers, by hand."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.answers: asyncio.Queue[Any] = asyncio.Queue(maxsize=9)
+        self.asked = asyncio.Event()
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+        if isinstance(message, Ask):
+            self.asked.set()
+
+    async def receive(self) -> Any:
+        answer = await self.answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def drain(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def member_of(link: Link, metrics: Metrics) -> Member:
+    member = Member(cast(Any, link), HELLO)
+    member.attach(engines=tuple, queued=lambda: 0, room=lambda: None, metrics=metrics)
+    return member
+
+
+async def test_all_that_ask_at_the_same_time_share_one_collection() -> None:
+    link, metrics = Link(), Metrics()
+    member = member_of(link, metrics)
+    metrics.cache("hit", 2)
+    asking = [asyncio.create_task(member.families(metrics)) for _ in range(50)]
+    await link.asked.wait()
+    link.answers.put_nowait(Collected(1, [metrics.families()]))
+    for families in await asyncio.gather(*asking):
+        (ops,) = (family for family in families if family.name.endswith("cache_operations_total"))
+        assert ({"op": "hit"}, 4) in ops.samples
+    assert sum(isinstance(message, Ask) for message in link.sent) == 1
+    await member.close()
+
+
+async def test_a_message_that_raises_ends_the_worker() -> None:
+    link = Link()
+    member = member_of(link, Metrics())
+    link.answers.put_nowait(ValueError("no message"))
+    await member.orphan.wait()
+    await member.close()
