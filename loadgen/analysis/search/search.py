@@ -1,5 +1,5 @@
 """The search for the highest load that meets objectives, as a state machine: it says which stage to run next, and
-is told what came of it. No clock, no I/O."""
+takes its result. No clock, no I/O."""
 
 from __future__ import annotations
 
