@@ -29,8 +29,8 @@ from loadgen.report.result import result_json
 from loadgen.report.runs.foreign import read_foreign
 from loadgen.report.runs.repeats import REPEATS, read_repeats, repeats_json, repeats_table, spreads_of
 from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
+from loadgen.report.sections.by_load import Point, points_of
 from loadgen.report.sections.found import found_sentence, objectives
-from loadgen.report.sections.loads import Point, points_of
 from loadgen.report.tables import Table
 from loadgen.report.view import View
 from loadgen.report.write import Files, Report, report_of, write_report

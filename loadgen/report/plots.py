@@ -39,7 +39,7 @@ from loadgen.report.plot_style import (
 )
 from loadgen.report.plots_share import Curve, curves, gaps_plot, lengths_plot, share_plot
 from loadgen.report.plots_time import timeline_plot
-from loadgen.report.sections.loads import Point, points_of
+from loadgen.report.sections.by_load import Point, points_of
 from loadgen.report.sections.plots_engine import engine_plot, split_plot
 from loadgen.report.sections.plots_pareto import pareto_plot
 

@@ -144,7 +144,7 @@ def _finite(rate: Any) -> Any:
 
 
 def _details(requests: Sequence[Measured]) -> dict[str, Any]:
-    return {
+    return _engine_times(requests) | {
         "input_lens": [request.prompt_tokens for request in requests],
         "output_lens": [request.output_tokens if request.completed else 0 for request in requests],
         "ttfts": [request.ttft.value / 1000 if request.ttft else None for request in requests],
@@ -157,6 +157,19 @@ def _details(requests: Sequence[Measured]) -> dict[str, Any]:
         "latencies": [request.e2e / 1000 if request.e2e is not None else None for request in requests],
         "queue_times": [request.queued / 1000 for request in requests],
     }
+
+
+def _engine_times(requests: Sequence[Measured]) -> dict[str, list[float | None]]:
+    """vLLM's `server_queue_times` and `server_ttfts`, in seconds; as in vLLM, absent if no engine reported any."""
+    times = {
+        "server_queue_times": [_seconds(request.engine_queue) for request in requests],
+        "server_ttfts": [_seconds(request.engine_prefill) for request in requests],
+    }
+    return times if any(value is not None for values in times.values() for value in values) else {}
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _error(request: Measured) -> str:

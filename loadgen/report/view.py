@@ -24,9 +24,9 @@ from loadgen.record import CUT_OFF, Run
 from loadgen.report import tables
 from loadgen.report.headline import Tile, headline, rates
 from loadgen.report.loads import load_tables
+from loadgen.report.sections.by_load import by_load, users_tables
 from loadgen.report.sections.engine import engine_tables
 from loadgen.report.sections.found import found_of, found_sentence, found_tables
-from loadgen.report.sections.loads import by_load, users_tables
 from loadgen.report.settings import plain, settings_rows
 from loadgen.report.tables import NAMES, Table
 

@@ -25,7 +25,7 @@ from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
 from loadgen.report.plot_style import file_svg
 from loadgen.report.result import result_json
-from loadgen.report.sections.loads import Point
+from loadgen.report.sections.by_load import Point
 from loadgen.report.view import View, view
 
 PLOTS = "plots"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.dialects import DIALECTS, Dialect, Part, Reading, error_in
+from loadgen.drive.capture.dialects import DIALECTS, Dialect, Message, Part, error_in
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.drive.capture.messages import MessageError, Usage
 from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record
@@ -252,7 +252,7 @@ def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
         yield frame, end
 
 
-def _events(reading: Reading, times: Times, counted: dict[int, int | None]) -> Iterator[Event]:
+def _events(reading: Message, times: Times, counted: dict[int, int | None]) -> Iterator[Event]:
     if not reading.parts:
         yield Event(*times, Kind.USAGE if reading.usage is not None else Kind.OTHER)
         return
@@ -279,7 +279,7 @@ def _count(record: Record, usage: Usage | None) -> None:
         record.cached_tokens = usage.prompt_tokens_details.cached_tokens
 
 
-def _keep_times(record: Record, reading: Reading) -> None:
+def _keep_times(record: Record, reading: Message) -> None:
     times = reading.times
     if times is not None:
         record.engine_queue_ms, record.engine_prefill_ms = times.queue_time_ms, times.time_to_first_token_ms

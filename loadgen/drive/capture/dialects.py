@@ -34,7 +34,7 @@ class Part(NamedTuple):
     finish: str | None = None  # chat and completions: the finish_reason, "" for none yet
 
 
-class Reading(NamedTuple):
+class Message(NamedTuple):
     """One message, read. `last`: it ends the stream."""
 
     parts: Sequence[Part] = ()
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     times: EngineTimes | None = None  # the engine's own
 
 
-Read = Callable[[bytes], Reading]
+Read = Callable[[bytes], Message]
 """Raises MessageError for bytes that are no message of the API."""
 
 
@@ -57,16 +57,16 @@ class Dialect(NamedTuple):
 # OpenAI: chat, completions, embeddings
 
 
-def _chat_event(data: bytes) -> Reading:
+def _chat_event(data: bytes) -> Message:
     message = decode_message(data)
     parts = [
         Part(kind_of(choice), choice.index, *_said(choice.text, choice.delta), choice.finish_reason or "")
         for choice in message.choices or ()
     ]
-    return Reading(parts, message.usage, error_of(message), times=times_of_engine(message))
+    return Message(parts, message.usage, error_of(message), times=times_of_engine(message))
 
 
-def _chat_whole(body: bytes) -> Reading:
+def _chat_whole(body: bytes) -> Message:
     message = decode_message(body)
     parts = [
         Part(Kind.WHOLE, choice.index, *_said(choice.text, choice.message), choice.finish_reason or "")
@@ -74,7 +74,7 @@ def _chat_whole(body: bytes) -> Reading:
     ]
     if message.data:
         parts = [Part(Kind.WHOLE)]
-    return Reading(parts, message.usage, error_of(message), times=times_of_engine(message))
+    return Message(parts, message.usage, error_of(message), times=times_of_engine(message))
 
 
 def _said(text: str | None, message: dict[str, Any] | None) -> tuple[str, str]:
@@ -145,21 +145,21 @@ _responses_event: Final = msgspec.json.Decoder(_ResponsesEvent)
 _response: Final = msgspec.json.Decoder(_Response)
 
 
-def _read_responses_event(data: bytes) -> Reading:
+def _read_responses_event(data: bytes) -> Message:
     event = _decoded(_responses_event, data)
     kind = _RESPONSES_DELTAS.get(event.type)
     if kind is not None:
         text = event.delta if isinstance(event.delta, str) else ""
-        return Reading([_part(kind, text)])
+        return Message([_part(kind, text)])
     usage = event.response.usage.as_usage() if event.response is not None and event.response.usage else None
     if event.type in ("response.failed", "response.cancelled", "error") or (not event.type and event.error):
         error = event.response.error if event.response is not None else event.error or event.message
-        return Reading((), usage, _error_text(error) or event.type, last=True)
+        return Message((), usage, _error_text(error) or event.type, last=True)
     if event.type in _RESPONSES_LAST:
-        return Reading([Part(Kind.FINISH)], usage, last=True)
+        return Message([Part(Kind.FINISH)], usage, last=True)
     if event.type == "response.output_item.added" and event.item is not None:
-        return Reading([Part(_item_kind(event.item))], usage)
-    return Reading([Part(Kind.OTHER)], usage)
+        return Message([Part(_item_kind(event.item))], usage)
+    return Message([Part(Kind.OTHER)], usage)
 
 
 def _part(kind: Kind, text: str) -> Part:
@@ -175,13 +175,13 @@ def _item_kind(item: dict[str, Any]) -> Kind:
     return Kind.TOOL if item.get("name") else Kind.OTHER
 
 
-def _read_response(body: bytes) -> Reading:
+def _read_response(body: bytes) -> Message:
     response = _decoded(_response, body)
     usage = response.usage.as_usage() if response.usage is not None else None
     if response.error is not None or response.status in ("failed", "cancelled"):
-        return Reading((), usage, _error_text(response.error) or f"status {response.status}")
+        return Message((), usage, _error_text(response.error) or f"status {response.status}")
     parts = [Part(Kind.WHOLE, 0, *_block_texts(item.get("content"), item)) for item in response.output or ()]
-    return Reading(parts, usage)
+    return Message(parts, usage)
 
 
 class _MessagesEvent(msgspec.Struct):
@@ -202,7 +202,7 @@ _MESSAGES_DELTAS: Final = {
 _messages_event: Final = msgspec.json.Decoder(_MessagesEvent)
 
 
-def _read_messages_event(data: bytes) -> Reading:
+def _read_messages_event(data: bytes) -> Message:
     event = _decoded(_messages_event, data)
     usage = None if event.usage is None else event.usage.as_usage()
     match event.type:
@@ -211,21 +211,21 @@ def _read_messages_event(data: bytes) -> Reading:
             name, kind = _MESSAGES_DELTAS.get(str(delta.get("type")), ("", Kind.OTHER))
             text = delta.get(name)
             text = text if isinstance(text, str) else ""
-            return Reading([_part(kind, text)], usage)
+            return Message([_part(kind, text)], usage)
         case "content_block_start":
             block = event.content_block or {}
-            return Reading([Part(Kind.TOOL if block.get("name") else Kind.OTHER)], usage)
+            return Message([Part(Kind.TOOL if block.get("name") else Kind.OTHER)], usage)
         case "message_start":
-            return Reading([Part(Kind.ROLE)], _start_usage(event.message))
+            return Message([Part(Kind.ROLE)], _start_usage(event.message))
         case "message_delta":
-            return Reading([Part(Kind.FINISH)], usage)
+            return Message([Part(Kind.FINISH)], usage)
         case "message_stop":
-            return Reading([Part(Kind.DONE)], last=True)
+            return Message([Part(Kind.DONE)], last=True)
         case "error":
-            return Reading((), usage, _error_text(event.error) or "error", last=True)
+            return Message((), usage, _error_text(event.error) or "error", last=True)
     if event.error is not None:
-        return Reading((), usage, _error_text(event.error), last=True)
-    return Reading([Part(Kind.OTHER)], usage)
+        return Message((), usage, _error_text(event.error), last=True)
+    return Message([Part(Kind.OTHER)], usage)
 
 
 def _start_usage(message: Any) -> Usage | None:
@@ -236,12 +236,12 @@ def _start_usage(message: Any) -> Usage | None:
         raise MessageError(f"not a usage: {error}") from None
 
 
-def _read_message(body: bytes) -> Reading:
+def _read_message(body: bytes) -> Message:
     message = _decoded(_messages_event, body)
     usage = None if message.usage is None else message.usage.as_usage()
     if message.type == "error" or message.error is not None:
-        return Reading((), usage, _error_text(message.error) or "error")
-    return Reading([Part(Kind.WHOLE, 0, *_block_texts(message.content))] if message.content else (), usage)
+        return Message((), usage, _error_text(message.error) or "error")
+    return Message([Part(Kind.WHOLE, 0, *_block_texts(message.content))] if message.content else (), usage)
 
 
 def _block_texts(content: Any, item: dict[str, Any] | None = None) -> tuple[str, str]:
@@ -269,10 +269,10 @@ class _Ranked(msgspec.Struct):
 _ranked: Final = msgspec.json.Decoder(_Ranked)
 
 
-def _read_ranked(body: bytes) -> Reading:
+def _read_ranked(body: bytes) -> Message:
     ranked = _decoded(_ranked, body)
     error = None if ranked.error is None else _error_text(ranked.error)
-    return Reading([Part(Kind.WHOLE)] if ranked.results else (), ranked.usage, error)
+    return Message([Part(Kind.WHOLE)] if ranked.results else (), ranked.usage, error)
 
 
 # All of them

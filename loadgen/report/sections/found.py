@@ -9,7 +9,7 @@ import msgspec
 
 from loadgen.analysis import Found, Group, Summary, amount, cell, digits, percent, rate
 from loadgen.record import Run
-from loadgen.report.sections.loads import load_of
+from loadgen.report.sections.by_load import load_of
 from loadgen.report.tables import NAMES, Table
 
 UNITS: Final = {"rate": "req/s", "users": "users"}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report.plot_style import BLUE, GREEN, ORANGE, RED, VIOLET, Sheet, plain_axis
-from loadgen.report.sections.loads import Point, frontier
+from loadgen.report.sections.by_load import Point, frontier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

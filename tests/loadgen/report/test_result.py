@@ -54,6 +54,15 @@ def test_details_are_as_long_as_the_run_and_in_seconds() -> None:
     assert (found["ttfts"][failed], found["itls"][failed], found["output_lens"][failed]) == (None, [], 0)
 
 
+def test_the_engines_own_times_are_there_in_seconds_where_it_reported_them() -> None:
+    reported = [*records(Load(requests=3, fault=0.0, warmups=0))]
+    reported[1].engine_queue_ms, reported[1].engine_prefill_ms = 250.0, 30.0
+    run, seen = run_of(), measure_records(reported)
+    result = result_json(run, summarise_measured(run, seen), None, in_order(seen))
+    assert result["server_queue_times"] == [None, 0.25, None]
+    assert result["server_ttfts"] == [None, 0.03, None]
+
+
 def test_a_percentile_is_never_null_and_says_where_the_sample_is_too_small_for_an_interval() -> None:
     found = result_of(run_of())
     assert found["p50_ttft_ms"] == found["median_ttft_ms"] > 0

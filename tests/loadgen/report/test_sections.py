@@ -8,9 +8,9 @@ import pytest
 
 from loadgen.analysis import Found, measure_records
 from loadgen.record import Event, Kind, Reading, Record, Run, Scraped
+from loadgen.report.sections.by_load import Point, frontier, load_of
 from loadgen.report.sections.engine import engine_tables, growth, hit_rate, rate_series, splits
 from loadgen.report.sections.found import found_sentence
-from loadgen.report.sections.loads import Point, frontier, load_of
 
 SLOS = {"ttft": 200.0, "tpot": 20.0}
 AIMS = "TTFT ≤ 200 ms and TPOT ≤ 20 ms for 95.0 % of requests"
