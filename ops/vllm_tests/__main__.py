@@ -20,7 +20,7 @@ from ops.vllm_tests.stand import Stand, listening
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "out" / "vllm-tests"
-LONGEST = {"smollm2": 8192, "minilm": 512}
+LONGEST = {"smollm2": 8192, "minilm": 256}
 """Context length of our models, in tokens."""
 
 

@@ -51,6 +51,8 @@ class Sentinels(Deployment):
 
     def renew(self, url: RedisUrl) -> None:
         self._url = url
+        for client in self._clients:
+            client.renew(url.address)
 
     async def start(self) -> None:
         """Find the master; where that takes long, it goes on in the background."""
