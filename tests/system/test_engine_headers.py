@@ -20,6 +20,7 @@ SAID = (
     ("x-ratelimit-remaining-requests", "3"),
     ("endpoint-load-metrics", "TEXT named_metrics.kv_cache_usage_perc=0.5"),
 )
+LOAD_FORMAT = "endpoint-load-metrics-format"
 SHARED, ALONE = {"temperature": 0}, {"temperature": 0.7}
 REFUSAL = {"error": {"message": "busy", "type": "overloaded", "param": None, "code": 429}}
 
@@ -105,3 +106,20 @@ async def test_a_client_that_is_limited_here_is_told_of_our_limit_alone(engine: 
         assert len(told) == 1
         assert told != ["3"]
         assert answer.head["endpoint-load-metrics"] == dict(SAID)["endpoint-load-metrics"]
+
+
+@pytest.mark.parametrize("sampling", [SHARED, ALONE], ids=["shared", "alone"])
+async def test_a_client_that_asks_the_engine_for_its_load_gets_it(
+    engine: Engine, sampling: dict[str, Any]
+) -> None:
+    async def script(turn: Turn) -> None:
+        asked = turn.headers.get(LOAD_FORMAT)
+        report = [] if asked is None else [("endpoint-load-metrics", f"{asked} load")]
+        await turn.respond(200, turn.shape.whole(["hello"], ["stop"], 1, 1), report)
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        plain = await post_json(app.url, CHAT, HELLO | sampling)
+        answer = await post_json(app.url, CHAT, HELLO | sampling, [(LOAD_FORMAT, "TEXT")])
+    assert "endpoint-load-metrics" not in plain.head
+    assert answer.head["endpoint-load-metrics"] == "TEXT load"

@@ -17,7 +17,13 @@ from proxy.wire import COUNTS
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
 
-ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
+ACTED_ON: Final = (
+    "traceparent",
+    "tracestate",
+    "x-data-parallel-rank",
+    "x-session-id",
+    "endpoint-load-metrics-format",  # its answer then has the header endpoint-load-metrics
+)
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
