@@ -378,9 +378,8 @@ class Exchange:
 
     def _on_response_lost(self, error: GatewayError, connection: Connection | None) -> None:
         """The connection ended without a complete answer."""
-        flight = self._fed
         cause = None
-        if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
+        if error.code is Code.UPSTREAM_UNREACHABLE and self._fed.head is None:
             if self._reused and connection is not None and not connection.received:
                 # A reused connection that had died: no failure of the engine. Retried once, on a new connection.
                 self._context.metrics.retry(STALE)
@@ -390,7 +389,7 @@ class Exchange:
         elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
             cause = TRUNCATED
         elif error.code is Code.UPSTREAM_INCOMPLETE:
-            cause = None if flight.divides else TRUNCATED
+            cause = None if self.flight.divides else TRUNCATED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
         self._attempt_failed(error, cause)
