@@ -240,8 +240,8 @@ class Settings:
     resume: Literal["auto", "off"] = _choice(
         "auto",
         "off",
-        help="Continue a stream that breaks after its first token; `auto` sends a deterministic, shared request again, "
-        "compares both answers, and ends in an error at the first difference.",
+        help="Continue a stream that breaks after its first frame; `auto` sends a deterministic, shared request "
+        "again and compares both answers.",
     )
     breaker_failures: int = _count(
         5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0

@@ -1,5 +1,5 @@
-"""A dispatched Flight: its lease, its attempts, which failures lead to another attempt, and what continues a stream
-that broke.
+"""A dispatched Flight: its lease, its attempts, which failures lead to another attempt, and the continuation of a
+stream that broke.
 
 No task belongs to an exchange: it advances as its connection calls it."""
 
@@ -39,9 +39,7 @@ _FAULTS: Final = frozenset(
 )
 """Errors that count against an engine. Limits that one request exceeds, of size or of total time, do not."""
 
-_BREAKS: Final = frozenset(
-    {Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_TOKEN_TIMEOUT}
-)
+_BREAKS: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_TOKEN_TIMEOUT})
 """Failed attempts whose stream another answer may continue, besides what `Exchange._on_break` is called with."""
 
 _DROPPED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE})
@@ -451,8 +449,8 @@ class Exchange:
         after: float | None = None,
         content: bool = True,
     ) -> bool:
-        """Another attempt, at another engine at once, else at any after a backoff. False: none is possible. `prepare`
-        is called with the cause once it is certain; `gone`: this engine works no more for the request."""
+        """Another attempt: at another engine at once, else at any after a backoff. False: none is possible.
+        `prepare` gets the cause once it is certain. `gone`: this engine works no more for the request."""
         exchange_context, flight, spec = self._context, self.flight, self.flight.spec
         if self._left <= 0:
             return False
@@ -489,8 +487,8 @@ class Exchange:
     # -- continuing a stream that broke -----------------------------------------------------------
 
     def _continue(self, error: GatewayError) -> bool:
-        """Ask for the answer anew, compare what readers have with it, and go on after that. False: the rules do not
-        allow it."""
+        """Send the request again, compare what readers have with the new answer, and go on after that. False: the
+        rules do not allow it."""
         if not self._context.resume or self._fed.untouched or not continuable(self.flight):
             return False
         self._broke = self._broke or error

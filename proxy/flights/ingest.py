@@ -69,8 +69,8 @@ class Callbacks(msgspec.Struct, frozen=True):
     """Called with the body's bytes until it has decided. True: drop the answer, it is to another request; False:
     it is to this one; None: not decided, the body goes on."""
     breaks: Callable[[GatewayError], bool] | None = None
-    """Called where the engine says in its stream that it does not complete it. True: drop the answer, the stream is
-    continued by another one."""
+    """Called where the engine says in its stream that it does not complete it. True: drop the answer, another one
+    continues the stream."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -402,17 +402,17 @@ class Ingest:
         return not aborted or flight.spec.api_request is None
 
     def _breaks(self, frame: bytes, *, aborted: bool) -> bool:
-        """The engine does not complete the stream. True: it is continued by another answer, and this one is
-        dropped."""
+        """The engine does not complete the stream. True: another answer continues it, and this one is dropped."""
         if self._on_break is None:
             return False
         if aborted:
-            error = GatewayError(Code.UPSTREAM_INCOMPLETE, f"The engine ended the answer with finish_reason {ABORT!r}.")
+            words = f"The engine ended the answer with finish_reason {ABORT!r}."
+            error = GatewayError(Code.UPSTREAM_INCOMPLETE, words)
         else:
-            words = fault_of(frame)
-            if words is None:
-                return False  # the request's fault: another engine would say the same
-            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream: {words[:200]}")
+            fault = fault_of(frame)
+            if fault is None:
+                return False  # the request's: another engine would say the same
+            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream: {fault[:200]}")
         self.flight.flush()  # frames before it in the same read
         return self._on_break(error)
 

@@ -128,8 +128,8 @@ class Metrics:
         )
         self._continued = counts(
             "streams_continued_total",
-            "Streams that broke and were continued, by how and by outcome. exact: to their end; differs: the other "
-            "answer was another one; failed: no engine gave one.",
+            "Streams that broke and were continued, by outcome. exact: to their end; differs: the new answer was "
+            "another one; failed: there was none; cancelled: the readers left.",
             Label("how", CONTINUED_BY),
             Label("outcome", CONTINUED),
         )

@@ -1,8 +1,12 @@
-"""Continuing a stream that broke, exactly or not at all: its request is sent again, and what readers have already is
-compared with the new answer and left out.
+"""Continuing a stream that broke, exactly or not at all: its request is sent again, and what readers have is
+compared with the new answer and left out of it.
 
-`continuable` says which Flights that is possible for. A `Replay` is the Flight that the new answer is written into;
-its `Seam` compares both answers and cuts the frames where they meet.
+- `continuable` says for which Flights that is possible.
+- A `Replay` is the Flight that the new answer is written into, in place of the broken one. It has no readers: the
+  rest of the answer goes to the broken Flight.
+- A `Seam` compares both answers, content by content, and cuts the frame in which they meet.
+
+`Exchange` decides when a stream is continued: it is another attempt of the same request, by the rules of retries.
 """
 
 from proxy.flights.continuing.replay import REPLAY, Replay, continuable

@@ -14,12 +14,12 @@ from proxy.flights.spec import Head, Mode
 from proxy.wire import Usage, has_content, is_done
 
 REPLAY: Final = "replay"
-"""How a stream was continued, in log, metrics and traces: its request was sent again, and its beginning compared."""
+"""How a stream was continued, in log, metrics and traces: by sending its request again."""
 
 
 def continuable(flight: Flight) -> bool:
-    """Whether a broken stream may be continued: asking twice gives the same answer, and the log has all that readers
-    got. A private flight keeps no log, and the parts of a merged one are sampled."""
+    """Whether a broken stream may be continued: asking twice gives the same answer, and the log has all that
+    readers got. A private flight keeps no log, and the parts of a merged one are sampled."""
     api_request = flight.spec.api_request
     return (
         flight.phase is Phase.STREAMING
@@ -32,8 +32,8 @@ def continuable(flight: Flight) -> bool:
 
 
 class Replay(Flight):
-    """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the rest
-    to that Flight. At the first difference it calls `on_differs` with the reason, once, and takes nothing more."""
+    """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
+    rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""
 
     __slots__ = ("_flight", "_on_differs", "_passed", "_seam")
 

@@ -43,8 +43,8 @@ _OF_PROMPT: Final = frozenset({"prompt_token_ids", "prompt_text", "prompt_logpro
 _WHOLE: Final = -1  # in place of a choice's index: members of the chunk
 
 Kind = Literal["text", "list", "fact", "name"]
-"""Of a content: a text or a list comes in pieces; a fact comes once, and may be repeated; a name is the engine's own
-choice, as the id of a tool call: readers keep the first."""
+"""Of a content: a text or a list comes in pieces; a fact comes once, and may be repeated; a name is chosen by the
+engine, as the id of a tool call is: readers keep the first."""
 Path = tuple[str | int, ...]
 Content = tuple[Path, Kind, Any]
 

@@ -38,7 +38,9 @@ def say(text: str, index: int = 0) -> bytes:
 
 
 def usage(completion: int = 3) -> bytes:
-    return chunk_of([], usage={"prompt_tokens": 2, "completion_tokens": completion, "total_tokens": 2 + completion})
+    return chunk_of(
+        [], usage={"prompt_tokens": 2, "completion_tokens": completion, "total_tokens": 2 + completion}
+    )
 
 
 def continued(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:
@@ -111,7 +113,9 @@ def test_a_frame_that_needs_no_change_is_passed_as_it_is() -> None:
 
 
 def test_of_a_usage_in_frames_with_choices_the_second_s_counts_go_on() -> None:
-    counted = chunk_of([{"index": 0, "delta": {"content": "b"}}], usage={"prompt_tokens": 2, "completion_tokens": 2})
+    counted = chunk_of(
+        [{"index": 0, "delta": {"content": "b"}}], usage={"prompt_tokens": 2, "completion_tokens": 2}
+    )
     assert continued([ROLE, say("a")], [ROLE, say("a"), counted]) == [counted]
 
 
@@ -140,7 +144,12 @@ def logged(*tokens: str, **more: Any) -> bytes:
 
 def test_log_probabilities_are_cut_with_their_tokens() -> None:
     assert continued([ROLE, logged("a")], [ROLE, logged("a", "b")]) == [logged("b")]
-    columns = {"text_offset": [0, 1], "token_logprobs": [-1.0, -2.0], "tokens": ["a", "b"], "top_logprobs": [{}, {}]}
+    columns = {
+        "text_offset": [0, 1],
+        "token_logprobs": [-1.0, -2.0],
+        "tokens": ["a", "b"],
+        "top_logprobs": [{}, {}],
+    }
     half = {name: values[:1] for name, values in columns.items()}  # type: ignore[index]
     rest = {name: values[1:] for name, values in columns.items()}  # type: ignore[index]
 
@@ -153,7 +162,12 @@ def test_log_probabilities_are_cut_with_their_tokens() -> None:
 def test_choices_may_come_in_another_order() -> None:
     first = [say("a"), say("A", 1), say("b")]
     second = [say("ABC", 1), chat(index=1, finish="stop"), say("abc"), chat(finish="length")]
-    assert continued(first, second) == [say("BC", 1), chat(index=1, finish="stop"), say("c"), chat(finish="length")]
+    assert continued(first, second) == [
+        say("BC", 1),
+        chat(index=1, finish="stop"),
+        say("c"),
+        chat(finish="length"),
+    ]
     both = chunk_of([{"index": 0, "delta": {"content": "b"}}, {"index": 1, "delta": {"content": "B"}}])
     assert continued([say("ab"), say("A", 1)], [say("a"), say("A", 1), both]) == [
         chunk_of([{"index": 1, "delta": {"content": "B"}}])
@@ -207,7 +221,11 @@ TOLD: dict[str, tuple[list[bytes], list[bytes], str]] = {
     "no JSON that readers have": ([b"data: nothing\n\n"], [say("a")], "cannot be compared"),
     "a list": ([say("a")], [b"data: []\n\n"], "cannot be compared"),
     "a number as text": ([say("a")], [chat({"content": 5})], "cannot be compared"),
-    "half a surrogate pair": ([say("a")], [b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n'], "compared"),
+    "half a surrogate pair": (
+        [say("a")],
+        [b'data: {"choices":[{"delta":{"content":"\\ud83d"}}]}\n\n'],
+        "compared",
+    ),
     "not UTF-8": ([say("a")], [b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n'], "cannot be compared"),
     "deep": ([say("a")], [b'data: {"choices":%b}\n\n' % (b"[" * 100_000)], "cannot be compared"),
 }
