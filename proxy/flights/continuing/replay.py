@@ -7,7 +7,7 @@ from typing import Final
 
 from proxy.errors import GatewayError
 from proxy.flights.continuing.seam import Differs, Seam
-from proxy.flights.flight import Flight
+from proxy.flights.flight import Flight, Times
 from proxy.flights.phase import Phase
 from proxy.flights.sharing import sharing_of
 from proxy.flights.spec import Head, Mode
@@ -39,7 +39,7 @@ class Replay(Flight):
 
     def __init__(self, flight: Flight, on_differs: Callable[[str], None]) -> None:
         super().__init__(flight.spec, flight.clock, on_spoiled=self._spoiled)
-        self.times.dispatched = flight.times.dispatched  # the time limit is of all attempts together
+        self.times = Times(dispatched=flight.times.dispatched)  # the time limit is of all attempts together
         self._flight = flight
         self._seam = Seam(flight.log)
         self._on_differs: Callable[[str], None] | None = on_differs

@@ -349,12 +349,12 @@ def _rebuilt(choice: Mapping[str, Raw], new: Iterable[Content]) -> dict[str, Any
                     call.setdefault("function", {})[inner[1]] = value
                 else:
                     call[str(inner[0])] = value
-            case ("delta", name):
-                rebuilt["delta"][name] = value
-            case ("logprobs", name):
-                rebuilt["logprobs"] = (rebuilt["logprobs"] or {}) | {name: value}
-            case (name,):
-                rebuilt[str(name)] = value
+            case ("delta", member):
+                rebuilt["delta"][member] = value
+            case ("logprobs", member):
+                rebuilt["logprobs"] = (rebuilt["logprobs"] or {}) | {member: value}
+            case (member,):
+                rebuilt[str(member)] = value
     if calls:
         rebuilt["delta"]["tool_calls"] = list(calls.values())
     return rebuilt
