@@ -94,6 +94,7 @@ class Replay(Flight):
         self.flush()
 
     def flush(self) -> None:
+        self._seam.renew()
         if self._passed:
             self._passed = False
             self._flight.flush()

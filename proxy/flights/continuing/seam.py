@@ -17,10 +17,12 @@ from msgspec import Raw
 
 from proxy.wire import Usage, data_of, encode, unchunks, usage_of
 
-MOST_FRAMES: Final = 2048
+MOST_FRAMES: Final = 3000
 MOST_BYTES: Final = 4 * 1024 * 1024
-"""Frames and bytes of the first answer that are read for one frame of the second: some ten milliseconds of work.
-Only choices in a very different order, or an answer in one piece, need more: they are not compared."""
+"""Frames (10 µs each) and bytes of the first answer that are read between two calls of `renew`. Only choices in a
+very different order, or a long answer in one piece, need more: they are not compared."""
+MOST_AHEAD: Final = 1024 * 1024
+"""Characters and values of the first answer that may wait for the second: choices in another order."""
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw] | None)
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Raw]] | None)
@@ -79,15 +81,17 @@ class _Choice:
         self._left: dict[Path, deque[Any]] = {}  # that the second answer has not repeated: strings, or values
         self._at: dict[Path, int] = {}  # characters of the first string that are repeated
 
-    def learn(self, path: Path, kind: Kind, value: Any) -> None:
+    def learn(self, path: Path, kind: Kind, value: Any) -> int:
+        """Keep a content of the first answer. Returns how much of it the second has to repeat."""
         if kind in ("fact", "name"):
             self.facts.setdefault(path, value)
+            return 0
+        left = self._left.setdefault(path, deque())
+        if kind == "text":
+            left.append(value)
         else:
-            left = self._left.setdefault(path, deque())
-            if kind == "text":
-                left.append(value)
-            else:
-                left.extend(map(_VALUE.decode, value))
+            left.extend(map(_VALUE.decode, value))
+        return len(value)
 
     @property
     def repeated(self) -> bool:
@@ -133,11 +137,15 @@ class Seam:
         self._choices: dict[int, _Choice] = {}
         self._head: dict[str, Raw] = {}
         self._usage: Usage | None = None  # in a chunk without choices
-        self._frames_left = self._bytes_left = 0
+        self._ahead = 0  # characters and values that were read, and have not come again
+        self.renew()
+
+    def renew(self) -> None:
+        """Another read of the second answer is compared: see MOST_FRAMES."""
+        self._frames_left, self._bytes_left = MOST_FRAMES, MOST_BYTES
 
     def feed(self, frame: bytes) -> bytes | None:
         """What readers get of a frame of the second answer; None: nothing. Raises Differs."""
-        self._frames_left, self._bytes_left = MOST_FRAMES, MOST_BYTES
         try:
             return self._rest(frame)
         except (*_BROKEN, ValueError) as e:
@@ -145,7 +153,6 @@ class Seam:
 
     def end(self) -> None:
         """The second answer is complete. Raises Differs where readers have more."""
-        self._frames_left, self._bytes_left = MOST_FRAMES, MOST_BYTES
         try:
             while self._repeated and self._read():
                 pass
@@ -176,7 +183,7 @@ class Seam:
         frame = self._frames.popleft()
         self._frames_left -= 1
         self._bytes_left -= len(frame)
-        if self._frames_left < 0 or self._bytes_left < 0:
+        if self._frames_left < 0 or self._bytes_left < 0 or self._ahead > MOST_AHEAD:
             raise Differs("another order of choices")
         members = _object(Raw(data_of(frame) or b"{}"))
         for name in _HEAD:
@@ -188,7 +195,7 @@ class Seam:
         for index, contents in chain([(_WHOLE, _of_chunk(members))], map(_of_choice, choices)):
             choice = self._choice(index)
             for path, kind, value in contents:
-                choice.learn(path, kind, value)
+                self._ahead += choice.learn(path, kind, value)
         return True
 
     def _choice(self, index: int) -> _Choice:
@@ -246,6 +253,7 @@ class Seam:
             start = choice.match(path, kind, value, 0)
             while start < len(value) and self._read():
                 start = choice.match(path, kind, value, start)
+            self._ahead -= start
             if start:
                 old.append((path, kind, value[:start]))
             if start < len(value):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from proxy.flights.continuing.seam import MOST_BYTES, MOST_FRAMES, Differs, Seam
+from proxy.flights.continuing.seam import MOST_AHEAD, MOST_BYTES, MOST_FRAMES, Differs, Seam
 from proxy.wire.sse import chunk
 from tests.kit.engine_wire import sse
 
@@ -245,7 +245,13 @@ def test_what_takes_too_long_to_compare_is_a_difference() -> None:
     seam = Seam([chunk(say("x" * MOST_BYTES, 1)), chunk(say("a"))])
     with pytest.raises(Differs, match="another order"):
         seam.feed(say("a"))
-    Seam([chunk(say("x"))] * MOST_FRAMES).feed(say("x" * MOST_FRAMES))
+    seam = Seam([chunk(say("x"))] * 2 * MOST_FRAMES)
+    assert seam.feed(say("x" * MOST_FRAMES)) is None
+    seam.renew()
+    assert seam.feed(say("x" * MOST_FRAMES)) is None
+    seam = Seam([chunk(say("x" * MOST_AHEAD, 1)), chunk(say("x", 1)), chunk(say("x", 1)), chunk(say("a"))])
+    with pytest.raises(Differs, match="another order"):
+        seam.feed(say("a"))
 
 
 def test_frames_that_are_appended_meanwhile_are_not_compared() -> None:
