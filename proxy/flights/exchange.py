@@ -584,10 +584,8 @@ class Exchange:
 
     def _finish(self, error: GatewayError | None) -> None:
         self._over = True
-        if self._fed is not self.flight:
-            error = self._end_replay(error)
         try:
-            self._owner.arrived(self, error)
+            self._owner.arrived(self, error if self._fed is self.flight else self._end_replay(error))
         except Exception as e:  # noqa: BLE001 - once more: else the lease would be held for ever
             self._context.fault("the end of an exchange", e)
             self._owner.arrived(self, error or internal())
