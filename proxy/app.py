@@ -215,6 +215,7 @@ async def running(
             fault=containment,
             retry=_retry_rules(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
+            resume=settings.resume == "auto",
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
         )
         scheduler = Scheduler(

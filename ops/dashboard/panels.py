@@ -238,6 +238,7 @@ ENGINES: Final = Row(
             (
                 (rate("retries_total", by="cause"), "{{cause}}"),
                 (rate("retries_denied_total"), "denied by the budget"),
+                (rate("streams_continued_total", by="outcome"), "stream continued: {{outcome}}"),
             ),
             "ops",
         ),

@@ -1,4 +1,5 @@
-"""A dispatched Flight: its lease, its attempts, and which failures lead to another attempt.
+"""A dispatched Flight: its lease, its attempts, which failures lead to another attempt, and the continuation of a
+stream that broke.
 
 No task belongs to an exchange: it advances as its connection calls it."""
 
@@ -15,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
+from proxy.flights.continuing import REPLAY, Replay, continuable
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
@@ -36,6 +38,13 @@ _FAULTS: Final = frozenset(
     }
 )
 """Errors that count against an engine. Limits that one request exceeds, of size or of total time, do not."""
+
+_BREAKS: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_TOKEN_TIMEOUT})
+"""Failed attempts whose stream another answer may continue, besides what `Exchange._on_break` is called with."""
+
+_DROPPED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE})
+"""Those after which the engine works no more for the request: see `GONE`. All its streams break at once when it is
+killed, and the retry budget does not apply to them where another engine runs."""
 
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
 """Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
@@ -66,6 +75,7 @@ class ExchangeContext:
     fault: Fault  # reports an error of the gateway's own
     retry: RetryRules = field(default_factory=RetryRules)
     budget: Budget = field(default_factory=Budget)
+    resume: bool = True  # continue streams that break
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
 
@@ -89,10 +99,13 @@ class Exchange:
 
     __slots__ = (
         "_begin",
+        "_broke",
         "_connecting",
         "_connection",
         "_context",
+        "_differs",
         "_error",
+        "_fed",
         "_gone",
         "_judged",
         "_left",
@@ -124,6 +137,9 @@ class Exchange:
         self._reused = False
         self._begin = b""  # of the answer's body, until its id is known
         self._judged: bool | None = None  # this attempt's outcome, as reported: success or failure
+        self._fed = flight  # what the answer is written into: the Flight, or the Replay that continues it
+        self._broke: GatewayError | None = None  # why its stream is continued
+        self._differs = False  # the other answer is another one
         self._over = False
 
     def __repr__(self) -> str:
@@ -139,6 +155,8 @@ class Exchange:
             self._waiting.cancel()
         self._detach(content=False)
         self._over = True
+        if self._fed is not self.flight:
+            self._replayed("cancelled" if self.flight.phase is Phase.CANCELLED else "failed")
         adaptive_limit, flight = self.lease.backend.adaptive_limit, self.flight
         if adaptive_limit is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
             sent = flight.times.dispatched
@@ -187,11 +205,13 @@ class Exchange:
         if ingest.last > since or ingest.held:
             self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
             return
-        code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
+        code = Code.UPSTREAM_UNREACHABLE if self._fed.untouched else Code.UPSTREAM_TRUNCATED
         why = f"The engine is down ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
         self._context.metrics.upstream_error(backend.name, code.code)
-        self._detach(content=False)
-        self._finish(GatewayError(code, why))
+        error = GatewayError(code, why)
+        if not self._continue(error):
+            self._detach(content=False)
+            self._finish(error)
 
     def _move_elsewhere(self) -> bool:
         """Retry at another engine that runs, where the rules allow it. True: an attempt follows."""
@@ -210,7 +230,7 @@ class Exchange:
         backend = self.lease.backend
         if self.flight.attempts == 1:
             self._context.budget.deposit()
-        self.flight.dispatched(backend.name, self._throttle)
+        self._fed.dispatched(backend.name, self._throttle)
         if self.flight.spec.usage_added:
             self._reshape(backend)
         if self.flight.trace is not None:
@@ -231,13 +251,17 @@ class Exchange:
         otherwise."""
         flight, api_request = self.flight, self.flight.spec.api_request
         if api_request is not None:
-            flight.expects(backend.abilities.shape(api_request))
+            shape = backend.abilities.shape(api_request)
+            if self._fed is not flight and shape != flight.shape:
+                flight.unfold()  # the stream has frames of both shapes
+                shape = None
+            flight.expects(shape)
             if flight.look is not None and not backend.abilities.folds(api_request):
                 flight.unfold()
 
     def _connect_anew(self, backend: Backend) -> None:
         """Send it over a new connection."""
-        self.flight.enter(Phase.CONNECTING)
+        self._fed.enter(Phase.CONNECTING)
         self._connecting = task = asyncio.ensure_future(self._connect(backend))
         self._owner.own(task)
         task.add_done_callback(self._connected)
@@ -261,7 +285,7 @@ class Exchange:
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
         flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
-            flight.enter(_PREFILL)
+            self._fed.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
@@ -269,8 +293,8 @@ class Exchange:
             first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
             self._begin = b""
             vet = self._check_id if backend.echoes is not False and spec.mode is not _RAW else None
-            callbacks = Callbacks(self._on_response_end, self._on_head, first, vet)
-            self.ingest = exchange_context.ingest(flight, exchange_context.timeouts, callbacks)
+            callbacks = Callbacks(self._on_response_end, self._on_head, first, vet, self._on_break)
+            self.ingest = exchange_context.ingest(self._fed, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
@@ -316,7 +340,7 @@ class Exchange:
             backend.learn_echo(echoes=False)
         elif backend.echoes:
             self._detach(content=False)
-            self.flight.rewind()
+            self._fed.rewind()
             self._context.metrics.retry(STALE)
             self._connect_anew(backend)
             return True
@@ -326,7 +350,7 @@ class Exchange:
         """The first token. It is a half-open breaker's success already, and the adaptive limit needs TTFT when it
         happens, not at the end of the stream."""
         adaptive_limit, sent = self.lease.backend.adaptive_limit, self.flight.times.dispatched
-        if adaptive_limit is not None and sent is not None:
+        if adaptive_limit is not None and sent is not None and self._fed is self.flight:
             adaptive_limit.answered(sent, self.flight.clock())
         if self.lease.probe:
             self._report_success()
@@ -352,9 +376,8 @@ class Exchange:
 
     def _on_response_lost(self, error: GatewayError, connection: Connection | None) -> None:
         """The connection ended without a complete answer."""
-        flight = self.flight
         cause = None
-        if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
+        if error.code is Code.UPSTREAM_UNREACHABLE and self._fed.head is None:
             if self._reused and connection is not None and not connection.received:
                 # A reused connection that had died: no failure of the engine. Retried once, on a new connection.
                 self._context.metrics.retry(STALE)
@@ -364,7 +387,7 @@ class Exchange:
         elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
             cause = TRUNCATED
         elif error.code is Code.UPSTREAM_INCOMPLETE:
-            cause = None if flight.divides else TRUNCATED
+            cause = None if self.flight.divides else TRUNCATED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
         self._attempt_failed(error, cause)
@@ -393,7 +416,9 @@ class Exchange:
         if cause is CONNECT:
             exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
-        if cause is None or not self._retry(cause):
+        if cause is not None and self._retry(cause):
+            return
+        if error.code not in _BREAKS or not self._continue(error):
             self._finish(error)
 
     @property
@@ -404,10 +429,30 @@ class Exchange:
     def _retry(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
         """Retry: at another engine at once, else at any after a backoff. False: the rules do not allow it.
         `content`: the rest of this answer may be read, to keep the connection."""
-        exchange_context, flight, spec = self._context, self.flight, self.flight.spec
-        if self._left <= 0 or cause not in exchange_context.retry.on or not flight.untouched:
+        spec = self.flight.spec
+        if cause not in self._context.retry.on or not self._fed.untouched:
             return False
         if cause is not CONNECT and spec.mode is Mode.RAW and not repeatable(spec.method, spec.path):
+            return False
+        return self._again(cause, self._rewind, gone=cause in GONE, after=after, content=content)
+
+    def _rewind(self, cause: str) -> None:
+        self._context.metrics.retry(cause)
+        self._fed.rewind()
+
+    def _again(
+        self,
+        cause: str,
+        prepare: Callable[[str], None],
+        *,
+        gone: bool,
+        after: float | None = None,
+        content: bool = True,
+    ) -> bool:
+        """Another attempt: at another engine at once, else at any after a backoff. False: none is possible.
+        `prepare` gets the cause once it is certain. `gone`: this engine works no more for the request."""
+        exchange_context, flight, spec = self._context, self.flight, self.flight.spec
+        if self._left <= 0:
             return False
         self._tried.add(self.lease.backend)
         other = exchange_context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
@@ -417,16 +462,15 @@ class Exchange:
                 pause = exchange_context.retry.wait(flight.attempts, exchange_context.jitter(), after)
                 if pause is None:
                     return False
-            moves = cause in GONE and (other is not None or self._has_other_engine())
+            moves = gone and (other is not None or self._has_other_engine())
             if not moves and not exchange_context.budget.withdraw():
                 exchange_context.metrics.retry_denied()
                 return False
             self._left -= 1
-            exchange_context.metrics.retry(cause)
             if flight.trace is not None:
                 flight.trace.retried(cause)
             self._detach(content=content)
-            flight.rewind()
+            prepare(cause)
             self.lease.release()
             if other is not None:
                 self.lease, other = other, None
@@ -439,6 +483,67 @@ class Exchange:
         finally:
             if other is not None:
                 other.release()
+
+    # -- continuing a stream that broke -----------------------------------------------------------
+
+    def _continue(self, error: GatewayError) -> bool:
+        """Send the request again, compare what readers have with the new answer, and go on after that. False: the
+        rules do not allow it."""
+        if not self._context.resume or self._fed.untouched or not continuable(self.flight):
+            return False
+        self._broke = self._broke or error
+        return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
+
+    def _replay(self, cause: str) -> None:
+        flight, fed = self.flight, self._fed
+        if isinstance(fed, Replay):
+            fed.close()
+        flight.continues(REPLAY)
+        if flight.trace is not None:
+            flight.trace.event("continued", how=REPLAY)
+        self._fed = Replay(flight, self._on_difference)
+
+    def _on_break(self, error: GatewayError) -> bool:
+        """The engine ends its stream by an error frame or an abort. True: the answer is dropped, another attempt
+        follows or the Flight has ended."""
+        backend = self.lease.backend
+        replays = self._fed is not self.flight
+        if not replays and not (self._context.resume and continuable(self.flight)):
+            return False
+        if error.code in _FAULTS:
+            self._report_failure(error.message)
+        else:
+            self._report_success()  # it answers; what it says is not its breaker's concern
+        if not self._continue(error):
+            if not replays:
+                return False
+            self._detach(content=False)
+            self._finish(error)
+        self._context.metrics.upstream_error(backend.name, error.code.code)
+        return True
+
+    def _on_difference(self, why: str) -> None:
+        """The other answer is not the one that readers have the beginning of."""
+        self._report_success()
+        self._differs = True
+        self._detach(content=False)
+        self._finish(GatewayError(Code.UPSTREAM_TRUNCATED, f"another engine's answer has {why}"))
+
+    def _end_replay(self, error: GatewayError | None) -> GatewayError | None:
+        """What readers are told where a continued stream ends."""
+        self._replayed("exact" if error is None else "differs" if self._differs else "failed")
+        if error is None or error.code in _OURS or self._broke is None:
+            return error
+        why = "no engine has capacity" if error is self._broke else error.message.rstrip(".")
+        return GatewayError(self._broke.code, f"{self._broke.message} The stream cannot be continued: {why}.")
+
+    def _replayed(self, outcome: str) -> None:
+        fed, self._fed = self._fed, self.flight
+        if isinstance(fed, Replay):
+            fed.close()
+        self._context.metrics.continued(REPLAY, outcome)
+
+    # -- its end ----------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """The backoff is over. If no engine is free, it waits at the head of the queue."""
@@ -480,7 +585,7 @@ class Exchange:
     def _finish(self, error: GatewayError | None) -> None:
         self._over = True
         try:
-            self._owner.arrived(self, error)
+            self._owner.arrived(self, error if self._fed is self.flight else self._end_replay(error))
         except Exception as e:  # noqa: BLE001 - once more: else the lease would be held for ever
             self._context.fault("the end of an exchange", e)
             self._owner.arrived(self, error or internal())

@@ -75,6 +75,7 @@ class Flight:
         "carried_as",
         "clock",
         "content_events",
+        "continued",
         "ended",
         "error",
         "estimated",
@@ -142,6 +143,7 @@ class Flight:
         self.content_events = 0
         self.backend: str | None = None
         self.attempts = 1
+        self.continued: str | None = None  # how its stream was continued after it broke
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of embeddings: sources of its vectors
         self.held: Held | None = None  # its charge to the memory budget, until its last reader has left
@@ -279,6 +281,15 @@ class Flight:
         self.mode = self.spec.mode
         self.log.clear()
         self.size = self.content_events = 0
+        self.attempts += 1
+
+    def counts_attempt(self) -> None:
+        """Another attempt continues it; what its readers have stays."""
+        self.attempts += 1
+
+    def continues(self, how: str) -> None:
+        """Its stream broke, and another attempt continues it in this way."""
+        self.continued = how
         self.attempts += 1
 
     # -- feeding ------------------------------------------------------------------------------------

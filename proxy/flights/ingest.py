@@ -24,6 +24,7 @@ from proxy.wire import (
     Lack,
     Usage,
     asked_of,
+    fault_of,
     has_content,
     is_comment,
     is_done,
@@ -52,6 +53,7 @@ REFUSAL: Final = 429
 """The least status that may lead to another attempt, or counts against an engine."""
 LATE: Final = 0.1  # seconds; a tick that is later than this is postponed
 PUT_OFF: Final = 0.02
+ABORT: Final = "abort"  # vLLM's finish_reason of a request that it dropped, when it is paused or shut down
 
 
 class Callbacks(msgspec.Struct, frozen=True):
@@ -66,6 +68,9 @@ class Callbacks(msgspec.Struct, frozen=True):
     vet: Callable[[bytes], bool | None] | None = None
     """Called with the body's bytes until it has decided. True: drop the answer, it is to another request; False:
     it is to this one; None: not decided, the body goes on."""
+    breaks: Callable[[GatewayError], bool] | None = None
+    """Called where the engine says in its stream that it does not complete it. True: drop the answer, another one
+    continues the stream."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -144,7 +149,7 @@ class Ingest:
 
     __slots__ = (
         "_allowed", "_asked", "_began", "_ended", "_events", "_forget", "_framer", "_head", "_last", "_limits",
-        "_on_done", "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
+        "_on_break", "_on_done", "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
         "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -164,6 +169,7 @@ class Ingest:
         self.held = False  # reading is paused for a lagging reader: the silence is ours
         self._on_done = callbacks.done
         self._on_head = callbacks.head
+        self._on_break = callbacks.breaks
         self._on_first = callbacks.first
         self.done = False
         self._limits = limits = timeouts.limits
@@ -324,9 +330,10 @@ class Ingest:
                 self.surplus = frame is not frames[-1] or not self._framer.clear
                 self._finish(frame)
                 return
-            else:
-                self._look_at(frame, now)
+            elif self._look_at(frame, now):
                 flight.add(frame)
+            elif self.done:
+                return
         if frames:
             flight.flush()
 
@@ -366,9 +373,15 @@ class Ingest:
         if self.flight.on_spoiled is not None:
             self.flight.on_spoiled(self.flight)
 
-    def _look_at(self, frame: bytes, now: float) -> None:
-        """Take the facts of a frame that differs from the one before."""
+    def _look_at(self, frame: bytes, now: float) -> bool:
+        """Take the facts of a frame that differs from the one before. False: readers do not get it."""
         flight = self.flight
+        spoiled = (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended)
+        usage = usage_of(frame)
+        failed = usage is None and is_error(frame)
+        aborted = spoiled and ABORT in self._ended.values() and not flight.divides
+        if (aborted or failed) and self._breaks(frame, aborted=aborted):
+            return False
         if flight.trace is not None:
             flight.trace.frame(frame)
         if flight.look is not None:
@@ -376,16 +389,32 @@ class Ingest:
         content = has_content(frame)
         if content and flight.token(now) and self._on_first is not None:
             self._on_first()
-        if (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended):
+        if spoiled:
             self._spoil()
-        usage = usage_of(frame)
         if usage is not None:
             flight.reports(usage)
-        elif is_error(frame):
+        elif failed:
             self.error_frame = True
             self._spoil()
         elif content:
             self._twins.learn(frame)
+        # An abort is no end that a client should see: the error at the stream's end says what happened.
+        return not aborted or flight.spec.api_request is None
+
+    def _breaks(self, frame: bytes, *, aborted: bool) -> bool:
+        """The engine does not complete the stream. True: another answer continues it, and this one is dropped."""
+        if self._on_break is None:
+            return False
+        if aborted:
+            words = f"The engine ended the answer with finish_reason {ABORT!r}."
+            error = GatewayError(Code.UPSTREAM_INCOMPLETE, words)
+        else:
+            fault = fault_of(frame)
+            if fault is None:
+                return False  # the request's: another engine would say the same
+            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream: {fault[:200]}")
+        self.flight.flush()  # frames before it in the same read
+        return self._on_break(error)
 
     def _read_whole(self) -> bool:
         """Whether a successful body is a complete answer; takes its usage."""
@@ -423,7 +452,7 @@ class Ingest:
             if not self.done:
                 self.done = True
                 self._on_done = _nobody  # no reference cycle is left
-                self._on_head = self._on_first = self.vet = None
+                self._on_head = self._on_first = self._on_break = self.vet = None
                 self._forget(self)
         finally:
             try:

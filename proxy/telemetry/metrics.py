@@ -41,6 +41,8 @@ ENDPOINTS: Final = (
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
+CONTINUED_BY: Final = ("replay",)
+CONTINUED: Final = ("exact", "differs", "failed", "cancelled")
 STATUSES: Final = range(100, 600)
 MAX_BACKENDS: Final = 256  # distinct values of `backend`
 SOURCES: Final = ("usage", "estimated", "events")
@@ -124,6 +126,13 @@ class Metrics:
         self._retries = counts(
             "retries_total", "Retries of requests at engines, by cause.", Label("cause", (*RETRY_CAUSES, STALE))
         )
+        self._continued = counts(
+            "streams_continued_total",
+            "Streams that broke and were continued, by outcome. exact: to their end; differs: the new answer was "
+            "another one; failed: there was none; cancelled: the readers left.",
+            Label("how", CONTINUED_BY),
+            Label("outcome", CONTINUED),
+        )
         self._denied = counts("retries_denied_total", "Retries denied by the retry budget.")
         self._breakers = counts(
             "backend_breaker_changes_total", "Changes of engines' circuit breakers.", backend,
@@ -199,6 +208,8 @@ class Metrics:
             self._breaker.count((value,), 0)
         for value in (*RETRY_CAUSES, STALE):
             self._retries.count((value,), 0)
+        for value in CONTINUED:
+            self._continued.count(("replay", value), 0)
         for value in KEY_REFUSALS:
             self._keys_refused.count((value,), 0)
         self._denied.count((), 0)
@@ -298,6 +309,10 @@ class Metrics:
     def retry(self, cause: str) -> None:
         """A request is retried, see `vocabulary.RETRY_CAUSES`."""
         self._retries.count((cause,))
+
+    def continued(self, how: str, outcome: str) -> None:
+        """The continuation of a broken stream has ended, see CONTINUED."""
+        self._continued.count((how, outcome))
 
     def probed(self, backend: str, outcome: str) -> None:
         """A probe of the shape of an engine's answers finished: `known`, `unknown`, or to be tried `again`."""

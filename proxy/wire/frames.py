@@ -101,6 +101,27 @@ def is_error(frame: bytes) -> bool:
     return error != b"null" or bytes(members.get("object", b"")) == b'"error"'
 
 
+class _Failure(msgspec.Struct):
+    message: str = ""
+    code: int | str | None = None
+
+
+class _Failed(msgspec.Struct):
+    error: _Failure = msgspec.field(default_factory=_Failure)
+
+
+_FAILED: Final = msgspec.json.Decoder(_Failed)
+
+
+def fault_of(frame: bytes) -> str | None:
+    """The message of an error frame that tells a fault of the engine; None where it blames the request (4xx)."""
+    try:
+        error = _FAILED.decode(data_of(frame) or b"{}").error
+    except _NOT_JSON:
+        return ""
+    return None if str(error.code).startswith("4") else error.message
+
+
 class FrameTemplate:
     """Recognises frames that differ from a known one only in their text.
 

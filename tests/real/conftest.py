@@ -31,6 +31,7 @@ def started(*flags: str) -> Iterator[str]:
     process = subprocess.Popen(
         # In float32, not bfloat16: runs are compared token for token, and there are fewer ties to part at.
         [sys.executable, PROGRAM, "serve", "--port", str(port), "--die-with-parent", "--dtype", "float32", *flags],
+        env={"VLLM_SERVER_DEV_MODE": "1", **os.environ},  # for /pause, by which it aborts streams
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -60,7 +60,10 @@ async def test_an_engine_that_never_answers_is_a_504(
 
 
 async def test_an_engine_that_stops_between_tokens_ends_in_an_error_frame(engine: Engine) -> None:
-    async with gateway(engine, token_timeout=0.05) as app, streaming(app.url, CHAT, HELLO_STREAM) as client:
+    async with (
+        gateway(engine, token_timeout=0.05, resume="off") as app,
+        streaming(app.url, CHAT, HELLO_STREAM) as client,
+    ):
         turn = await engine.next_request()
         await turn.send("a")
         broken(await client.read(), "upstream_token_timeout")
@@ -95,7 +98,7 @@ async def test_a_stream_without_its_end_is_never_a_success(
 
 
 async def test_an_error_frame_inside_a_success_is_passed_on_and_counted(engine: Engine) -> None:
-    async with gateway(engine) as app, streaming(app.url, CHAT, HELLO_STREAM) as client:
+    async with gateway(engine, resume="off") as app, streaming(app.url, CHAT, HELLO_STREAM) as client:
         turn = await engine.next_request()
         await turn.send("a")
         await turn.frame(error_frame("out of memory"))

@@ -156,9 +156,11 @@ class FilteringIngest(Ingest):
             ends.append((scanner, scanner.read))
         if self.done:
             return
-        self._look_at(frame, self._last)
-        self._waiting.append((frame, ends))
-        if not self._hit():
+        if self._look_at(frame, self._last):
+            self._waiting.append((frame, ends))
+        else:
+            self._waiting_bytes -= len(frame)
+        if not self.done and not self._hit():
             self._release()
             self.flight.flush()
 
@@ -218,9 +220,9 @@ class FilteringIngest(Ingest):
                 self.surplus = frame is not frames[-1] or not self._framer.clear
                 self._finish(frame)
                 return
-            self._look_at(frame, now)
-            self._hold(frame)
-            if self._hit():
+            if self._look_at(frame, now):
+                self._hold(frame)
+            if self.done or self._hit():
                 return
         self._release()
         self.flight.flush()

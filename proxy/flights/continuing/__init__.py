@@ -1,0 +1,21 @@
+"""Continuing a stream that broke, exactly or not at all: its request is sent again, and what readers have is
+compared with the new answer and left out of it.
+
+- `continuable` says for which Flights that is possible.
+- A `Replay` is the Flight that the new answer is written into, in place of the broken one. It has no readers: the
+  rest of the answer goes to the broken Flight.
+- A `Seam` compares both answers, content by content, and cuts the frame in which they meet.
+
+`Exchange` decides when a stream is continued: it is another attempt of the same request, by the rules of retries.
+"""
+
+from proxy.flights.continuing.replay import REPLAY, Replay, continuable
+from proxy.flights.continuing.seam import Differs, Seam
+
+__all__ = [
+    "REPLAY",
+    "Differs",
+    "Replay",
+    "Seam",
+    "continuable",
+]

@@ -1,0 +1,225 @@
+"""A flight whose stream breaks, and engines in memory: what readers make of it, under any split of the bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from proxy.errors import Code, GatewayError
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.spec import FlightSpec, Mode
+from proxy.upstream.retry import RetryRules
+from proxy.wire.openai import decode
+from proxy.wire.sse import unchunks
+from tests.kit.clock import run_virtual, virtual
+from tests.kit.trip import Trip, Wire
+from tests.proxy.flights.continuing.test_seam import ROLE, TEXT, chat, cut, merged, other, say, tracks, usage
+
+DONE = b"data: [DONE]\n\n"
+STOP = chat(finish="stop")
+CUT = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
+ABORT = chat({"content": "lost"}, finish="abort")
+FAILED = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+
+
+def spec(
+    body: bytes = b'{"messages":[{"role":"user","content":"x"}],"temperature":0,"stream":true}', **more: Any
+) -> FlightSpec:
+    given: dict[str, Any] = {"key": b"k", "usage_added": True, "parts": 1} | more
+    return FlightSpec("POST", "/", body, Mode.STREAM, "r", api_request=decode("chat", body), **given)
+
+
+class Reader:
+    """A client that reads all that it is given."""
+
+    def __init__(self, flight: Flight, *, usage: bool = True) -> None:
+        self.data = b""
+        self.subscriber = Subscriber(flight, usage=usage)
+        flight.subscribers.add(self.subscriber)
+        self.subscriber.write_to(self)
+
+    def write(self, data: bytes | memoryview) -> bool:
+        self.data += data
+        return True
+
+    @property
+    def frames(self) -> list[bytes]:
+        assert self.data.endswith(b"0\r\n\r\n")
+        return unchunks(self.data.removesuffix(b"0\r\n\r\n"))
+
+
+def trip_of(flight: FlightSpec | None = None, *, engines: int = 3, retries: int = 2) -> Trip:
+    return Trip(engines, spec=flight or spec(), retry=RetryRules(retries=retries))
+
+
+async def engine(trip: Trip, number: int) -> Wire:
+    wire = await trip.dialled(number)
+    wire.head()
+    return wire
+
+
+@virtual
+async def test_readers_see_nothing_of_a_break() -> None:
+    trip = trip_of()
+    counted, plain = Reader(trip.flight), Reader(trip.flight, usage=False)
+    trip.exchange.begin()
+    wire = await engine(trip, 0)
+    wire.body(ROLE + say("a") + say("b"))
+    assert len(counted.data) > 0
+    before = counted.data
+    wire.lose(CUT)
+    wire = await engine(trip, 1)
+    wire.body(other(ROLE + say("a")))
+    late = Reader(trip.flight, usage=False)
+    assert counted.data == before
+    wire.body(other(say("bc")))
+    assert counted.data != before
+    wire.body(other(STOP + usage()) + DONE)
+    assert counted.frames == [ROLE, say("a"), say("b"), say("c"), STOP, usage(), DONE]
+    assert plain.frames == late.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+    assert trip.arrivals == [None]
+    assert (trip.flight.attempts, trip.flight.continued, trip.flight.backend) == (2, "replay", "e1")
+    assert trip.flight.usage is not None
+    assert trip.flight.usage.completion_tokens == 3
+    assert trip.exchange.ingest is not None
+    assert trip.exchange.ingest.clean
+    assert (trip.counted("e0"), trip.counted("e1")) == ((1, 1), (1, 0))
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("last", [ABORT, FAILED], ids=["abort", "error"])
+@virtual
+async def test_an_end_that_is_withheld_is_not_shown_and_the_connection_is_closed(last: bytes) -> None:
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    wire = await engine(trip, 0)
+    wire.body(ROLE + say("a"))
+    wire.body(say("b") + last + DONE)
+    assert (wire.kept, trip.arrivals) == (False, [])
+    wire = await engine(trip, 1)
+    wire.body(other(ROLE + say("ab") + STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), STOP, DONE]
+    await trip.left_nothing()
+
+
+@virtual
+async def test_at_a_difference_the_engine_is_left_and_is_not_to_blame() -> None:
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    wire = await engine(trip, 0)
+    wire.body(ROLE + say("ab"))
+    wire.lose(CUT)
+    wire = await engine(trip, 1)
+    wire.body(other(ROLE + say("a") + say("c") + STOP) + DONE)
+    assert wire.kept is False
+    (error,) = trip.arrivals
+    assert error is not None
+    assert error.code is Code.UPSTREAM_TRUNCATED
+    assert error.message == "cut The stream cannot be continued: another engine's answer has another content."
+    assert reader.frames[:2] == [ROLE, say("ab")]
+    assert json.loads(reader.frames[2][6:])["error"]["code"] == "upstream_truncated"
+    assert trip.counted("e1") == (1, 0)
+    await trip.left_nothing()
+
+
+@virtual
+async def test_it_is_cancelled_with_the_last_reader_in_every_phase() -> None:
+    for phase in ("connecting", "prefill", "comparing", "continued"):
+        trip = trip_of()
+        Reader(trip.flight)
+        trip.exchange.begin()
+        (await engine(trip, 0)).body(ROLE + say("a"))
+        trip.engines[0].wire.lose(CUT)
+        if phase != "connecting":
+            wire = await engine(trip, 1)
+            if phase != "prefill":
+                wire.body(other(ROLE))
+            if phase == "continued":
+                wire.body(other(say("ab")))
+        trip.cancel()
+        assert 'outcome="cancelled"} 1' in trip.metrics.render("text/plain")[0].decode()
+        await trip.left_nothing()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"key": None}, {"body": b'{"messages":[{"role":"user","content":"x"}],"temperature":1,"stream":true}'}],
+    ids=["private", "sampled"],
+)
+@virtual
+async def test_what_is_not_the_same_twice_or_is_not_kept_is_not_continued(change: dict[str, Any]) -> None:
+    trip = trip_of(spec(**change))
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    assert trip.arrivals == [CUT]
+    assert b"cut" in reader.frames[-1]
+    await trip.left_nothing()
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_breaks_where_readers_have_one_answer_or_an_error(data: st.DataObject) -> None:
+    run_virtual(_any_breaks(data))
+
+
+async def _any_breaks(data: st.DataObject) -> None:
+    """Up to three engines: each cuts the answer in its own way, may answer something else, and may break."""
+    draw = data.draw
+    answer = draw(tracks())
+    trip = trip_of(spec(parts=len(answer)))
+    readers = [Reader(trip.flight), Reader(trip.flight, usage=False)]
+    trip.exchange.begin()
+    last: list[bytes] = []
+    for number in range(3):
+        await trip.turn()
+        if trip.arrivals:
+            break
+        told = answer
+        if draw(st.integers(0, 3)) == 0 and answer[0]:
+            place = draw(st.integers(0, len(answer[0]) - 1))
+            told = [list(track) for track in answer]
+            told[0][place] = (told[0][place][0], draw(TEXT))
+        last = [
+            frame.replace(b'"chatcmpl-1"', b'"chatcmpl-%d"' % number)
+            for frame in cut(draw, told, name="abc"[number])
+        ]
+        how = draw(st.sampled_from(["lose", "abort", "fail", "end"]))
+        sent = [*last, DONE] if how == "end" else last[: draw(st.integers(1, len(last)))]
+        wire = await engine(trip, number)
+        stream = b"".join(sent) + {"abort": ABORT + DONE, "fail": FAILED + DONE}.get(how, b"")
+        places = sorted(draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+        for start, stop in zip([0, *places], [*places, len(stream)], strict=True):
+            wire.body(stream[start:stop])
+        if draw(st.booleans()) and not trip.arrivals:
+            readers.append(Reader(trip.flight, usage=draw(st.booleans())))
+        if how == "lose" and not trip.arrivals:
+            wire.lose(CUT)
+    await trip.turn()
+    assert len(trip.arrivals) == 1
+    whole = readers[0].frames[-1] == DONE  # an error frame of the engine's that is passed on lands too
+    event("exact" if whole else "honest error")
+    for reader in readers:
+        frames = reader.frames
+        assert not any(b'"abort"' in frame for frame in frames)
+        assert (frames[-1] == DONE) == whole
+        assert (b'"error"' in frames[-1]) != whole
+        if whole:
+            got, right = merged(frames[:-1]), merged(last)
+            assert len(got["head"]) == 1
+            assert _unnamed(got) == _unnamed(right)
+    await trip.left_nothing()
+
+
+def _unnamed(whole: dict[str, Any]) -> Any:
+    for choice in whole["choices"].values():
+        for call in choice["delta"].get("tool_calls", {}).values():
+            assert call.pop("id")
+    return whole["choices"]

@@ -1,0 +1,133 @@
+"""Streams of a real vLLM that break, through a relay that cuts them: continued, they are what vLLM answers whole.
+
+Run by `tox -e vllm`. Both engines of the gateway are relays to the same vLLM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from proxy.app import App
+from tests.kit.client import Answer, call, get, post_json, streaming
+from tests.kit.cutting_relay import CuttingRelay, Shears
+from tests.kit.running import gateway
+from tests.proxy.flights.continuing.test_seam import merged
+from tests.real.test_vllm import CASES, CHAT, MESSAGES, TOOL, body
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+DONE = b"data: [DONE]\n\n"
+
+FEATURES: dict[str, dict[str, Any]] = {
+    name: {"case": name}
+    for name in CASES
+    if name not in ("completion of ids", "completion of a list")  # as "completion"
+} | {
+    "penalties": {"case": "chat", "frequency_penalty": 0.5, "presence_penalty": 0.2, "repetition_penalty": 1.1},
+    "a seed": {"case": "chat", "temperature": 0.9, "seed": 11},
+    "usage": {"case": "chat", "stream_options": {"include_usage": True}},
+    "usage in each chunk": {
+        "case": "chat",
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    },
+    "tools, any": {"case": "chat", "tools": [TOOL], "tool_choice": "auto"},
+    "a long text": {"case": "chat", "max_tokens": 96},
+}
+
+
+@pytest.fixture
+def shears() -> Shears:
+    return Shears()
+
+
+@pytest.fixture
+async def relays(engine: str, shears: Shears) -> AsyncIterator[tuple[str, str]]:
+    """URLs of two engines."""
+    async with CuttingRelay(engine, shears) as one, CuttingRelay(engine, shears) as two:
+        yield one.url, two.url
+
+
+def contents(answer: Answer) -> dict[str, Any]:
+    """What a client makes of it. Ids of tool calls are random; the counts say what the prefix cache knew."""
+    *frames, last = answer.events()
+    assert last == DONE, last
+    whole = merged(frames)
+    assert len(whole.pop("head")) == 1
+    whole["usage"] = [usage["completion_tokens"] for usage in whole["usage"]][-1:]
+    for choice in whole["choices"].values():
+        for tool_call in choice.get("delta", {}).get("tool_calls", {}).values():
+            assert tool_call.pop("id")
+    return whole
+
+
+async def outcomes(app: App) -> dict[str, int]:
+    page = (await get(app.url, "/metrics")).body.decode()
+    found = re.findall(
+        r'^gateway_streams_continued_total\{how="replay",outcome="(\w+)"\} (\d+)', page, re.MULTILINE
+    )
+    return {outcome: int(count) for outcome, count in found if count != "0"}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+async def test_a_stream_that_is_cut_is_what_vllm_answers_whole(
+    relays: tuple[str, str], shears: Shears, engine: str, feature: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut after the first frame, in the middle, at the last tokens, and between all of it and [DONE]."""
+    more = dict(FEATURES[feature])
+    path, ask = body(more.pop("case"), stream=True, **more)
+    await post_json(engine, path, ask)  # from here on all find the prompt in the prefix cache
+    direct = await post_json(engine, path, ask)
+    counted = ask | {"stream_options": {"include_usage": True}}  # as the gateway asks
+    events = len((await post_json(engine, path, counted)).events())
+    told: dict[int, str] = {}
+    async with gateway(*relays, probe="on", breaker_failures=0, breaker_rate=0.0) as app:
+        for at in sorted({1, 2, events // 2, events - 3, events - 2, events - 1} - {0}):
+            before = await outcomes(app)
+            shears.cut_after(at)
+            answer = await post_json(app.url, path, ask)
+            after = await outcomes(app)
+            told[at] = next((name for name in after if after[name] != before.get(name, 0)), "not continued")
+            assert shears.cuts == len(told)
+            if told[at] == "exact":
+                assert contents(answer) == contents(direct)
+            else:
+                assert b'"error"' in answer.events()[-1]
+                assert DONE not in answer.body
+    with capsys.disabled():
+        print(f"\n{feature}: {told}")
+    assert set(told.values()) <= {"exact", *(["differs"] if "logprobs" in feature else [])}
+
+
+async def test_sampled_streams_that_are_cut_end_in_an_error(relays: tuple[str, str], shears: Shears) -> None:
+    async with gateway(*relays) as app:
+        shears.cut_after(3)
+        ask = {"model": "smollm2", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0, "stream": True}
+        answer = await post_json(app.url, CHAT, ask)
+        assert b"upstream_truncated" in answer.events()[-1]
+        assert DONE not in answer.body
+        assert shears.cuts == 1
+
+
+async def test_what_vllm_aborts_when_it_is_paused_is_continued_when_it_resumes(app: App, engine: str) -> None:
+    path, ask = body("chat", stream=True, max_tokens=200)
+    direct = await post_json(engine, path, ask)
+    async with streaming(app.url, path, ask) as client:
+        first = [await client.event() for _ in range(4)]
+        paused = await call(engine, "POST", "/pause?mode=abort&clear_cache=false")
+        if paused.status == 404:
+            pytest.skip("this vLLM has no /pause: it was started without VLLM_SERVER_DEV_MODE=1")
+        assert paused.status == 200
+        assert (await call(engine, "POST", "/resume")).status == 200
+        rest = [event.raw async for event in client.events()]
+    frames = [event.raw for event in first if event is not None] + rest
+    assert not any(b'"abort"' in frame for frame in frames)
+    assert merged(frames[:-1])["choices"] == merged(direct.events()[:-1])["choices"]
+    assert await outcomes(app) == {"exact": 1}
+
+
+@pytest.fixture
+async def app(engine: str) -> AsyncIterator[App]:
+    async with gateway(engine) as app:
+        yield app
