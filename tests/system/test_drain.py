@@ -194,7 +194,7 @@ async def test_a_stream_that_is_passed_through_is_cut_without_a_clean_end(engine
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(gateway(engine, drain_timeout=0.0))
         client = await stack.enter_async_context(
-            streaming(app.url, "/v1/responses", {"input": "a", "stream": True})
+            streaming(app.url, "/v1/a/b", {"input": "a", "stream": True})
         )
         turn = await engine.next_request()
         await turn.start()
