@@ -196,7 +196,7 @@ async def test_an_error_event_of_the_engine_comes_through_and_counts_as_one(
             await turn.end(STREAM.frames()[0], said)
             assert (await client.read()).body == STREAM.frames()[0] + said
         page = (await get(app.url, "/metrics")).body.decode()
-        assert 'gateway_flights_total{model="m1",outcome="error"} 1' in page
+        assert 'gateway_flights_ended_total{outcome="error"} 1' in page
 
 
 async def test_tokens_are_charged_by_the_engines_count_and_of_a_cut_stream_what_came(engine: Engine) -> None:
