@@ -11,6 +11,7 @@ from proxy.access.caller import Caller
 from proxy.access.client_ip import UNIX, TrustedProxies, client_address
 from proxy.access.context import ClientRequest
 from proxy.errors import Code, GatewayError
+from proxy.wire.event_apis import is_messages
 
 MAX_KEY = 512  # characters; no key is longer
 
@@ -49,7 +50,7 @@ class Authenticator:
         headers = request.headers
         given: Sequence[str] = headers.getall("authorization", ())
         if "x-api-key" in headers:
-            given = _one_key(given, headers.getall("x-api-key"))
+            given = _one_key(given, headers.getall("x-api-key"), strict=is_messages(request.path))
         if not given:
             raise GatewayError(
                 Code.INVALID_API_KEY,
@@ -85,11 +86,11 @@ def expired() -> GatewayError:
     return GatewayError(Code.KEY_EXPIRED, "This API key has expired.")
 
 
-def _one_key(bearers: Sequence[str], keys: Sequence[str]) -> Sequence[str]:
-    """The values of Authorization that two headers with a key come to. Raises GatewayError 401 where they have
-    different keys."""
+def _one_key(bearers: Sequence[str], keys: Sequence[str], *, strict: bool) -> Sequence[str]:
+    """The values of Authorization that both headers come to. Authorization wins; with `strict` both must have the
+    same key: Anthropic's clients send both where two variables are set. Raises GatewayError 401."""
     shown = {key.strip() for key in keys} - {""}  # some clients send an empty x-api-key
-    if bearers and shown - {bearers[0].partition(" ")[2].strip()}:
+    if strict and bearers and shown - {bearers[0].partition(" ")[2].strip()}:
         raise GatewayError(
             Code.INVALID_API_KEY, "Authorization and x-api-key hold different API keys: send one of the two."
         )

@@ -10,6 +10,7 @@
   ends it: landed, failed or cancelled.
 - `Exchange` is a dispatched Flight: its lease, its attempts, its retries. `ExchangeContext` is what all share.
 - `Ingest` reads an engine's answer into the Flight: frames, end, limits, timeouts.
+- `events/` reads answers of Anthropic's Messages and OpenAI's Responses.
 - `merging/` sends sampled twins as one request with `n`; `embeddings/` batches inputs of several requests.
 - `Cost` estimates tokens before an engine sees a request; `Memory` is the budget that logs are charged to.
 - `Shapes` learns how engines stream, which decides whether a stream can answer a client that wants one body.

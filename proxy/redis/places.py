@@ -49,7 +49,9 @@ class Places:
             return engine
         if self._client is None:
             return None
-        value = await self._client.call(b"GET", self._prefix + key, timeout=self._timeout)
+        # MGET and SET: the commands that the cache needs too, so the ACL user needs no others.
+        reply = await self._client.call(b"MGET", self._prefix + key, timeout=self._timeout)
+        value = reply[0] if isinstance(reply, list) and len(reply) == 1 else None
         if not isinstance(value, bytes) or len(value) > LONGEST:
             return None
         engine = value.decode("utf-8", "replace")

@@ -235,7 +235,10 @@ async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine)
 
 def passthrough(settings: Settings, read: Any, **parts: Any) -> PassThrough:
     """The handler, of which a test calls `read` only."""
-    others = ("responder", "group", "scheduler", "priority_policy", "access_policy", "admission", "large")
+    others = (
+        *("responder", "group", "scheduler", "priority_policy"),
+        *("access_policy", "admission", "large", "responses"),
+    )
     given: dict[str, Any] = dict.fromkeys(others) | parts
     return PassThrough(settings, bodies=cast(Any, SimpleNamespace(read=read)), **given)
 
