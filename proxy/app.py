@@ -43,7 +43,7 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
-from proxy.redis import REASONS, Cache, Change, Deployment, RedisState, Use, WireError, deployment_of
+from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
 from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
 from proxy.server import (
     Flush,
@@ -248,6 +248,10 @@ async def running(
             limits_state.watch("rate limits", admission.limiter.shared.availability)
             if other_state is None:
                 log.event("info", "limits share the redis of answers", detail=_SHARED)
+        response_places = Places(
+            shared_redis, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace
+        )
+        stack.push_async_callback(response_places.close)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -280,6 +284,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
+            places=response_places,
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,

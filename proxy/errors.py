@@ -22,6 +22,7 @@ class Code(Enum):
     NOT_FOUND = ("not_found", 404, "invalid_request_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     MODEL_NOT_FOUND = ("model_not_found", 404, "invalid_request_error")
+    RESPONSE_NOT_FOUND = ("response_not_found", 404, "invalid_request_error")
     HEAD_TIMEOUT = ("head_timeout", 408, "invalid_request_error")
     BODY_TIMEOUT = ("body_timeout", 408, "invalid_request_error")
     HOST_NOT_ALLOWED = ("host_not_allowed", 421, "invalid_request_error")
@@ -101,6 +102,31 @@ class GatewayError(Exception):
         import msgspec  # here: it takes half of the start of the small commands
 
         return msgspec.json.encode(self.body())
+
+    def anthropic_json(self, request_id: str) -> bytes:
+        """The error in the shape of Anthropic's API: https://docs.claude.com/en/api/errors."""
+        import msgspec  # as above
+
+        error = {"type": anthropic_type(self.status), "message": self.message}
+        return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+
+
+def anthropic_type(status: int) -> str:
+    """Anthropic's name for the errors of a status."""
+    known = _ANTHROPIC_TYPES.get(status)
+    return known or ("invalid_request_error" if status < 500 else "api_error")
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class SettingsError(Exception):

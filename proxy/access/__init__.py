@@ -41,7 +41,16 @@ from proxy.access.intake import (
     work,
 )
 from proxy.access.origins import Origins
-from proxy.access.policy import OPEN, OPERATING, AccessPolicy, access_policy_for, not_found, scope_of, sizes_of
+from proxy.access.policy import (
+    OPEN,
+    OPERATING,
+    AccessPolicy,
+    access_policy_for,
+    not_found,
+    scope_of,
+    sizes_of,
+    tenant_of,
+)
 from proxy.access.priority import PriorityPolicy, parse_request_timeout
 from proxy.access.rules import AccessRules
 
@@ -78,5 +87,6 @@ __all__ = [
     "refusal",
     "scope_of",
     "sizes_of",
+    "tenant_of",
     "work",
 ]

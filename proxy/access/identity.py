@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import UNIX, TrustedProxies, client_address
 from proxy.access.context import ClientRequest
 from proxy.errors import Code, GatewayError
+from proxy.wire.event_apis import is_messages
 
 MAX_KEY = 512  # characters; no key is longer
 
@@ -46,10 +47,14 @@ class Authenticator:
         """The request's caller. Raises GatewayError 401 for a missing or wrong key."""
         if self.ring is None:
             return Caller(id=self.address(request), tenant=tenant(request))
-        given = request.headers.getall("authorization", ())
+        headers = request.headers
+        given: Sequence[str] = headers.getall("authorization", ())
+        if "x-api-key" in headers:
+            given = _one_key(given, headers.getall("x-api-key"), strict=is_messages(request.path))
         if not given:
             raise GatewayError(
-                Code.INVALID_API_KEY, "You didn't provide an API key: send it as Authorization: Bearer YOUR_KEY."
+                Code.INVALID_API_KEY,
+                "You didn't provide an API key: send it as Authorization: Bearer YOUR_KEY or x-api-key: YOUR_KEY.",
             )
         scheme, _, key = given[0].partition(" ")
         key = key.strip()
@@ -81,7 +86,26 @@ def expired() -> GatewayError:
     return GatewayError(Code.KEY_EXPIRED, "This API key has expired.")
 
 
+def _one_key(bearers: Sequence[str], keys: Sequence[str], *, strict: bool) -> Sequence[str]:
+    """The values of Authorization that both headers come to. Authorization wins; with `strict` both must have the
+    same key: Anthropic's clients send both where two variables are set. Raises GatewayError 401."""
+    shown = {key.strip() for key in keys} - {""}  # some clients send an empty x-api-key
+    if strict and bearers and shown - {bearers[0].partition(" ")[2].strip()}:
+        raise GatewayError(
+            Code.INVALID_API_KEY, "Authorization and x-api-key hold different API keys: send one of the two."
+        )
+    return bearers or [f"Bearer {key}" for key in shown]
+
+
+def shows_credential(headers: Mapping[str, str]) -> bool:
+    """Whether a request has a header that may hold an API key."""
+    return "authorization" in headers or "x-api-key" in headers
+
+
 def tenant(request: ClientRequest) -> bytes:
     """The tenant, whose answers are shared with no other: without API keys, the hashed credential."""
-    credential = request.headers.get("authorization")
+    headers = request.headers
+    credential = headers.get("authorization")
+    if headers.get("x-api-key"):
+        credential = f"{credential or 'Bearer'} {headers['x-api-key']}"
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""

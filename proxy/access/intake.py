@@ -11,14 +11,16 @@ from proxy.access.denylist.rules import DenyList
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights import Keyer, Share, estimate, estimate_raw, sharing_of
-from proxy.upstream import affinity
+from proxy.upstream import affinity, raw_affinity
 from proxy.wire import (
+    NO_FACTS,
     NO_TEXT_FIELDS,
     PROMPT_FIELD,
     ApiRequest,
     Endpoint,
     Large,
     RawBody,
+    RawFacts,
     decode,
     everything,
     joined,
@@ -75,6 +77,7 @@ class RawJob(msgspec.Struct, frozen=True, tag="raw"):
     path: str
     kind: Literal["json", "form", "other"] = "json"
     boundary: bytes = b""
+    session: str = ""
 
 
 class PageJob(msgspec.Struct, frozen=True, tag="page"):
@@ -127,6 +130,7 @@ class Found(msgspec.Struct):
     key: bytes | None = None
     affinity: int = 0
     refers: bool = False  # to media elsewhere
+    raw: RawFacts = NO_FACTS
     denied: int = 0
     refusal: Refusal | None = None
     delays: list[float] = []  # of many readers
@@ -247,6 +251,7 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
         passed = read_passed(Media(job.kind, job.boundary), body)
         result.model = passed.model and passed.model[:MODEL_CHARS]
         result.cost = estimate_raw(job.path, passed, terms.assumed)
+        result.raw = passed.facts(raw_affinity(terms.routing, passed, job.session))
         if terms.sizes:
             passed = terms.sizes.check_raw(job.path, passed)
         if deny is not None:

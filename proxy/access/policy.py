@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from proxy.access.caller import Caller
 from proxy.access.context import AccessContext
-from proxy.access.identity import tenant
+from proxy.access.identity import shows_credential, tenant
 from proxy.access.intake import Found, denied_in, denied_in_passed
 from proxy.access.request_limits import RequestLimits
 from proxy.access.revocation import KeyedCalls
@@ -56,7 +56,7 @@ class AccessPolicy:
 
     def _identify(self, context: AccessContext) -> None:
         identity, request = self._rules.identity, context.request
-        shown = "authorization" in request.headers
+        shown = shows_credential(request.headers)
         if context.endpoint == "page" and not shown:
             return  # a form without data, in which an operator gives the key: a browser sends none by itself
         try:
@@ -191,8 +191,13 @@ def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], by
 
 
 def _scope_of_credential(context: AccessContext) -> bytes:
-    request = context.request
-    return tenant(request) if "authorization" in request.headers else b""
+    headers = context.request.headers
+    return tenant(context.request) if "authorization" in headers or "x-api-key" in headers else b""
+
+
+def tenant_of(context: AccessContext) -> bytes:
+    """The tenant of a request, whatever answers it may share."""
+    return context.caller.tenant if context.caller is not None else tenant(context.request)
 
 
 def access_policy_for(

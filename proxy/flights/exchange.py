@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.continuing import REPLAY, Replay, continuable
+from proxy.flights.events import EventIngest
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
@@ -168,8 +169,10 @@ class Exchange:
         leaves the queue."""
         exchange_context, spec = self._context, self.flight.spec
         try:
-            lease = exchange_context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
-            lease = lease or exchange_context.backends.acquire(spec.model, affinity=spec.affinity)
+            lease = self._acquire_untried()
+            lease = lease or exchange_context.backends.acquire(
+                spec.model, affinity=spec.affinity, only=spec.engine
+            )
         except GatewayError as none:
             self._finish(self._error or none)
             return True
@@ -217,8 +220,17 @@ class Exchange:
         """Retry at another engine that runs, where the rules allow it. True: an attempt follows."""
         return self._has_other_engine() and self._retry(RESET, content=False)
 
+    def _acquire_untried(self) -> Lease | None:
+        """A lease of an engine that was not tried yet, if one may answer and has room."""
+        spec = self.flight.spec
+        if spec.engine is not None:
+            return None
+        return self._context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
+
     def _has_other_engine(self) -> bool:
         """Whether an engine runs that was not tried, with capacity or not."""
+        if self.flight.spec.engine is not None:
+            return False
         here, tried = self.lease.backend, self._tried
         engines = self._context.backends.candidates(self.flight.spec.model)
         return any(b.up is not False and b is not here and b not in tried for b in engines)
@@ -239,7 +251,7 @@ class Exchange:
         self._context.metrics.upstream_request(backend.name)
         spec = self.flight.spec
         # A request that must not be sent twice gets a new connection: a kept one may be closing.
-        once = spec.mode is _RAW and not repeatable(spec.method, spec.path)
+        once = (spec.mode is _RAW or spec.event_api is not None) and not repeatable(spec.method, spec.path)
         connection = None if once else backend.pool.take()
         if connection is not None:
             self._send(backend, connection, reused=True)
@@ -292,9 +304,11 @@ class Exchange:
             self._reused = reused
             first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
             self._begin = b""
-            vet = self._check_id if backend.echoes is not False and spec.mode is not _RAW else None
+            passed = spec.mode is _RAW or spec.event_api is not None
+            vet = None if backend.echoes is False or passed else self._check_id
             callbacks = Callbacks(self._on_response_end, self._on_head, first, vet, self._on_break)
-            self.ingest = exchange_context.ingest(self._fed, exchange_context.timeouts, callbacks)
+            make = exchange_context.ingest if spec.event_api is None else EventIngest
+            self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
@@ -432,7 +446,8 @@ class Exchange:
         spec = self.flight.spec
         if cause not in self._context.retry.on or not self._fed.untouched:
             return False
-        if cause is not CONNECT and spec.mode is Mode.RAW and not repeatable(spec.method, spec.path):
+        passed = spec.mode is Mode.RAW or spec.event_api is not None
+        if cause is not CONNECT and passed and not repeatable(spec.method, spec.path):
             return False
         return self._again(cause, self._rewind, gone=cause in GONE, after=after, content=content)
 
@@ -455,7 +470,7 @@ class Exchange:
         if self._left <= 0:
             return False
         self._tried.add(self.lease.backend)
-        other = exchange_context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
+        other = self._acquire_untried()
         try:
             pause = None
             if other is None:

@@ -31,9 +31,8 @@ FREE: Final = 64 * 1024
 STEP: Final = 256 * 1024
 """Bytes by which the charge of a larger log grows."""
 
-
 BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
-"""The end of a stream whose handling raised."""
+"""The end of a chat's stream whose handling raised."""
 
 Origin = Literal["miss", "hit", "attached", "merged", "bypass"]
 """Where an answer is from: generated and shareable, stored, generated for other requests (vectors), generated in
@@ -90,8 +89,10 @@ class Flight:
         "look",
         "memory",
         "mode",
+        "number",
         "on_abandoned",
         "on_end",
+        "on_named",
         "on_spoiled",
         "origin",
         "phase",
@@ -158,6 +159,8 @@ class Flight:
         self.subscribers: set[Subscriber] = set()
         self.on_abandoned: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None
+        self.on_named: Callable[[Flight, str], None] | None = None
+        self.number = 0  # events that have come, of an API that numbers them
         self.on_spoiled = on_spoiled
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
@@ -195,6 +198,19 @@ class Flight:
     def when_ended(self, then: Callable[[Flight], None] | None) -> None:
         """Call `then` at the end, whatever the outcome. For the one that pays for the answer."""
         self.on_end = then
+
+    def when_named(self, then: Callable[[Flight, str], None]) -> None:
+        """Call `then` with the id under which the engine keeps the answer, each time that it is seen."""
+        self.on_named = then
+
+    def names(self, id: str) -> None:
+        """The engine keeps the answer under this id."""
+        if self.on_named is not None:
+            self.on_named(self, id)
+
+    def numbers(self, count: int) -> None:
+        """So many events have come."""
+        self.number = count
 
     def allow_storing(self) -> None:
         """A reader allows the answer to be stored."""
@@ -439,7 +455,14 @@ class Flight:
         self.error = error
         if self.mode is Mode.WHOLE:
             self.log.clear()  # no reader gets part of a body
-        self._finish(chunk(encode(error.json())) + LAST_CHUNK if self.mode is Mode.STREAM else b"")
+        self._finish(chunk(self.error_frame(error)) + LAST_CHUNK if self.mode is Mode.STREAM else b"")
+
+    def error_frame(self, error: GatewayError) -> bytes:
+        """The error as the last event of its stream."""
+        spec = self.spec
+        if spec.event_api is None:
+            return encode(error.json())
+        return spec.event_api.error_event(error, spec.request_id, self.number)
 
     def cancel(self) -> None:
         self.enter(Phase.CANCELLED)
@@ -492,7 +515,9 @@ class Flight:
         woken."""
         self.phase, self.ended, self.finished = Phase.FAILED, True, True
         self.error = self.error or error
-        self.tail = self.tail or (BROKEN if self.mode is Mode.STREAM else b"")
+        if self.mode is Mode.STREAM:
+            broken = BROKEN if self.spec.event_api is None else chunk(self.error_frame(internal())) + LAST_CHUNK
+            self.tail = self.tail or broken
         self.look = self.throttle = None
         if self.times.ended is None:
             self.times.ended = self.clock()
@@ -665,6 +690,17 @@ class Subscriber(msgspec.Struct, eq=False):
             return True
         finally:
             timer.cancel()
+
+    async def changed_within(self, seconds: float) -> bool:
+        """Wait at most so many seconds until this reader's task has something to do. False: it has not."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        timer = loop.call_at(until, self.wake)
+        try:
+            await self.changed()
+        finally:
+            timer.cancel()
+        return loop.time() < until - 0.001  # as above
 
     def hold(self, pipe: Pipe) -> None:
         """Its client waits at this pipe: nothing is written before `resume`."""

@@ -478,6 +478,11 @@ class Ingest:
         self.held = held
         self._last = self.flight.clock()
 
+    @property
+    def _begun(self) -> bool:
+        """Whether the first token has come."""
+        return self._head is not None and self.flight.phase is not Phase.PREFILL
+
     def _deadline(self) -> tuple[float, Code, str]:
         """The next timeout: when, its code, and its message."""
         limits = self._limits
@@ -488,7 +493,7 @@ class Ingest:
         )
         if self.held:
             return total
-        if self._head is None or self.flight.phase is Phase.PREFILL:
+        if not self._begun:
             if self.flight.mode is Mode.WHOLE:
                 return total  # one body: its first byte is as late as its last token
             wait = (

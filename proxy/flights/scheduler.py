@@ -354,7 +354,7 @@ class Scheduler:
             return exchange.resume()
         spec = flight.spec
         try:
-            lease = self._backends.acquire(spec.model, affinity=spec.affinity)
+            lease = self._backends.acquire(spec.model, affinity=spec.affinity, only=spec.engine)
         except GatewayError as e:
             self._end(flight, e)
             return True

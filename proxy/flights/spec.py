@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.config import NORMAL
 from proxy.wire import ApiRequest
+from proxy.wire.event_apis import EventApi
 
 
 class Mode(Enum):
@@ -70,6 +71,8 @@ class FlightSpec(msgspec.Struct, frozen=True):
     parts: int = 0  # choices or vectors that its body asks for; 0: as many as `api_request` does
     cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
     fold: bool = True  # a stored stream may answer it, where it wants one body
+    event_api: EventApi | None = None  # its answer is a stream of this API's events, or a body of it
+    engine: str | None = None  # the name of the only engine that may answer it: it has what the request refers to
 
 
 class QueueState(msgspec.Struct, eq=False):

@@ -17,6 +17,7 @@ A reader meets, in this order:
   closes it. While it is open no request waits for Redis. Look-ups, stores and limits each have one.
 - `RedisState` is what operators are shown of them: in use, away, or refusing.
 - `Cache` looks up and stores answers; a `Stored` is one answer in the bytes that a client gets.
+- `Places` knows which engine keeps a response of the Responses API.
 
 Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
@@ -25,6 +26,7 @@ from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
 from proxy.redis.health import RedisState, Use
+from proxy.redis.places import Places
 from proxy.redis.refusal import REASONS
 from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandled, WireError, Word
 from proxy.redis.url import RedisUrl, address, files_of, read_url
@@ -39,6 +41,7 @@ __all__ = [
     "Lost",
     "NodeAway",
     "OnChange",
+    "Places",
     "RedisState",
     "RedisUrl",
     "ReplyError",

@@ -18,7 +18,7 @@ from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
 from proxy.server.listener.request import Request
 from proxy.telemetry import Log, Metrics, Recorded, RequestRecord
-from proxy.wire import ApiRequest
+from proxy.wire import NO_FACTS, ApiRequest, RawFacts
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
 MAX_METHOD: Final = 16  # the same of a method
@@ -51,6 +51,7 @@ class RequestContext(msgspec.Struct, eq=False):
     stream: bool = False
     api_request: ApiRequest | None = None
     caller: Caller | None = None  # None: no key was required
+    raw: RawFacts = NO_FACTS  # of one that is passed through
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
     hold: Reservation | None = None  # its part of the rate limits
     reader: Subscriber | None = None
@@ -101,6 +102,10 @@ class RequestContext(msgspec.Struct, eq=False):
     def describe(self, model: str | None, *, stream: bool = False) -> None:
         """The body is decoded; it is not checked yet."""
         self.model, self.stream = model, stream
+
+    def describe_raw(self, model: str | None, facts: RawFacts) -> None:
+        """`describe` for a body that is passed through."""
+        self.model, self.stream, self.raw = model, facts.stream, facts
 
     def accept(self, request: ApiRequest) -> None:
         """The body is decoded and checked, and possibly lowered in its demands."""

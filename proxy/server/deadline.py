@@ -10,7 +10,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights import Mode
 from proxy.server import respond
 from proxy.server.context import RequestContext
-from proxy.wire import LAST_CHUNK, chunk, encode
+from proxy.wire import LAST_CHUNK, chunk
 
 
 async def run_with_deadline(
@@ -49,7 +49,7 @@ def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
     if not ended:
         if reader.offset:
             raise ConnectionResetError("ended early, in the middle of a chunk")
-        pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
+        pipe.write(chunk(reader.flight.error_frame(error)) + LAST_CHUNK)
     context.begin_response(200)
     context.wrote(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from proxy.access import OPEN, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
 from proxy.access.ratelimit import Admission
@@ -13,24 +14,29 @@ from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Flight, FlightGroup, Keyer, Memory, Scheduler
 from proxy.flights.embeddings import Embedder
+from proxy.redis import Places
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext, request_id
 from proxy.server.deadline import run_with_deadline
 from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
+from proxy.server.handlers.responses import ResponseEngines
 from proxy.server.handlers.status import Render, StatusHandlers
 from proxy.server.listener.request import Request
 from proxy.server.offload.large import LargeRequests
 from proxy.server.outcome import Outcomes, RecordedOutcomes
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
-from proxy.server.routes import Handler, Route, Routes
+from proxy.server.routes import PASSED, Handler, Route, Routes
 from proxy.server.tracing import Tracing
 from proxy.telemetry import Fault, Log, Metrics, Recording, raised
 from proxy.upstream import Backends
 from proxy.wire import PATHS
 from proxy.wire.fold import Unfoldable
+
+ENGINES: Final = frozenset({"passthrough", *PASSED.values()})
+"""Endpoints that an engine answers, whatever is sent: no page of another origin may lead there."""
 
 
 class Stage(Enum):
@@ -63,6 +69,7 @@ class Gateway:
         fault: Fault = raised,
         memory: Memory | None = None,
         large: LargeRequests | None = None,
+        places: Places | None = None,
         origins: Origins | None = None,
         hosts: Hosts | None = None,
         admin_hosts: Hosts | None = None,
@@ -99,6 +106,7 @@ class Gateway:
             access_policy=access_policy,
             admission=admission,
             large=large,
+            responses=None if places is None else ResponseEngines(places, backends),
         )
         self.generation = generation = Generation(
             settings,
@@ -158,7 +166,7 @@ class Gateway:
                 if self._access_policy is not None:
                     self._access_policy.authenticate(context)
                 if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
-                    self._origins.check(headers, request.method, opens=context.endpoint != "passthrough")
+                    self._origins.check(headers, request.method, opens=context.endpoint not in ENGINES)
                 timeout = headers.get("x-request-timeout")
                 if timeout is None:
                     sent = await handler(context)

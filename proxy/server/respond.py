@@ -38,8 +38,9 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
-KEEP_ALIVE: Final = chunk(b": keep-alive\n\n")
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment (WHATWG HTML 9.2.6): every SSE client ignores it."""
+_PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a silence lasts a quarter longer at most
 _END: Final = GUARDS + "\r\n"
 
 
@@ -69,6 +70,11 @@ class SocketPipe:
         self._mute = mute  # HEAD, 204, 304: no body at all
         self._protocol.count(self)
 
+    @property
+    def paused(self) -> bool:
+        """The client has not taken what was written."""
+        return self._protocol.write_paused
+
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
         if transport.is_closing():
@@ -93,9 +99,10 @@ async def stream(
     wait_writable: WaitWritable,
     *,
     limited: bool = False,
+    every: float = 0.0,
 ) -> Sent:
     """Write a Flight that can be answered to the client, as it grows, and no faster than the client takes it.
-    `limited`: `headers` tell the client's rate limits.
+    `limited`: `headers` tell the client's rate limits. `every`: seconds of silence until a keep-alive; 0: none.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
     """
@@ -118,7 +125,7 @@ async def stream(
     reader.write_to(pipe, whole_chunks=not chunks)  # `dechunk` takes whole ones
     if pipe.head and flight.mode is Mode.RAW:
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
-    await write_until_done(reader, wait_writable)
+    await write_until_done(reader, wait_writable, every)
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
         keep = False  # no clean end: the client must see that the answer is not whole
         if request.transport is not None:
@@ -135,45 +142,64 @@ async def stream_late(
     head = write_head(200, [("transfer-encoding", "chunked"), *_SSE, *headers], keep_alive=request.keep_alive)
     pipe = SocketPipe(request, head)
     reader.hold(pipe)
-    pipe.write(KEEP_ALIVE)
-    protocol = cast(ClientConnection, request.protocol)
+    again = keep_alive(reader.flight)
+    pipe.write(again)
     while not await reader.ready_within(every):
-        if not protocol.write_paused:  # else the client does not read: more would only fill memory
-            pipe.write(KEEP_ALIVE)
+        if not pipe.paused:  # else the client does not read: more would only fill memory
+            pipe.write(again)
     if reader.flight.mode is Mode.WHOLE:
         await reader.complete()
         error = _error_of(reader.flight)
         reader.end_writing()
-        pipe.write(chunk(encode(error)) + LAST_CHUNK)
+        pipe.write(chunk(error) + LAST_CHUNK)
         return Sent(200, request.keep_alive, pipe.sent), Code.UPSTREAM_ERROR_FRAME.code
     reader.resume()
-    await write_until_done(reader, wait_writable)
+    await write_until_done(reader, wait_writable, 0.0 if reader.flight.spec.event_api is None else every)
     return Sent(200, request.keep_alive, pipe.sent), None
 
 
+def keep_alive(flight: Flight) -> bytes:
+    """A chunk that says nothing, in the form of the flight's API."""
+    event_api = flight.spec.event_api
+    return chunk(KEEP_ALIVE if event_api is None else event_api.keep_alive)
+
+
 def _error_of(flight: Flight) -> bytes:
-    """What one body in place of a stream says, for a frame: an error, ours or the engine's."""
+    """What one body in place of a stream says, as a frame: an error, ours or the engine's."""
     if flight.error is not None:
-        return flight.error.json()
+        return flight.error_frame(flight.error)
     body = b"".join(flight.log)
     if flight.head is not None and flight.head.status >= 400:
+        event_api, status = flight.spec.event_api, flight.head.status
         try:
-            return msgspec.json.format(body, indent=-1)
-        except (msgspec.MsgspecError, RecursionError):
-            words = f"The engine answered {flight.head.status}."
-            return GatewayError(Code.UPSTREAM_ERROR_FRAME, words).json()
-    return GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered a request for a stream with one body.").json()
+            if event_api is None:
+                return encode(msgspec.json.format(body, indent=-1))
+            return event_api.passed_event(msgspec.json.decode(body), status, flight.spec.request_id, flight.number)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            words = f"The engine answered {status}."
+            return flight.error_frame(GatewayError(Code.UPSTREAM_ERROR_FRAME, words))
+    return flight.error_frame(
+        GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered a request for a stream with one body.")
+    )
 
 
-async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> None:
-    """Write a Flight until its end. A reader that lags is written to by its own task, after `wait_writable`."""
+async def write_until_done(reader: Subscriber, wait_writable: WaitWritable, every: float = 0.0) -> None:
+    """Write a Flight until its end. A reader that lags is written to by its own task, after `wait_writable`.
+    `every`: seconds of silence until a keep-alive; 0: none."""
     flight = reader.flight
+    silent, sent = 0, 0  # looks since something was written
     while not reader.done:
         if reader.broken or (flight.ended and not reader.lagging and not _writes_rest(reader)):
             raise ConnectionResetError("a part of the answer could not be written")
         if not reader.lagging:
             if not flight.ended:
-                await reader.changed()
+                if not every:
+                    await reader.changed()
+                elif not await reader.changed_within(every / _PARTS):
+                    silent, sent = (silent + 1, sent) if reader.sent == sent else (1, reader.sent)
+                    if silent >= _PARTS:
+                        silent = 0
+                        _keep_alive(reader)
             continue
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
@@ -184,6 +210,15 @@ async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> N
         flight.trim()
         if flight.throttle is not None and flight.private:
             flight.throttle(False)
+
+
+def _keep_alive(reader: Subscriber) -> None:
+    """Write a keep-alive, where the last write ended with an event and the client takes it."""
+    pipe = reader.pipe
+    if isinstance(pipe, SocketPipe) and not (
+        reader.offset or reader.lagging or reader.flight.ended or pipe.paused
+    ):
+        pipe.write(keep_alive(reader.flight))
 
 
 def _writes_rest(reader: Subscriber) -> bool:

@@ -18,6 +18,7 @@ from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Body, Headers, Remainder, Sent
+from proxy.wire.event_apis import is_messages
 
 
 class Responder:
@@ -44,14 +45,15 @@ class Responder:
         return await self.send(context, status, ours, msgspec.json.encode(answer))
 
     async def refuse(self, context: RequestContext, error: GatewayError) -> Sent:
-        """An error in OpenAI's form."""
+        """An error, in the form of the API of its path."""
         context.refused(error, self._priority_policy.address(context.caller, context.request))
         headers = [*respond.error_headers(error), *context.headers()]
         request = context.request
         # A client that waits for a 100 may or may not send its body after this: the connection cannot be kept.
         expects = "expect" in request.headers and not request.content.is_eof()
         last = expects or request.method == "CONNECT" or error.code in (Code.SHUTTING_DOWN, Code.BODY_TIMEOUT)
-        return await self.send(context, error.status, headers, error.json(), keep=not last)
+        body = error.anthropic_json(context.id) if is_messages(request.path) else error.json()
+        return await self.send(context, error.status, headers, body, keep=not last)
 
     async def end_early(self, context: RequestContext, error: GatewayError) -> Sent:
         """The end of a request whose task the gateway cancelled: the client gets the error. Raises CancelledError
@@ -111,7 +113,9 @@ class Responder:
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that does not stream
             return await self.body(context, reader)
         headers, limited = context.headers(reader), context.hold is not None
-        sent = await respond.stream(context.request, reader, headers, writable, limited=limited)
+        passed = reader.flight.spec.event_api is not None  # its first events come before its first token
+        every = self._keepalive if passed and context.request.version >= HttpVersion11 else 0.0
+        sent = await respond.stream(context.request, reader, headers, writable, limited=limited, every=every)
         context.begin_response(sent.status)
         return sent
 

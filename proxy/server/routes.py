@@ -18,6 +18,9 @@ Route = tuple[str, str, Handler]
 """The method that a path takes (or some, as in `Allow`), the endpoint's label, the handler."""
 
 
+PASSED: Final = {"/v1/messages": "messages", "/v1/responses": "responses"}
+"""Endpoints' labels of engine paths; that of all others is `passthrough`."""
+
 _NOWHERE: Final = frozenset(
     (
         "CONNECT",
@@ -92,7 +95,7 @@ class Routes:
                 return self._plain.server
             if context.admin or not is_allowed(path):
                 raise not_found(path)
-            context.routed("passthrough")
+            context.routed(PASSED.get(path, "passthrough"))
             return self._passed
         takes, endpoint, handler = route
         context.routed(endpoint)

@@ -28,6 +28,8 @@ ENDPOINTS: Final = (
     "completions",
     "embeddings",
     "passthrough",
+    "messages",
+    "responses",
     "models",
     "health",
     "ready",

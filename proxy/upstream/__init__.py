@@ -30,7 +30,7 @@ from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.monitor import Task, each, first_look, watch
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
-from proxy.upstream.routing import affinity
+from proxy.upstream.routing import affinity, raw_affinity, session_of
 
 __all__ = [
     "GONE",
@@ -50,7 +50,9 @@ __all__ = [
     "affinity",
     "each",
     "first_look",
+    "raw_affinity",
     "repeatable",
     "retry_after",
+    "session_of",
     "watch",
 ]

@@ -207,16 +207,25 @@ class Backends:
             return [b for b in self.all if model in b.served]  # known, but down: try it, and report that
         return claiming or living
 
+    def named(self, name: str) -> Backend | None:
+        """The engine of this name; None where there is none now."""
+        return self._named.get(name)
+
     def pool_of(self, model: str | None) -> str | None:
         """The name under which requests for the same engines queue: the model, where an engine lists it, else
         None."""
         return model if model in (self._chosen or self._choose()) else None
 
     def acquire(
-        self, model: str | None, *, exclude: frozenset[Backend] = frozenset(), affinity: int = 0
+        self,
+        model: str | None,
+        *,
+        exclude: frozenset[Backend] = frozenset(),
+        affinity: int = 0,
+        only: str | None = None,
     ) -> Lease | None:
         """A slot at an engine that serves the model, chosen by the routing policy; None while all are full, or a
-        probe is in flight.
+        probe is in flight. `only`: the name of the one engine that may be chosen.
 
         Raises GatewayError 503 where there is no engine, all are excluded, or all breakers are open.
         """
@@ -226,10 +235,12 @@ class Backends:
             candidates = chosen[None]
         if exclude:
             candidates = [b for b in candidates if b not in exclude]
+        if only is not None:
+            candidates = [self._named[only]] if only in self._named else []
         if not candidates:
             raise GatewayError(Code.NO_BACKEND, "No engine is available for this request.", retry_after=1)
         if self._tripped:
-            return self._acquire_guarded(model, candidates, exclude, affinity)
+            return self._acquire_guarded(model, candidates, exclude, affinity, only)
         if len(candidates) == 1:
             best: Backend | None = candidates[0]
             if best is not None and best.inflight >= best.max_inflight:
@@ -283,12 +294,17 @@ class Backends:
         backend.abilities.forget()
 
     def _acquire_guarded(
-        self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
+        self,
+        model: str | None,
+        candidates: list[Backend],
+        exclude: frozenset[Backend],
+        affinity: int,
+        only: str | None,
     ) -> Lease | None:
         """`acquire` while any breaker is not closed."""
         now = self._clock()
         admitted = [b for b in candidates if b.breaker.admits(now)]
-        if not admitted:
+        if not admitted and only is None:
             admitted = self._perhaps_back(model, candidates, exclude, now)
         if not admitted:
             if any(b.breaker.probing for b in candidates):

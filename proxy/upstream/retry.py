@@ -20,7 +20,8 @@ _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PURE: Final = frozenset(
     {
         "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/v2/embed",
-        "/pooling", "/classify", "/generative_scoring", "/v1/embeddings",
+        "/pooling", "/classify", "/generative_scoring", "/v1/embeddings", "/v1/messages",
+        "/v1/messages/count_tokens",
     }
 )  # fmt: skip
 """POST endpoints of vLLM that only compute."""

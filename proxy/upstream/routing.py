@@ -11,16 +11,20 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from proxy.wire import ApiRequest
+from proxy.wire import ApiRequest, RawBody
 
 BOUND: Final = 1.25
 """By affinity no engine gets more than this multiple of the mean load: consistent hashing with bounded loads
 (Mirrokni, Thorup, Zadimoghaddam 2018)."""
 
+SESSION_HEADERS: Final = ("x-session-id", "x-claude-code-session-id", "session-id", "session_id")
+"""The general header, Claude Code's, and the two spellings of Codex."""
+
 PREFIX_BYTES: Final = 4096
 """Bytes of a prompt's beginning that count for affinity: some 60 of vLLM's blocks of 16 tokens."""
 
 _MASK: Final = (1 << 64) - 1
+_ENCODE: Final = msgspec.json.Encoder().encode
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -160,9 +164,17 @@ def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | No
     return {"hash": by_session, "prefix": by_prefix}.get(policy)
 
 
+def session_of(headers: Mapping[str, str]) -> str:
+    """The session that a client's headers name, by the first that does; empty: none."""
+    for name in SESSION_HEADERS:
+        if headers.get(name):
+            return headers[name]
+    return ""
+
+
 def by_session(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
-    """The session (`x-session-id`), else the field `user`, else the prompt."""
-    session = headers.get("x-session-id")
+    """The session (`session_of`), else the field `user`, else the prompt."""
+    session = session_of(headers)
     if session:
         return key_of(b"session", session.encode("utf-8", "surrogateescape"))
     user = api_request.fields.get("user")
@@ -176,6 +188,32 @@ def by_prefix(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
     which is the same in each turn of a conversation; at most 4 KiB of it, which are the same for all questions
     about one long text."""
     return key_of((api_request.model or "").encode(), beginning(api_request)[:PREFIX_BYTES])
+
+
+def raw_affinity(policy: str, passed: RawBody, session: str) -> int:
+    """The affinity key of a request for Messages or Responses, by the same rules. `session`: of its headers."""
+    if policy not in ("hash", "prefix"):
+        return 0
+    members = passed.members
+    if policy == "hash":
+        if session:
+            return key_of(b"session", session.encode("utf-8", "surrogateescape"))
+        metadata = members.get("metadata")
+        of_claude = (
+            metadata.get("user_id") if isinstance(metadata, dict) else None
+        )  # it holds Claude Code's session
+        user = of_claude or members.get("prompt_cache_key") or members.get("user")
+        if isinstance(user, str) and user:
+            return key_of(b"user", user.encode("utf-8", "surrogateescape"))
+        return key_of(b"prompt", passed.body)
+    first = []
+    turns = members.get("messages", members.get("input"))
+    for turn in turns if isinstance(turns, list) else [turns]:
+        first.append(turn)
+        if not (isinstance(turn, dict) and turn.get("role") in ("system", "developer")):
+            break
+    text = _ENCODE([members.get("system"), members.get("instructions"), first])
+    return key_of((passed.model or "").encode("utf-8", "surrogateescape"), text[:PREFIX_BYTES])
 
 
 class _Message(msgspec.Struct):

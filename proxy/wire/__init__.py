@@ -12,6 +12,7 @@ A reader meets, in this order:
 - `frames` reads frames: content, `Usage`, errors. `FrameTemplate` recognises a frame that differs from an
   earlier one only in its text; `UsageStripper` hides the usage that a client did not ask for.
 - `whole` decides whether an answer is complete, and names the `Lack` where it is not.
+- `event_apis` reads the streams of Anthropic's Messages and OpenAI's Responses.
 - `fold` turns a finished stream into one JSON body.
 - `StreamSplit` and `split_body` take merged choices apart, `embeddings` arrays of inputs; `shares` divides a
   count of tokens among them.
@@ -69,7 +70,16 @@ from proxy.wire.prompt import (
     strings,
 )
 from proxy.wire.prompt_logprobs import outgrows
-from proxy.wire.raw_body import COUNTS, NONE, RawBody, generates, read_passed, takes_json_only
+from proxy.wire.raw_body import (
+    COUNTS,
+    NO_FACTS,
+    NONE,
+    RawBody,
+    RawFacts,
+    generates,
+    read_passed,
+    takes_json_only,
+)
 from proxy.wire.shares import shares_of
 from proxy.wire.sse import (
     DONE,
@@ -96,6 +106,7 @@ __all__ = [
     "LAST_CHUNK",
     "MAX_TOKENS",
     "NONE",
+    "NO_FACTS",
     "NO_TEXT_FIELDS",
     "PATHS",
     "PROMPT_FIELD",
@@ -111,6 +122,7 @@ __all__ = [
     "Large",
     "Part",
     "RawBody",
+    "RawFacts",
     "StreamSplit",
     "Unsplittable",
     "Usage",

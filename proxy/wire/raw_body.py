@@ -10,11 +10,23 @@ from proxy.errors import Code, GatewayError
 from proxy.wire.document import read
 from proxy.wire.http.form import Form, read_form
 from proxy.wire.http.media_type import Media
-from proxy.wire.loose import integer
+from proxy.wire.loose import boolean, integer
 from proxy.wire.prompt import everything, media_free, refuse_ids, refuse_template
 
 AUDIO: Final = "/v1/audio/"
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class RawFacts(msgspec.Struct, frozen=True, gc=False):
+    """What decides how the answer to a passed-through request is read, and which engine gets it."""
+
+    stream: bool = False
+    previous: str | None = None  # the id of the response that it continues
+    names_itself: bool = False  # the client chooses the id of its response, as vLLM allows
+    affinity: int = 0  # requests with the same number go to the same engine; 0: to any
+
+
+NO_FACTS: Final = RawFacts()
 
 
 class RawBody(msgspec.Struct, frozen=True, gc=False):
@@ -37,6 +49,16 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
             return self.form.text("model") or None
         model = self.members.get("model")
         return model if isinstance(model, str) else None
+
+    def facts(self, affinity: int = 0) -> RawFacts:
+        members = self.members
+        previous = members.get("previous_response_id")
+        return RawFacts(
+            boolean(members.get("stream")) is True,
+            previous if isinstance(previous, str) else None,
+            members.get("request_id") is not None,
+            affinity,
+        )
 
     def number(self, name: str) -> int | None:
         """The positive integer of this name, in the types that an engine accepts: `"8"` and `8.0` too."""

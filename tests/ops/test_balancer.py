@@ -56,6 +56,13 @@ async def balancer(file: str, folder: Path, *apps: App) -> AsyncIterator[str]:
     if file == "nginx.conf":
         temporary = "".join(f"{name}_temp_path {folder}/{name}; " for name in TEMPORARY)
         text = text.replace("http {", f"http {{\n access_log off; {temporary}")
+    async with started(file, text, folder, port) as url:
+        yield url
+
+
+@asynccontextmanager
+async def started(file: str, text: str, folder: Path, port: int) -> AsyncIterator[str]:
+    """The program with this text as its file, once it listens on the port. Gives its URL."""
     config = folder / file
     config.write_text(text)
     process = await asyncio.create_subprocess_exec(

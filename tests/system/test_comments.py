@@ -116,7 +116,7 @@ async def test_who_reads_along_gets_them_and_who_comes_later_does_not(engine: En
 
 async def test_what_passes_through_has_the_same_clock(engine: Engine) -> None:
     async with gateway(engine, token_timeout=0.3, retries=0) as app:
-        post = asyncio.create_task(post_json(app.url, "/v1/responses", {"model": "m1", "input": "a"}))
+        post = asyncio.create_task(post_json(app.url, "/v1/a/b", {"model": "m1", "input": "a"}))
         turn = await engine.next_request()
         await turn.start(role=False)
         comments = asyncio.create_task(comment(turn))

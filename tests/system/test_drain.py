@@ -193,9 +193,7 @@ async def test_what_takes_too_long_is_ended_honestly_and_its_engine_told(engine:
 async def test_a_stream_that_is_passed_through_is_cut_without_a_clean_end(engine: Engine) -> None:
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(gateway(engine, drain_timeout=0.0))
-        client = await stack.enter_async_context(
-            streaming(app.url, "/v1/responses", {"input": "a", "stream": True})
-        )
+        client = await stack.enter_async_context(streaming(app.url, "/v1/a/b", {"input": "a", "stream": True}))
         turn = await engine.next_request()
         await turn.start()
         await turn.frame(b"data: {}\n\n")

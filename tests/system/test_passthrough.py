@@ -29,6 +29,7 @@ PATHS = [
     "/v2/embed",
 ]
 ODD = "application/x-odd"
+OTHER = "/v1/a/b"  # a path whose answers the gateway does not read
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -128,7 +129,7 @@ async def test_head_is_passed_on_and_answered_without_a_body(engine: Engine) -> 
 
 async def test_a_stream_comes_through_piece_by_piece_as_it_is(engine: Engine) -> None:
     pieces = [b"event: a\ndata: {}\n\n", b": comment\n\n", b"data: half", b" a frame\r\n\r\n", b"no frame at all"]
-    async with gateway(engine) as app, streaming(app.url, "/v1/responses", {"stream": True}) as client:
+    async with gateway(engine) as app, streaming(app.url, OTHER, {"stream": True}) as client:
         turn = await engine.next_request()
         await turn.start()
         assert (await client.read_head())["content-type"] == "text/event-stream; charset=utf-8"
@@ -194,7 +195,7 @@ async def test_a_slow_reader_holds_the_engine_back_and_gets_everything(engine: E
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_an_answer_cut_by_the_engine_is_seen_as_cut(engine: Engine, chunked: bool, reset: bool) -> None:
-    async with gateway(engine) as app, streaming(app.url, "/v1/responses", {}) as client:
+    async with gateway(engine) as app, streaming(app.url, OTHER, {}) as client:
         turn = await engine.next_request()
         length = b"transfer-encoding: chunked" if chunked else b"content-length: 10"
         await turn.raw(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n" + (b"3\r\nabc\r\n" if chunked else b"abc"))
@@ -234,7 +235,10 @@ async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine)
 
 def passthrough(settings: Settings, read: Any, **parts: Any) -> PassThrough:
     """The handler, of which a test calls `read` only."""
-    others = ("responder", "group", "scheduler", "priority_policy", "access_policy", "admission", "large")
+    others = (
+        *("responder", "group", "scheduler", "priority_policy"),
+        *("access_policy", "admission", "large", "responses"),
+    )
     given: dict[str, Any] = dict.fromkeys(others) | parts
     return PassThrough(settings, bodies=cast(Any, SimpleNamespace(read=read)), **given)
 

@@ -53,7 +53,7 @@ class TicketFactory:
             priority=state.priority,
             cost=max(1, prompt + math.ceil(completion * self.share(owner))),
             deadline=state.deadline,
-            pool=self._pool(spec.model),
+            pool=spec.engine or self._pool(spec.model),
             latest=state.latest,
             prefixes=_beginnings(spec.api_request) if spec.api_request is not None else (),
         )

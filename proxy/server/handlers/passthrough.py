@@ -10,10 +10,13 @@ from proxy.flights import FlightGroup, FlightSpec, Mode, QueueState, Scheduler, 
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
 from proxy.server.handlers.relay import end_to_end_headers
+from proxy.server.handlers.responses import ResponseEngines
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
+from proxy.upstream import raw_affinity, session_of
 from proxy.wire import read_passed, takes_json_only
+from proxy.wire.event_apis import EVENT_APIS, RESPONSES, EventApi
 from proxy.wire.http import Media, media_of
 
 
@@ -32,6 +35,7 @@ class PassThrough:
         access_policy: AccessPolicy | None,
         admission: Admission | None,
         large: LargeRequests | None,
+        responses: ResponseEngines | None,
     ) -> None:
         self._settings = settings
         self._bodies = bodies
@@ -42,19 +46,32 @@ class PassThrough:
         self._access_policy = access_policy
         self._admission = admission
         self._large = large
+        self._responses = responses
 
     async def __call__(self, context: RequestContext) -> Sent:
         body = await self.read(context)
-        return await self.forward(context, context.request.raw_path, body)
-
-    async def forward(self, context: RequestContext, path: str, body: bytes) -> Sent:
-        """Relay a request that is admitted. It shares nothing. Raises GatewayError."""
         request = context.request
+        event_api = EVENT_APIS.get(request.path) if request.method == "POST" else None
+        engine = await self._responses.find(context) if self._responses is not None else None
+        return await self.forward(context, request.raw_path, body, event_api, engine)
+
+    async def forward(
+        self,
+        context: RequestContext,
+        path: str,
+        body: bytes,
+        event_api: EventApi | None = None,
+        engine: str | None = None,
+    ) -> Sent:
+        """Relay a request that is admitted. It shares nothing. `event_api`: its answer is of this API; `engine`:
+        the only one that may answer. Raises GatewayError."""
+        request = context.request
+        mode = Mode.RAW if event_api is None else Mode.STREAM if context.stream else Mode.WHOLE
         spec = FlightSpec(
             method=request.method,
             path=path,
             body=body,
-            mode=Mode.RAW,
+            mode=mode,
             request_id=context.id,
             headers=(
                 *end_to_end_headers(request.raw_headers, authorization=self._settings.forward_authorization),
@@ -62,6 +79,9 @@ class PassThrough:
             ),
             model=context.model,
             cost=context.cost,
+            affinity=0 if event_api is None else context.raw.affinity,
+            event_api=event_api,
+            engine=engine,
         )
         priority, owner = self._priority_policy.turn(context.caller, request)
         queue_state = QueueState(
@@ -72,7 +92,9 @@ class PassThrough:
         )
         flight = self._group.launch(spec, queue_state)
         try:
-            reader = self._group.attach(flight, usage=True, whole=False, owner=owner)
+            if event_api is RESPONSES and self._responses is not None:
+                flight.when_named(self._responses.keeper(context))
+            reader = self._group.attach(flight, usage=True, whole=mode is Mode.WHOLE, owner=owner)
             context.attach_reader(reader)
             self._scheduler.submit(flight)
         except GatewayError:
@@ -80,6 +102,8 @@ class PassThrough:
         except Exception:
             self._scheduler.abandon(flight)
             raise
+        if mode is Mode.WHOLE:
+            return await self._responder.body(context, reader)
         return await self._responder.stream(context, reader)
 
     async def read(self, context: RequestContext) -> bytes:
@@ -98,7 +122,8 @@ class PassThrough:
                 await self._admission(context)
             return body
         passed = read_passed(media, body)
-        context.describe(passed.model)
+        session = session_of(request.headers)
+        context.describe_raw(passed.model, passed.facts(raw_affinity(self._settings.routing, passed, session)))
         if self._access_policy is not None:
             passed = self._access_policy.check_raw(context, passed)
         context.price(estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens))

@@ -34,6 +34,9 @@ _TRACE: Final = ("traceparent", "tracestate")
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE: Final = re.compile(r"[ -~]{1,512}")
 
+_CREDENTIALS: Final = ("authorization", "x-api-key")
+"""Headers with a client's key, which engines get with `forward_authorization`."""
+
 _OF_PROXIES: Final = {  # by which a server behind would take the request for another's, or for another request
     "client-ip", "front-end-https", "proxy", "true-client-ip", "x-client-ip", "x-cluster-client-ip",
     "x-forwarded", "x-host", "x-http-host-override", "x-http-method", "x-http-method-override",
@@ -66,7 +69,7 @@ _DECODED: Final = 3  # times that a server behind another may decode a path
 
 def passed_on(settings: Settings) -> tuple[str, ...]:
     """The client headers that are sent to an engine along with a request that may be shared."""
-    return (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+    return (*ACTED_ON, *_CREDENTIALS) if settings.forward_authorization else ACTED_ON
 
 
 def is_allowed(path: str) -> bool:
@@ -143,7 +146,7 @@ def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple
 def end_to_end_headers(
     headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False
 ) -> list[tuple[str, str]]:
-    """A client's end-to-end headers, as they came, but for those that end here. `authorization`: that one too."""
+    """A client's end-to-end headers, as they came, but for those that end here. `authorization`: with its key."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
     named = {
         token.strip().lower()
@@ -154,7 +157,7 @@ def end_to_end_headers(
     return [
         (name, value)
         for name, value in items
-        if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low == "authorization"))
+        if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low in _CREDENTIALS))
         and low not in named
         and "_" not in low  # some servers read `content_length` as Content-Length
         and not low.startswith(("x-forwarded-", "sec-websocket-", "x-envoy-"))

@@ -29,6 +29,7 @@ from proxy.server.context import RequestContext
 from proxy.server.handlers.relay import engine_headers, passed_on
 from proxy.server.offload.pool import Offload
 from proxy.telemetry import Log
+from proxy.upstream import session_of
 from proxy.wire import ApiRequest, Endpoint
 from proxy.wire.fold import Unfoldable, forces_tool, many_frames
 from proxy.wire.http import Media
@@ -90,10 +91,11 @@ class LargeRequests:
     async def raw(self, context: RequestContext, media: Media, body: bytes) -> bytes:
         """The body of a request that passes through, checked. Sets the context's model and cost.
         Raises GatewayError."""
-        job = RawJob(context.request.path, media.kind, media.boundary)
+        request = context.request
+        job = RawJob(request.path, media.kind, media.boundary, session_of(request.headers))
         found, sent = await self.pool.do(job, body, self._whose(context))
         self._told(found, context)
-        context.describe(found.model)
+        context.describe_raw(found.model, found.raw)
         context.price(found.cost)
         if self._access_policy is not None:
             self._access_policy.check_found(context, found, raw=True)
@@ -148,7 +150,7 @@ class LargeRequests:
             headers.get("cache-control", ""),
             headers.get("x-gateway-share", ""),
             self._scope(context),
-            headers.get("x-session-id", ""),
+            session_of(headers),
             tuple(
                 (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
                 for name, value in headers_in_common(engine_headers(headers, self._passed_on))

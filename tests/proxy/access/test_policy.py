@@ -66,7 +66,9 @@ def refusal(answer: Answer) -> tuple[int, str]:
         (("authorization", "Bearer " + "k" * 5000),),
         (("authorization", "Bearer ka\xff"),),
         (("api-key", "ka"),),
-        (("x-api-key", "ka"),),
+        (("x-api-key", "wrong"),),
+        (("x-api-key", ""),),
+        (("x-api-key", "ka"), ("x-api-key", "kb")),
         (("authorization", "Bearer ka"), ("authorization", "Bearer kb")),
     ],
 )

@@ -222,7 +222,7 @@ async def test_hundreds_of_streams_of_one_key_end_a_few_in_each_turn(engine: Eng
 async def test_a_stream_that_passes_through_ends_with_its_connection_and_not_as_if_it_were_whole(
     engine: Engine, tmp_path: Path
 ) -> None:
-    async with keyed(engine, tmp_path) as app, streaming(app.url, "/v1/responses", {}, bearer("ka")) as mine:
+    async with keyed(engine, tmp_path) as app, streaming(app.url, "/v1/a/b", {}, bearer("ka")) as mine:
         turn = await engine.next_request()
         await turn.start()
         await turn.frame(b"data: {}\n\n")

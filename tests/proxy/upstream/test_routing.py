@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ from proxy.upstream.routing import (
     by_session,
     key_of,
     mixed,
+    raw_affinity,
     router,
+    session_of,
 )
 from proxy.wire.openai import ApiRequest, decode
+from proxy.wire.raw_body import RawBody
 
 
 @dataclass
@@ -337,3 +341,40 @@ def test_a_beginning_ends_with_the_first_message_that_is_no_rule() -> None:
 @pytest.mark.parametrize("prompt", [b'[{"role": "\xff"}]', b"[" * 5000, b'[{"role":' + b"[" * 5000, b"{"])
 def test_a_prompt_that_cannot_be_read_is_its_own_beginning(prompt: bytes) -> None:
     assert beginning(cast(ApiRequest, SimpleNamespace(endpoint="chat", prompt=prompt))) == prompt
+
+
+def raw(**members: Any) -> RawBody:
+    body = json.dumps(members).encode()
+    return RawBody("json", body, members)
+
+
+def test_messages_and_responses_are_kept_by_session_user_or_prompt() -> None:
+    turns = [{"role": "user", "content": "a"}]
+    claude = {"metadata": {"user_id": "u_session_1"}}
+    assert raw_affinity("power-of-two", raw(messages=turns), "s") == 0
+    by_session = raw_affinity("hash", raw(messages=turns), "s")
+    assert by_session == raw_affinity("hash", raw(input="other", **claude), "s") != 0
+    by_user = raw_affinity("hash", raw(messages=turns, **claude), "")
+    assert by_user == raw_affinity("hash", raw(messages=[], **claude), "") != by_session
+    assert by_user == raw_affinity("hash", raw(input="x", prompt_cache_key="u_session_1"), "")
+    assert raw_affinity("hash", raw(input="x"), "") != raw_affinity("hash", raw(input="y"), "")
+    assert raw_affinity("hash", raw(metadata=[1], user=7), "") != 0
+
+
+def test_messages_and_responses_are_kept_by_their_beginning() -> None:
+    def key(**members: Any) -> int:
+        return raw_affinity("prefix", raw(model="m", **members), "s")
+
+    one, two = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+    assert key(system="s", messages=[one]) == key(system="s", messages=[one, two]) != key(messages=[one])
+    assert key(instructions="i", input="a" * 5000) == key(instructions="i", input="a" * 6000)
+    assert key(input=[{"role": "developer", "content": "d"}, one]) != key(
+        input=[{"role": "developer", "content": "d"}, two]
+    )
+    assert key(input=None) == key() != 0
+
+
+def test_a_session_is_named_by_the_first_header_that_has_one() -> None:
+    assert session_of({}) == ""
+    assert session_of({"x-session-id": "", "session_id": "c"}) == "c"
+    assert session_of({"x-claude-code-session-id": "b", "session-id": "c"}) == "b"

@@ -1,0 +1,102 @@
+"""Anthropic's Messages API: https://docs.claude.com/en/docs/build-with-claude/streaming."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from proxy.errors import GatewayError, anthropic_type
+from proxy.wire.event_apis.event_api import (
+    CONTENT,
+    ERROR,
+    IDLE,
+    NOT_JSON,
+    NOTHING,
+    OPENING,
+    EventApi,
+    Seen,
+    event_data,
+    plausible,
+    words_in,
+)
+from proxy.wire.frames import Usage
+
+PATH: Final = "/v1/messages"
+_DELTA: Final = b"event: content_block_delta\n"  # nearly every event: its JSON is not read
+_IN: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+"""Together they are the prompt: the first one is without cached tokens."""
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    usage: Any = None
+    message: Any = None
+
+
+_EVENT: Final = msgspec.json.Decoder(_Event)
+
+
+def is_messages(path: str) -> bool:
+    """Whether a path in its normal form is of this API, whose errors have Anthropic's shape."""
+    return path.startswith(PATH) and path[len(PATH) : len(PATH) + 1] in ("", "/")
+
+
+class MessagesApi(EventApi):
+    keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
+
+    def read_event(self, frame: bytes) -> Seen:
+        if frame.startswith(_DELTA):
+            return CONTENT
+        data = event_data(frame)
+        if isinstance(data, Seen):
+            return data
+        try:
+            event = _EVENT.decode(data)
+        except NOT_JSON:
+            return NOTHING
+        match event.type:
+            case "content_block_delta":
+                return CONTENT
+            case "ping":
+                return IDLE
+            case "message_start":
+                usage = event.message.get("usage") if isinstance(event.message, dict) else None
+                return Seen(opening=True, prompt=_prompt(usage)) if usage else OPENING
+            case "message_delta":
+                return Seen(usage=_usage(event.usage))
+            case "message_stop":
+                return Seen(end=True)
+            case "error":
+                return ERROR
+        return NOTHING
+
+    def read_body(self, body: bytes) -> Seen:
+        try:
+            return Seen(usage=_usage(_EVENT.decode(body).usage))
+        except NOT_JSON:
+            return NOTHING
+
+    def error_event(self, error: GatewayError, request_id: str, number: int) -> bytes:
+        return b"event: error\ndata: %b\n\n" % error.anthropic_json(request_id)
+
+    def passed_event(self, error: Any, status: int, request_id: str, number: int) -> bytes:
+        if not (isinstance(error, dict) and error.get("type") == "error"):
+            inner = {"type": anthropic_type(status), "message": words_in(error, status)}
+            error = {"type": "error", "error": inner, "request_id": request_id}
+        return b"event: error\ndata: %b\n\n" % msgspec.json.encode(error)
+
+
+def _prompt(usage: Any) -> int:
+    return sum(plausible(usage.get(name)) for name in _IN) if isinstance(usage, dict) else 0
+
+
+def _usage(usage: Any) -> Usage | None:
+    """Usage, as OpenAI counts it. None where there is none."""
+    if not isinstance(usage, dict) or "output_tokens" not in usage:
+        return None
+    prompt, completion = _prompt(usage), plausible(usage["output_tokens"])
+    return Usage(prompt, completion, prompt + completion)
+
+
+MESSAGES: Final = MessagesApi()
