@@ -466,7 +466,7 @@ class Exchange:
     ) -> bool:
         """Another attempt: at another engine at once, else at any after a backoff. False: none is possible.
         `prepare` gets the cause once it is certain. `gone`: this engine works no more for the request."""
-        exchange_context, flight, spec = self._context, self.flight, self.flight.spec
+        exchange_context, flight = self._context, self.flight
         if self._left <= 0:
             return False
         self._tried.add(self.lease.backend)
