@@ -32,6 +32,7 @@ from proxy.wire import (
     refuse_template,
     with_usage,
 )
+from proxy.wire.event_apis import EVENT_APIS
 from proxy.wire.fold import Folded, Shape, foldable
 from proxy.wire.http import Media
 
@@ -251,7 +252,8 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
         passed = read_passed(Media(job.kind, job.boundary), body)
         result.model = passed.model and passed.model[:MODEL_CHARS]
         result.cost = estimate_raw(job.path, passed, terms.assumed)
-        result.raw = passed.facts(raw_affinity(terms.routing, passed, job.session))
+        kept = job.path in EVENT_APIS
+        result.raw = passed.facts(raw_affinity(terms.routing, passed, job.session) if kept else 0)
         if terms.sizes:
             passed = terms.sizes.check_raw(job.path, passed)
         if deny is not None:

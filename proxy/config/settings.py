@@ -197,7 +197,7 @@ class Settings:
         "", values.secret, "KEY", "API key of the engines, sent as a Bearer token.", secret=True, hidden=True
     )
     backend_api_key_file: str = _file("File that holds only the API key of the engines.")
-    forward_authorization: bool = _switch("Forward the client's Authorization header to engines.")
+    forward_authorization: bool = _switch("Forward the client's Authorization and x-api-key headers to engines.")
     backend_ca: str = _file("CA certificates trusted for https:// engines, PEM; none: the system's.")
     backend_cert: str = _file("Client certificate for https:// engines, PEM; it may hold the key too.")
     backend_key: str = _file("Private key of `backend_cert`, PEM, unencrypted.")

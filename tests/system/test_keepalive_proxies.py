@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def pipes(app: App) -> list[SocketPipe]:
     return [reader.pipe for reader in readers if isinstance(reader.pipe, SocketPipe)]
 
 
-async def silence(app: App, tasks: list[asyncio.Future[str]]) -> None:
+async def silence(app: App, tasks: Sequence[asyncio.Future[str]]) -> None:
     """Wait until each client has had so many keep-alives."""
     await until(lambda: len(pipes(app)) == len(tasks) or any(task.done() for task in tasks))
     sent = {pipe: pipe.sent for pipe in pipes(app)}

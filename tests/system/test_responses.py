@@ -192,6 +192,12 @@ async def test_without_keys_an_unknown_id_is_looked_for_at_the_engines(monkeypat
             monkeypatch.setattr(responses, "MAX_ASKS", 0)
             assert code_of(await get(app.url, f"{PATH}/resp_nowhere")) == (503, "queue_full")
             monkeypatch.undo()
+            monkeypatch.setattr(responses, "ASK_EVERY", 60.0)
+            monkeypatch.setattr(responses, "ASK_BURST", 1)
+            codes = [code_of(await get(app.url, f"{PATH}/resp_nowhere"))[1] for _ in range(3)]
+            assert (codes[0], codes[2]) == ("response_not_found", "queue_full")
+            monkeypatch.undo()
+        async with gateway(*both) as app:
             both[1].auto(lambda turn: turn.respond(500))
             assert code_of(await get(app.url, f"{PATH}/resp_nowhere")) == (503, "no_backend")
         async with gateway(both[0]) as app:  # the only engine answers for itself

@@ -79,7 +79,7 @@ class PassThrough:
             ),
             model=context.model,
             cost=context.cost,
-            affinity=0 if event_api is None else context.raw.affinity,
+            affinity=context.raw.affinity,
             event_api=event_api,
             engine=engine,
         )
@@ -122,8 +122,10 @@ class PassThrough:
                 await self._admission(context)
             return body
         passed = read_passed(media, body)
-        session = session_of(request.headers)
-        context.describe_raw(passed.model, passed.facts(raw_affinity(self._settings.routing, passed, session)))
+        affinity = 0
+        if request.path in EVENT_APIS:
+            affinity = raw_affinity(self._settings.routing, passed, session_of(request.headers))
+        context.describe_raw(passed.model, passed.facts(affinity))
         if self._access_policy is not None:
             passed = self._access_policy.check_raw(context, passed)
         context.price(estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens))

@@ -4,6 +4,7 @@ so a request that refers to one has to go there. Engines know no tenants, so the
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -19,6 +20,8 @@ from proxy.wire.event_apis import LONGEST_ID, is_responses, response_named
 
 ASK_SECONDS: Final = 2.0  # for an engine's answer to the question whether it has a response
 MAX_ASKS: Final = 8  # such questions at a time
+ASK_EVERY: Final = 0.05  # seconds between two of them, on average
+ASK_BURST: Final = 20  # that may come at once
 
 
 class ResponseEngines:
@@ -28,6 +31,7 @@ class ResponseEngines:
         self._places = places
         self._backends = backends
         self._asks = 0
+        self._paid = -math.inf  # by the loop's clock: until then its questions are paid for (GCRA)
 
     def keeper(self, context: RequestContext) -> Callable[[Flight, str], None]:
         """To be called with a flight of this request and the id of its response."""
@@ -92,10 +96,13 @@ class ResponseEngines:
 
     async def _ask(self, engines: list[Backend], id: str) -> str | None:
         """The name of the engine that has a response. Raises GatewayError 503 where not all could say."""
-        if self._asks >= MAX_ASKS:
+        now = asyncio.get_running_loop().time()
+        paid = max(self._paid, now)
+        if self._asks >= MAX_ASKS or paid - now > ASK_BURST * ASK_EVERY:
             raise GatewayError(
                 Code.QUEUE_FULL, "Too many unknown responses are being looked for: try again.", retry_after=1
             )
+        self._paid = paid + ASK_EVERY
         self._asks += 1
         try:
             found = await asyncio.gather(*(_has(engine, id) for engine in engines))

@@ -245,8 +245,9 @@ def test_a_credential_passes_only_where_that_is_meant() -> None:
         (b"X-A", b"2"),
     ]
     assert end_to_end_headers(headers) == [("X-A", "2")]
-    assert end_to_end_headers(headers, authorization=True) == [("Authorization", "x"), ("X-A", "2")]
-    named = [*headers, (b"Connection", b"authorization")]
+    passed = [("Authorization", "x"), ("X-Api-Key", "y"), ("X-A", "2")]
+    assert end_to_end_headers(headers, authorization=True) == passed
+    named = [*headers, (b"Connection", b"authorization, x-api-key")]
     assert end_to_end_headers(named, authorization=True) == [("X-A", "2")]
 
 
