@@ -156,11 +156,11 @@ class FilteringIngest(Ingest):
             ends.append((scanner, scanner.read))
         if self.done:
             return
-        if self._look_at(frame, self._last):
-            self._waiting.append((frame, ends))
-        else:
+        if not self._look_at(frame, self._last):
             self._waiting_bytes -= len(frame)
-        if not self.done and not self._hit():
+            return
+        self._waiting.append((frame, ends))
+        if not self._hit():
             self._release()
             self.flight.flush()
 

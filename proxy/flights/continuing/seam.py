@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any, Final, Literal
 
 import msgspec
@@ -42,7 +41,7 @@ _OF_ENGINE: Final = frozenset(
 )
 """Members of a chunk that say nothing about the generated text."""
 _OF_PROMPT: Final = frozenset({"prompt_token_ids", "prompt_text", "prompt_logprobs"})
-_WHOLE: Final = -1  # in place of a choice's index: members of the chunk
+_WHOLE: Final = None  # in place of a choice's index: members of the chunk
 
 Kind = Literal["text", "list", "fact", "name"]
 """Of a content: a text or a list comes in pieces; a fact comes once, and may be repeated; a name is chosen by the
@@ -134,7 +133,7 @@ class Seam:
         self._log = log
         self._next, self._end = 0, len(log)
         self._frames: deque[bytes] = deque()  # of the entry that is being read
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int | None, _Choice] = {}
         self._head: dict[str, Raw] = {}
         self._usage: Usage | None = None  # in a chunk without choices
         self._ahead = 0  # characters and values that were read, and have not come again
@@ -185,20 +184,24 @@ class Seam:
         self._bytes_left -= len(frame)
         if self._frames_left < 0 or self._bytes_left < 0 or self._ahead > MOST_AHEAD:
             raise Differs("another order of choices")
-        members = _object(Raw(data_of(frame) or b"{}"))
+        members = _object(data_of(frame) or b"{}")
         for name in _HEAD:
             if name in members:
                 self._head.setdefault(name, members[name])
         choices = _OBJECTS.decode(members.get("choices", _NULL)) or ()
         if not choices:
             self._usage = usage_of(frame) or self._usage
-        for index, contents in chain([(_WHOLE, _of_chunk(members))], map(_of_choice, choices)):
-            choice = self._choice(index)
-            for path, kind, value in contents:
-                self._ahead += choice.learn(path, kind, value)
+        self._learn(_WHOLE, _of_chunk(members))
+        for choice in choices:
+            self._learn(*_of_choice(choice))
         return True
 
-    def _choice(self, index: int) -> _Choice:
+    def _learn(self, index: int | None, contents: Iterable[Content]) -> None:
+        choice = self._choice(index)
+        for path, kind, value in contents:
+            self._ahead += choice.learn(path, kind, value)
+
+    def _choice(self, index: int | None) -> _Choice:
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = _Choice()
@@ -207,9 +210,9 @@ class Seam:
     # -- the second -------------------------------------------------------------------------------
 
     def _rest(self, frame: bytes) -> bytes | None:
-        members = _object(Raw(data_of(frame) or b"{}"))
-        while not self._head and self._read():
-            pass
+        members = _object(data_of(frame) or b"{}")
+        if not self._next:
+            self._read()  # whose head readers have
         choices = _OBJECTS.decode(members.get("choices", _NULL)) or ()
         rest = dict(members)
         for path, _, _ in self._new(_WHOLE, _of_chunk(members))[1]:
@@ -230,7 +233,7 @@ class Seam:
             rest["choices"] = Raw(_ENCODE(kept))
         return self._headed(frame, members, rest)
 
-    def _new(self, index: int, contents: Iterable[Content]) -> tuple[list[Content], list[Content]]:
+    def _new(self, index: int | None, contents: Iterable[Content]) -> tuple[list[Content], list[Content]]:
         """Compare contents of one choice with what readers have. Returns those that are new, and those that are
         not; a text may be both."""
         choice = self._choice(index)
@@ -288,7 +291,7 @@ def _is_finish(content: Content) -> bool:
     return content[0] == _FINISH
 
 
-def _object(raw: Raw) -> dict[str, Raw]:
+def _object(raw: Raw | bytes) -> dict[str, Raw]:
     return _OBJECT.decode(raw) or {}
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import FrameTemplate, Usage, UsageStripper, has_content, is_error, usage_of
+from proxy.wire.frames import FrameTemplate, Usage, UsageStripper, fault_of, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, data_of, is_done
 from tests.golden import load, names
 from tests.proxy.wire import llama_cpp
@@ -290,3 +290,20 @@ def test_nothing_is_known_before_something_is_learnt() -> None:
 )
 def test_a_frame_that_is_no_usage_chunk_stays(frame: bytes) -> None:
     assert UsageStripper().feed(frame) == [frame]
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (b'{"message":"out of memory","type":"InternalServerError","code":500}', "out of memory"),
+        (b'{"message":"no code"}', "no code"),
+        (b'{"message":"too long","code":400}', None),
+        (b'{"message":"too long","code":"422"}', None),
+        (b'{"message":"a name","code":"internal_error"}', "a name"),
+        (b'"text"', ""),
+        (b'{"message":5}', ""),
+        (b"{", ""),
+    ],
+)
+def test_an_error_frame_blames_the_engine_unless_it_has_a_client_s_status(error: bytes, fault: str | None) -> None:
+    assert fault_of(b'data: {"error":%b}\n\n' % error) == fault

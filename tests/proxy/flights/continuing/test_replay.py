@@ -223,3 +223,45 @@ def _unnamed(whole: dict[str, Any]) -> Any:
         for call in choice["delta"].get("tool_calls", {}).values():
             assert call.pop("id")
     return whole["choices"]
+
+
+@virtual
+async def test_a_trace_has_each_attempt_and_how_the_stream_was_continued() -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Trace:
+        def event(self, name: str, **attributes: Any) -> None:
+            told.append((name, attributes))
+
+        def attempt(self, backend: str) -> None:
+            told.append(("attempt", backend))
+
+        def retried(self, cause: str) -> None:
+            told.append(("retried", cause))
+
+        def headers(self, headers: Any) -> Any:
+            return headers
+
+        def frame(self, frame: bytes) -> None:
+            told.append(("frame", b'"stop"' in frame))
+
+        def ended(self, flight: Flight) -> None:
+            told.append(("ended", flight.phase.value))
+
+    trip = trip_of()
+    trip.flight.traced_by(Trace())  # type: ignore[arg-type]
+    Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE)
+    trip.engines[0].wire.lose(CUT)
+    (await engine(trip, 1)).body(other(ROLE + STOP) + DONE)
+    assert told == [
+        ("attempt", "e0"),
+        ("frame", False),
+        ("retried", "upstream_truncated"),
+        ("continued", {"how": "replay"}),
+        ("attempt", "e1"),
+        ("frame", True),
+        ("ended", "landed"),
+    ]
+    await trip.left_nothing()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -138,7 +138,9 @@ def test_a_tool_call_keeps_the_id_that_readers_have() -> None:
 
 
 def logged(*tokens: str, **more: Any) -> bytes:
-    entries = [{"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in tokens]
+    entries: list[Json] = [
+        {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in tokens
+    ]
     return chat({"content": "".join(tokens)}, logprobs={"content": entries}, **more)
 
 
@@ -278,7 +280,7 @@ def tracks(draw: st.DrawFn) -> list[list[tuple[str, str]]]:
     ]
 
 
-def cut(draw: st.DrawFn, answer: list[list[tuple[str, str]]], *, name: str) -> list[bytes]:
+def cut(draw: Callable[..., Any], answer: list[list[tuple[str, str]]], *, name: str) -> list[bytes]:
     """The answer in frames, as one engine cuts and orders them."""
     queues = []
     for index, track in enumerate(answer):
