@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from proxy.access import (
+    Origins,
     PriorityPolicy,
     TrustedProxies,
     access_policy_for,
@@ -262,6 +263,7 @@ async def running(
             on_fault=containment,
         )
         close = closing(embedder, scheduler.close)
+        origins = Origins(settings.cors_origins)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -279,6 +281,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
+            origins=origins,
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
@@ -344,7 +347,7 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        listener = _listener(gateway, settings, room.clients, metrics, log)
+        listener = _listener(gateway, origins, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
         stack.callback(metrics.watch_collector())
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
@@ -437,7 +440,9 @@ def _stream_limits(settings: Settings) -> StreamLimits:
     )
 
 
-def _listener(gateway: Gateway, settings: Settings, max_connections: int, metrics: Metrics, log: Log) -> Listener:
+def _listener(
+    gateway: Gateway, origins: Origins, settings: Settings, max_connections: int, metrics: Metrics, log: Log
+) -> Listener:
     return Listener(
         gateway.handle,
         max_connections=max_connections,
@@ -446,6 +451,7 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
         max_head=settings.max_head_bytes,
         proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
         times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        origins=origins,
         on_refused=metrics.connection_refused,
         on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
     )

@@ -40,7 +40,7 @@ from proxy.access.intake import (
     refusal,
     work,
 )
-from proxy.access.origins import Origins
+from proxy.access.origins import PREFLIGHT, CorsHeaders, Origins, is_preflight
 from proxy.access.policy import OPEN, OPERATING, AccessPolicy, access_policy_for, not_found, scope_of, sizes_of
 from proxy.access.priority import PriorityPolicy, parse_request_timeout
 from proxy.access.rules import AccessRules
@@ -49,6 +49,7 @@ __all__ = [
     "BUDGET",
     "OPEN",
     "OPERATING",
+    "PREFLIGHT",
     "UNIX",
     "AccessPolicy",
     "AccessRules",
@@ -56,6 +57,7 @@ __all__ = [
     "Authenticator",
     "Caller",
     "ClientRequest",
+    "CorsHeaders",
     "FoldJob",
     "Found",
     "Hosts",
@@ -70,6 +72,7 @@ __all__ = [
     "TrustedProxies",
     "access_policy_for",
     "caller_for_address",
+    "is_preflight",
     "not_found",
     "parse_request_timeout",
     "read_api_request",

@@ -20,7 +20,7 @@ from proxy.telemetry import Audit, Log, Metrics, Refusal
 from proxy.wire import ApiRequest, RawBody, generates
 from proxy.wire.http import unread
 
-OPEN: Final = frozenset({"health", "ready", "metrics"})
+OPEN: Final = frozenset({"health", "ready", "metrics", "preflight"})
 """Endpoints that are answered without a key, and while the gateway drains."""
 OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
 """Endpoints for operators' keys only, where there are keys."""

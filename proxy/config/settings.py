@@ -184,6 +184,13 @@ class Settings:
         "Host headers that are accepted besides `host` and the names of loopback: names, `*.example.com`, `*` for "
         "any. Without one: any, but on a loopback address only those.",
     )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        values.origins,
+        "ORIGIN",
+        "Origins whose web pages may use the API (CORS), such as https://chat.example; `*`: any page that a user "
+        "opens, and without API keys it may use the engines. Credentials (cookies) are never allowed.",
+    )
     # Engines
     backends: tuple[str, ...] = _setting(
         (),

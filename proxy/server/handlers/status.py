@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from proxy.access import AccessPolicy
+from proxy.access import PREFLIGHT, AccessPolicy
 from proxy.access.ratelimit import Admission
 from proxy.errors import Code, GatewayError
 from proxy.server.context import RequestContext
@@ -77,7 +77,7 @@ class StatusHandlers:
     def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
         """The handler for a method that a path does not accept. Raises GatewayError 405."""
         request = context.request
-        context.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
+        context.allows(methods_of(takes))
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
@@ -90,6 +90,11 @@ class StatusHandlers:
             context.allows(ALLOWED)
         return await self._responder.send(context, 204, context.headers(), b"")
 
+    async def preflight(self, context: RequestContext) -> Sent:
+        """What a page of another origin may send here: `context.cors` says whether it may at all."""
+        headers = [*context.headers(), ("access-control-allow-methods", context.allow or ALLOWED), *PREFLIGHT]
+        return await self._responder.send(context, 204, headers, b"")
+
     async def metrics(self, context: RequestContext) -> Sent:
         accept = context.request.headers.get("accept", "")
         if self._render is not None:
@@ -99,3 +104,8 @@ class StatusHandlers:
         return await self._responder.send(
             context, 200, [("content-type", kind), ("x-request-id", context.id)], body
         )
+
+
+def methods_of(takes: str) -> str:
+    """The methods of a path, for `Allow`: with GET goes HEAD."""
+    return f"{takes}, HEAD" if takes.startswith("GET") else takes
