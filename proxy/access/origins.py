@@ -15,9 +15,13 @@ _READS: Final = ("GET", "HEAD")
 _ANY: Final = "*"
 
 CorsHeaders = tuple[tuple[str, str], ...]
-PREFLIGHT: Final = (("access-control-allow-headers", "*, authorization"), ("access-control-max-age", "600"))
-"""Of the answer to a preflight of a listed origin, besides its methods. `*` does not cover `authorization` (Fetch
-4.8), and covers the rest only without credentials (cookies), which are never allowed here."""
+PREFLIGHT: Final = (
+    ("access-control-allow-methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+    ("access-control-allow-headers", "*, authorization"),
+    ("access-control-max-age", "600"),
+)
+"""Of the answer to a preflight: all methods of all paths, so that a page can read a 405. `*` does not cover
+`authorization` (Fetch 4.8), and the rest only without credentials (cookies), which are never allowed here."""
 
 
 class Origins:

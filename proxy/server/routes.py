@@ -11,7 +11,7 @@ from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.handlers.relay import asks_for_websocket, is_allowed
-from proxy.server.handlers.status import ALLOWED, StatusHandlers, methods_of
+from proxy.server.handlers.status import ALLOWED, StatusHandlers
 
 Handler = Callable[[RequestContext], Awaitable[respond.Sent]]
 Route = tuple[str, str, Handler]
@@ -88,8 +88,6 @@ class Routes:
             route = ("GET", "models", self._plain.model)
         if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
             context.routed("preflight")
-            if route is not None:
-                context.allows(methods_of(route[0]))
             return self._plain.preflight
         if route is None:
             if path == "*":
@@ -101,7 +99,7 @@ class Routes:
             return self._passed
         takes, endpoint, handler = route
         context.routed(endpoint)
-        if method == takes or method in methods_of(takes).split(", "):
+        if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
         if self._access_policy is not None and context.endpoint in OPERATING:
             self._access_policy.authenticate(context)  # only an operator may learn which methods exist

@@ -77,7 +77,7 @@ class StatusHandlers:
     def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
         """The handler for a method that a path does not accept. Raises GatewayError 405."""
         request = context.request
-        context.allows(methods_of(takes))
+        context.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
@@ -92,8 +92,7 @@ class StatusHandlers:
 
     async def preflight(self, context: RequestContext) -> Sent:
         """What a page of another origin may send here: `context.cors` says whether it may at all."""
-        headers = [*context.headers(), ("access-control-allow-methods", context.allow or ALLOWED), *PREFLIGHT]
-        return await self._responder.send(context, 204, headers, b"")
+        return await self._responder.send(context, 204, [*context.headers(), *PREFLIGHT], b"")
 
     async def metrics(self, context: RequestContext) -> Sent:
         accept = context.request.headers.get("accept", "")
@@ -104,8 +103,3 @@ class StatusHandlers:
         return await self._responder.send(
             context, 200, [("content-type", kind), ("x-request-id", context.id)], body
         )
-
-
-def methods_of(takes: str) -> str:
-    """The methods of a path, for `Allow`: with GET goes HEAD."""
-    return f"{takes}, HEAD" if takes.startswith("GET") else takes

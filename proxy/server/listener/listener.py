@@ -425,7 +425,8 @@ class ClientConnection(RequestHandler):
             return
         manager.on_refused()
         words = f"The gateway has {manager.limit.most} connections already."
-        transport.write(final_response(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
+        error = GatewayError(Code.QUEUE_FULL, words, retry_after=1)
+        transport.write(final_response(error, manager.origins.headers(None)))
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
