@@ -16,7 +16,7 @@ from tests.kit.client import Answer, Connection, call, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_turn import Turn
-from tests.kit.redis_server import redis_server
+from tests.kit.redis_server import free_port, redis_server
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.proxy.server.page.test_page import KEY, keys
 
@@ -102,6 +102,13 @@ async def test_paths_of_operators_are_for_no_other_origin(engine: Engine, tmp_pa
             await call(app.url, "OPTIONS", path, headers=[*FROM_PAGE, *ASKS]),
         ):
             assert cors(answer) == {}
+
+
+async def test_the_operators_listener_is_for_no_other_origin(engine: Engine) -> None:
+    async with gateway(engine, cors_origins=("*",), admin_port=free_port()) as app:
+        for method, path in (("GET", "/health"), ("GET", "/-/state"), ("OPTIONS", "/health")):
+            answer = await call(app.admin_url, method, path, headers=[*FROM_PAGE, *ASKS])
+            assert (code(answer), cors(answer)) == ((403, "origin_not_allowed"), {}), (method, path)
 
 
 async def everything(app: App, headers: list[tuple[str, str]]) -> dict[str, Answer]:
