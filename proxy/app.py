@@ -47,6 +47,7 @@ from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import REASONS, Cache, Change, Deployment, RedisState, Use, WireError, deployment_of
 from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
 from proxy.server import (
+    ApiDocument,
     Flush,
     Gateway,
     LargeRequests,
@@ -352,6 +353,7 @@ async def running(
         stack.callback(metrics.watch_collector())
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack, admin_sockets)
+        ApiDocument(gateway, admission, settings)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
         listening = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room, sockets)
         if settings.page:

@@ -41,12 +41,23 @@ from proxy.access.intake import (
     work,
 )
 from proxy.access.origins import PREFLIGHT, CorsHeaders, Origins, is_preflight
-from proxy.access.policy import OPEN, OPERATING, AccessPolicy, access_policy_for, not_found, scope_of, sizes_of
-from proxy.access.priority import PriorityPolicy, parse_request_timeout
+from proxy.access.policy import (
+    FORMS,
+    OPEN,
+    OPERATING,
+    AccessPolicy,
+    access_policy_for,
+    not_found,
+    scope_of,
+    sizes_of,
+)
+from proxy.access.priority import MAX_TIMEOUT, PriorityPolicy, parse_request_timeout
 from proxy.access.rules import AccessRules
 
 __all__ = [
     "BUDGET",
+    "FORMS",
+    "MAX_TIMEOUT",
     "OPEN",
     "OPERATING",
     "PREFLIGHT",

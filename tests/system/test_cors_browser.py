@@ -71,11 +71,11 @@ async def test_a_page_of_another_origin_reads_what_the_setting_allows(listed: st
         origins = {"exact": page, "any": "*", "other": "http://127.0.0.1:1"}[listed]
         async with gateway(engine, cors_origins=(origins,), api_keys_file=keys(tmp_path)) as app:
             texts: dict[str, Any] = {"GATEWAY": app.url, "KEY": KEY, "STREAM": HELLO_STREAM, "BODY": HELLO}
-            script = SCRIPT
+            asked = SCRIPT
             for name, value in texts.items():
-                script = script.replace(name, json.dumps(value))
+                asked = asked.replace(name, json.dumps(value))
             await chrome.open(page)
-            await chrome.js(script)
+            await chrome.js(asked)
             await chrome.until("document.title.startsWith('{')")
             told = json.loads(await chrome.js("document.title"))
             assert (await call(app.url, "GET", "/health")).status == 200
