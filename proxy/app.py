@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from proxy.access import (
+    Origins,
     PriorityPolicy,
     TrustedProxies,
     access_policy_for,
@@ -46,6 +47,7 @@ from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
 from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
 from proxy.server import (
+    ApiDocument,
     Flush,
     Gateway,
     LargeRequests,
@@ -267,6 +269,7 @@ async def running(
             on_fault=containment,
         )
         close = closing(embedder, scheduler.close)
+        origins = Origins(settings.cors_origins)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -285,6 +288,7 @@ async def running(
             memory=memory,
             large=large,
             places=response_places,
+            origins=origins,
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
@@ -350,11 +354,12 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        listener = _listener(gateway, settings, room.clients, metrics, log)
+        listener = _listener(gateway, origins, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
         stack.callback(metrics.watch_collector())
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack, admin_sockets)
+        ApiDocument(gateway, admission, settings)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
         listening = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room, sockets)
         if settings.page:
@@ -443,7 +448,9 @@ def _stream_limits(settings: Settings) -> StreamLimits:
     )
 
 
-def _listener(gateway: Gateway, settings: Settings, max_connections: int, metrics: Metrics, log: Log) -> Listener:
+def _listener(
+    gateway: Gateway, origins: Origins, settings: Settings, max_connections: int, metrics: Metrics, log: Log
+) -> Listener:
     return Listener(
         gateway.handle,
         max_connections=max_connections,
@@ -452,6 +459,7 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
         max_head=settings.max_head_bytes,
         proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
         times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        origins=origins,
         on_refused=metrics.connection_refused,
         on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
     )

@@ -70,6 +70,9 @@ def prepare(settings: Settings) -> Prepared:
         )
     if settings.forward_authorization and settings.api_keys_file:
         prepared.warnings.append("forward_authorization: engines receive the API keys of this gateway's callers")
+    if "*" in settings.cors_origins:
+        keys = "" if ring is not None else ", and without API keys use the engines"
+        prepared.warnings.append(f"cors_origins = *: any web page that a user opens may read the answers{keys}")
     if settings.listen_unix and settings.port != Settings().port:
         prepared.warnings.append(f"port = {settings.port}: not used, listen_unix is given")
     return prepared

@@ -40,8 +40,9 @@ from proxy.access.intake import (
     refusal,
     work,
 )
-from proxy.access.origins import Origins
+from proxy.access.origins import PREFLIGHT, CorsHeaders, Origins, is_preflight
 from proxy.access.policy import (
+    FORMS,
     OPEN,
     OPERATING,
     AccessPolicy,
@@ -51,13 +52,16 @@ from proxy.access.policy import (
     sizes_of,
     tenant_of,
 )
-from proxy.access.priority import PriorityPolicy, parse_request_timeout
+from proxy.access.priority import MAX_TIMEOUT, PriorityPolicy, parse_request_timeout
 from proxy.access.rules import AccessRules
 
 __all__ = [
     "BUDGET",
+    "FORMS",
+    "MAX_TIMEOUT",
     "OPEN",
     "OPERATING",
+    "PREFLIGHT",
     "UNIX",
     "AccessPolicy",
     "AccessRules",
@@ -65,6 +69,7 @@ __all__ = [
     "Authenticator",
     "Caller",
     "ClientRequest",
+    "CorsHeaders",
     "FoldJob",
     "Found",
     "Hosts",
@@ -79,6 +84,7 @@ __all__ = [
     "TrustedProxies",
     "access_policy_for",
     "caller_for_address",
+    "is_preflight",
     "not_found",
     "parse_request_timeout",
     "read_api_request",

@@ -20,8 +20,10 @@ from proxy.telemetry import Audit, Log, Metrics, Refusal
 from proxy.wire import ApiRequest, RawBody, generates
 from proxy.wire.http import unread
 
-OPEN: Final = frozenset({"health", "ready", "metrics"})
+OPEN: Final = frozenset({"health", "ready", "metrics", "preflight"})
 """Endpoints that are answered without a key, and while the gateway drains."""
+FORMS: Final = frozenset({"page", "docs"})
+"""Pages that hold no data, and ask for a key where one is needed."""
 OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
 """Endpoints for operators' keys only, where there are keys."""
 
@@ -57,8 +59,8 @@ class AccessPolicy:
     def _identify(self, context: AccessContext) -> None:
         identity, request = self._rules.identity, context.request
         shown = shows_credential(request.headers)
-        if context.endpoint == "page" and not shown:
-            return  # a form without data, in which an operator gives the key: a browser sends none by itself
+        if context.endpoint in FORMS and not shown:
+            return  # a form without data, in which a person gives the key: a browser sends none by itself
         try:
             caller = identity.identify(request)
             context.identified(caller)

@@ -14,7 +14,7 @@ from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
 
 MAX_TIMEOUT: Final = 86_400.0  # seconds
-_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,32})?")
 
 
 class PriorityPolicy:

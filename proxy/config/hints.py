@@ -10,7 +10,7 @@ _LIMITS: Final = ("rate_limit_rps", "rate_limit_tokens_per_minute", "rate_limit_
 _BREAKER: Final = ("breaker_failures", "breaker_rate", "breaker_seconds")
 _TIMEOUTS: Final = ("total_timeout", "first_token_timeout", "queue_timeout", "connect_timeout")
 _VLLM: Final = "it is a setting of the engine: give it to `vllm serve`"
-_CORS: Final = "the gateway sends no CORS headers: add them in the reverse proxy in front of it"
+_CORS: Final = "cors_origins allows all methods and headers, and never credentials (cookies)"
 _MODELS: Final = "models are the engines' own: the gateway asks every --backend which it serves"
 
 _MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
@@ -55,8 +55,8 @@ _MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
     ("otel", "otlp", "otlp-traces-endpoint", "tracing"): ("trace",),
     ("memory", "max-memory", "memory-limit"): ("memory_budget",),
     ("max-tokens",): ("max_tokens_cap",),
-    ("cors", "cors-origins", "allowed-origins", "allow-origins", "allowed-methods", "allowed-headers"): _CORS,
-    ("allow-credentials", "cors-allow-origins"): _CORS,
+    ("cors", "allowed-origins", "allow-origins", "cors-allow-origins", "origins"): ("cors_origins",),
+    ("allowed-methods", "allowed-headers", "allow-credentials", "cors-allow-credentials"): _CORS,
     ("model", "models", "model-list", "served-model-name", "static-models", "model-name"): _MODELS,
     ("max-model-len", "tensor-parallel-size", "gpu-memory-utilization", "max-num-seqs", "dtype"): _VLLM,
     ("enable-prefix-caching", "max-num-batched-tokens", "quantization", "trust-remote-code"): _VLLM,

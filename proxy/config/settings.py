@@ -184,6 +184,13 @@ class Settings:
         "Host headers that are accepted besides `host` and the names of loopback: names, `*.example.com`, `*` for "
         "any. Without one: any, but on a loopback address only those.",
     )
+    cors_origins: tuple[str, ...] = _setting(
+        (),
+        values.origins,
+        "ORIGIN",
+        "Origins whose web pages may use the API (CORS), such as https://chat.example; `*`: any page that a user "
+        "opens, and without API keys it may use the engines. Credentials (cookies) are never allowed.",
+    )
     # Engines
     backends: tuple[str, ...] = _setting(
         (),
@@ -357,7 +364,12 @@ class Settings:
         0, "Separate port for operators: /metrics, /-/state, the page and flushes are served only there; 0: none."
     )
     admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address of the operators' port.")
-    page: bool = _setting(True, values.switch, "on|off", "Serve a page with the state and a playground at `/`.")
+    page: bool = _setting(
+        True,
+        values.switch,
+        "on|off",
+        "Serve a page with the state and a playground at `/`, and one with the API at `/docs`.",
+    )
     # Rate limits
     rate_limit_rps: float = _rate("Requests per second of one caller, on average; 0 is no limit.")
     rate_limit_burst: int = _limit("Burst of one caller's requests; 0: one second's worth.")

@@ -23,6 +23,7 @@ _GROUPED: Final = 100_000  # from here on, digits of a bound are grouped
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _PORTS: Final = {"http": 80, "https": 443}
+_ORIGIN: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
 _UNIX: Final = re.compile(r"unix:|http\+unix:", re.IGNORECASE)
 _UNIX_PATH: Final = 107  # bytes of sun_path, without the terminator
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # of a path that is not UTF-8: TOML cannot hold it
@@ -265,6 +266,32 @@ def hosts(raw: object) -> tuple[str, ...]:
                 raise ValueError(wrong + shown) from None
             item = f"*.{name}" if below else name
         found.append(item)
+    return tuple(dict.fromkeys(found))
+
+
+def origins(raw: object) -> tuple[str, ...]:
+    """Origins as browsers write them in `Origin`, or `*` alone."""
+    from proxy.wire.http import read_host  # here: the commands that need no engine start without that room
+
+    items = [raw] if isinstance(raw, str) else raw
+    wrong = "must be origins as browsers send them, scheme://host[:port], such as https://chat.example, or * alone"
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(wrong)
+    texts = [text for item in items for text in item.replace(",", " ").split()]
+    if texts and set(texts) == {"*"}:
+        return ("*",)
+    found = []
+    for text in texts:
+        match = _ORIGIN.fullmatch(text)
+        if match is None or not 0 < int(match[3] or 1) < 65536:
+            raise ValueError(wrong)
+        scheme, port = match[1].lower(), int(match[3] or 0)
+        try:
+            name = read_host(match[2])
+        except ValueError:
+            raise ValueError(wrong) from None
+        name = f"[{name}]" if ":" in name else name
+        found.append(f"{scheme}://{name}" + (f":{port}" if port not in (0, _PORTS.get(scheme)) else ""))
     return tuple(dict.fromkeys(found))
 
 

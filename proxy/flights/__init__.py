@@ -28,7 +28,7 @@ from proxy.flights.memory import Held, Memory, available, memory_for, refused
 from proxy.flights.phase import Phase
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
-from proxy.flights.sharing import Share, Sharing, sharing_of
+from proxy.flights.sharing import SHARES, Share, Sharing, sharing_of
 from proxy.flights.spec import RATE_LIMITS, REQUEST_ID, FlightSpec, Mode, QueueState, headers_in_common, new_id
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 
@@ -38,6 +38,7 @@ __all__ = [
     "PATIENCE",
     "RATE_LIMITS",
     "REQUEST_ID",
+    "SHARES",
     "SLICE_BYTES",
     "Callbacks",
     "Cost",

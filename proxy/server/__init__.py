@@ -14,6 +14,8 @@ one body. `respond` turns these into bytes. A slow reader is written to no faste
 (`respond.write_until_done`), and is disconnected after `client_stall_timeout`. `Outcomes` end a request: an
 exception becomes the client's error, resources are released, one line is logged.
 
+`ApiDocument` describes what the gateway answers (`/openapi.json`, `/docs`).
+
 `LargeRequests` parse bodies that would block the event loop in child processes (`offload`). `Drain` ends the
 process in order. `Page` is the page at `/` with its state and its playground.
 """
@@ -28,11 +30,13 @@ from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls, server_context
 from proxy.server.listener.unix_socket import unix_socket
 from proxy.server.offload.large import LargeRequests
+from proxy.server.openapi.handlers import ApiDocument
 from proxy.server.page.handlers import Page
 from proxy.server.page.state import Sources
 from proxy.server.tracing import Tracing
 
 __all__ = [
+    "ApiDocument",
     "Flush",
     "Gateway",
     "LargeRequests",

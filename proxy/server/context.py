@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from proxy.access import Caller
+from proxy.access import OPERATING, Caller, CorsHeaders
 from proxy.access.ratelimit import Reservation
 from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
@@ -68,6 +68,7 @@ class RequestContext(msgspec.Struct, eq=False):
     named: bool = True  # its id may be the client's own
     trace: Traced | None = None
     admin: bool = False  # it came through the operators' listener
+    cors: CorsHeaders = ()  # of its answer, unless it is for operators
     forget: Callable[[], None] | None = None  # called when it is closed
     ending: GatewayError | None = None  # why it is ended early
     began: float = msgspec.field(default_factory=time.monotonic)
@@ -179,6 +180,8 @@ class RequestContext(msgspec.Struct, eq=False):
             ours.append(("allow", self.allow))
         if self.hold is not None:
             ours += self.hold.headers()
+        if self.cors and self.endpoint not in OPERATING:
+            ours += self.cors
         if answer is not None:
             flight = answer.flight
             ours.append(("x-gateway-cache", "attached" if answer.attached else flight.origin))

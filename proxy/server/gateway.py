@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from proxy.access import OPEN, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
+from proxy.access import OPEN, OPERATING, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
 from proxy.access.ratelimit import Admission
 from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError
@@ -86,6 +86,7 @@ class Gateway:
         self._scheduler = scheduler
         self._access_policy = access_policy
         self._origins = origins or Origins()
+        self._cors = self._origins.headers if self._origins else None
         self.tracing = tracing
         self.large = large
         shown = settings.log_prompts
@@ -153,7 +154,8 @@ class Gateway:
         if not admin and request.method == "POST" and request.host in self._hosts.known:  # nearly every request
             route = self.routes.posted.get(request.path, route)
         endpoint, handler = route
-        context = RequestContext(request, name, endpoint, named=name is given, admin=admin)
+        cors = () if self._cors is None or admin else self._cors(headers.get("origin"))
+        context = RequestContext(request, name, endpoint, named=name is given, admin=admin, cors=cors)
         sent: Sent | None = None
         try:
             try:
@@ -166,7 +168,9 @@ class Gateway:
                 if self._access_policy is not None:
                     self._access_policy.authenticate(context)
                 if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
-                    self._origins.check(headers, request.method, opens=context.endpoint not in ENGINES)
+                    endpoint = context.endpoint
+                    listed = not admin and endpoint not in OPERATING
+                    self._origins.check(headers, request.method, opens=endpoint not in ENGINES, listed=listed)
                 timeout = headers.get("x-request-timeout")
                 if timeout is None:
                     sent = await handler(context)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from proxy.access import OPERATING, AccessPolicy, not_found
+from proxy.access import OPERATING, AccessPolicy, is_preflight, not_found
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import RequestContext
@@ -66,14 +66,21 @@ class Routes:
         self._access_policy = access_policy
         self._passed = passed
 
-    def add_route(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
-        """Add a path for operators."""
+    def add_route(self, path: str, method: str, endpoint: str, handler: Handler, *, public: bool = False) -> None:
+        """Add a path for operators, or (`public`) for all."""
         self._admin[path] = (method, endpoint, handler)
+        if public:
+            self._public[path] = self._admin[path]
 
     @property
     def listed(self) -> list[tuple[str, str]]:
         """Every path that is not passed through, and its method."""
         return [(path, method) for path, (method, _, _) in (self._public | self._admin).items()]
+
+    def offered(self, *, admin: bool) -> list[tuple[str, str, str]]:
+        """Path, methods and endpoint of what a listener offers."""
+        table = self._admin if admin else self._public
+        return [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
 
     def find(self, context: RequestContext) -> Handler:
         """The handler; `context` has its endpoint then. Raises GatewayError 404, 405 or 501."""
@@ -89,6 +96,9 @@ class Routes:
         route = (self._admin if context.admin else self._public).get(path)
         if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
+        if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
+            context.routed("preflight")
+            return self._plain.preflight
         if route is None:
             if path == "*":
                 context.routed("server")

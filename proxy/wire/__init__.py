@@ -50,6 +50,7 @@ from proxy.wire.media import refers
 from proxy.wire.openai import (
     PATHS,
     PROMPT_FIELD,
+    REQUESTS,
     ApiRequest,
     Endpoint,
     Large,
@@ -110,6 +111,7 @@ __all__ = [
     "NO_TEXT_FIELDS",
     "PATHS",
     "PROMPT_FIELD",
+    "REQUESTS",
     "SIZES",
     "SLICE",
     "ApiRequest",

@@ -52,7 +52,7 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-class _Head(msgspec.Struct):
+class RequestHead(msgspec.Struct):
     """The fields that the gateway reads. All others are for the engine to check."""
 
     model: str | None = None
@@ -62,23 +62,26 @@ class _Head(msgspec.Struct):
     seed: int | None = None
 
 
-class _Chat(_Head):
+class ChatRequest(RequestHead):
     messages: list[msgspec.Raw] | None = None
 
 
-class _Completions(_Head):
+class CompletionRequest(RequestHead):
     prompt: str | list[msgspec.Raw] | None = None
 
 
-class _Embeddings(_Head):
+class EmbeddingRequest(RequestHead):
     input: str | list[msgspec.Raw] | None = None
 
 
 # The prompt may be any array (strings, token ids, messages): only that it is an array is checked here.
+REQUESTS: Final[dict[Endpoint, type[RequestHead]]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingRequest,
+}
 _HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
-    "chat": msgspec.json.Decoder(_Chat),
-    "completions": msgspec.json.Decoder(_Completions),
-    "embeddings": msgspec.json.Decoder(_Embeddings),
+    endpoint: msgspec.json.Decoder(kind) for endpoint, kind in REQUESTS.items()
 }
 _LOOSE: Final = {"stream": loose.boolean, "temperature": loose.number, "seed": loose.integer}
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -17,6 +17,7 @@ TYPED: dict[str, str] = {
     "trusted_proxies": "10.0.0.0/8 ::1 unix",
     "proxy_protocol": "on",
     "allowed_hosts": "api.example.com *.internal [::1]",
+    "cors_origins": "https://chat.example http://localhost:3000",
     "backends": "http://a:8000/v1 https://b/base/",
     "backend_api_key": "up-key",
     "backend_api_key_file": "key.txt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from proxy.access import AccessPolicy
+from proxy.access import PREFLIGHT, AccessPolicy
 from proxy.access.ratelimit import Admission
 from proxy.errors import Code, GatewayError
 from proxy.server.context import RequestContext
@@ -89,6 +89,10 @@ class StatusHandlers:
         if context.allow is None:
             context.allows(ALLOWED)
         return await self._responder.send(context, 204, context.headers(), b"")
+
+    async def preflight(self, context: RequestContext) -> Sent:
+        """What a page of another origin may send here: `context.cors` says whether it may at all."""
+        return await self._responder.send(context, 204, [*context.headers(), *PREFLIGHT], b"")
 
     async def metrics(self, context: RequestContext) -> Sent:
         accept = context.request.headers.get("accept", "")

@@ -33,7 +33,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.access import UNIX, ClientRequest, TrustedProxies
+from proxy.access import UNIX, ClientRequest, Origins, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
 from proxy.server.listener.head import read_head
@@ -301,7 +301,7 @@ class ClientConnection(RequestHandler):
                     raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
                 target, host = read_head(message)
             except GatewayError as e:
-                self._tell(e)
+                self._tell(e, None if isinstance(message, _ErrInfo) else message.headers.get("origin"))
                 await self._linger()
                 break
             if manager.leaving:
@@ -425,7 +425,8 @@ class ClientConnection(RequestHandler):
             return
         manager.on_refused()
         words = f"The gateway has {manager.limit.most} connections already."
-        transport.write(final_response(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
+        error = GatewayError(Code.QUEUE_FULL, words, retry_after=1)
+        transport.write(final_response(error, manager.origins.headers(None)))
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
@@ -453,15 +454,14 @@ class ClientConnection(RequestHandler):
             taken = self._dropped
             await asyncio.sleep(HEARD_SECONDS)  # cancelled as the client closes
 
-    def _tell(self, error: GatewayError) -> None:
-        """Send the error to the client, and report it for the log."""
+    def _tell(self, error: GatewayError, origin: str | None = None) -> None:
+        """Send the error to the client, a page of that origin where it is known, and report it for the log."""
         transport = self.transport
         if transport is not None:
             peer = transport.get_extra_info("peername")
-            cast(Listener, self._manager).on_unreadable(
-                str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
-            )
-            self.send(final_response(error))
+            manager = cast(Listener, self._manager)
+            manager.on_unreadable(str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message)
+            self.send(final_response(error, manager.origins.headers(origin)))
 
 
 class Listener(web.Server):
@@ -480,6 +480,7 @@ class Listener(web.Server):
         max_head: int = 64 * 1024,
         proxies: TrustedProxies | None = None,
         times: Times | None = None,
+        origins: Origins | None = None,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
         on_unreadable: Callable[[str, str], None] = lambda peer, why: None,
@@ -504,6 +505,7 @@ class Listener(web.Server):
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
         self.leaving = False  # each connection's next answer is its last
         self._emptied = asyncio.Event()
+        self.origins = origins or Origins()
         self._proxies = proxies  # their connections begin with a PROXY protocol header
         self.on_refused = on_refused
         self.on_unreadable = on_unreadable  # called with the peer and the reason for a malformed request

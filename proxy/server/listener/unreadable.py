@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -34,11 +35,13 @@ def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
     return GatewayError(Code.INVALID_VALUE, why)
 
 
-def final_response(error: GatewayError) -> bytes:
+def final_response(error: GatewayError, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """A whole response that ends its connection."""
     body = msgspec.json.encode(error.body())
-    retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after is not None else ""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    if error.retry_after is not None:
+        more += f"retry-after: {error.retry_after}\r\n"
     return (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n{retry}"
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n{more}"
         f"{GUARDS}connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body

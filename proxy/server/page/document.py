@@ -1,5 +1,4 @@
-"""The page's HTML document with its style and script inlined, and its headers. It holds no data and needs no
-key."""
+"""A page's HTML document with its style and script inlined, and its headers. It holds no data and needs no key."""
 
 from __future__ import annotations
 
@@ -25,10 +24,11 @@ class Document(NamedTuple):
     headers: Headers
 
 
-def document() -> Document:
-    """Put together, with a policy that lets run what is inside, by its hash, and nothing else: no other script, no
-    other host, no frame around it, and no way from a text to HTML (`require-trusted-types-for`)."""
-    folder = files("proxy.server.page")
+def document(package: str = "proxy.server.page") -> Document:
+    """Put together from the files of that package, with a policy that lets run what is inside, by its hash, and
+    nothing else: no other script, no other host, no frame around it, and no way from a text to HTML
+    (`require-trusted-types-for`)."""
+    folder = files(package)
     html, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     if "</style" in style or "</script" in script:
         raise AssertionError("the page would end inside itself")

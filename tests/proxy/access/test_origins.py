@@ -75,6 +75,28 @@ def test_a_list_of_origins_opens_it() -> None:
     assert not refused(headers, allowed=(EVIL + "/",))
     assert refused(headers, allowed=("https://evil.example:8443", "evil.example"))
     assert refused(headers | {"origin": EVIL + ".org"}, allowed=(EVIL,))
+    assert refused({"sec-fetch-site": "cross-site"}, allowed=("*",)), "a picture has no origin"
+
+
+def test_a_path_for_operators_is_open_to_no_other_origin() -> None:
+    origins = Origins(("*",))
+    headers = {"origin": EVIL, "sec-fetch-site": "cross-site"}
+    origins.check(headers, "POST", opens=True)
+    with pytest.raises(GatewayError):
+        origins.check(headers, "POST", opens=True, listed=False)
+
+
+def test_cors_headers_repeat_a_listed_origin_only_and_vary_by_it() -> None:
+    listed = Origins((EVIL, "http://localhost:3000"))
+    assert dict(listed.headers("HTTP://localhost:3000")) == {
+        "access-control-allow-origin": "http://localhost:3000",
+        "access-control-expose-headers": "*",
+        "vary": "origin",
+    }
+    for origin in (None, "", "null", "*", EVIL + ".org", EVIL + ":443"):
+        assert listed.headers(origin) == (("vary", "origin"),)
+        assert dict(Origins(("*",)).headers(origin))["access-control-allow-origin"] == "*"
+        assert Origins().headers(origin) == ()
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -91,6 +91,13 @@ READ: list[tuple[Reader, Any, Any]] = [
     (values.hosts, "A.example, *.B.example", ("a.example", "*.b.example")),
     (values.hosts, "* [::1] ::1 x", ("*", "::1", "x")),
     (values.hosts, ["a b", "a"], ("a", "b")),
+    (values.origins, "", ()),
+    (values.origins, " * ", ("*",)),
+    (values.origins, ["*", "*"], ("*",)),
+    (values.origins, "HTTPS://Chat.Example:443, http://a:80 http://a", ("https://chat.example", "http://a")),
+    (values.origins, ["https://a:80", "http://a:443"], ("https://a:80", "http://a:443")),
+    (values.origins, "http://[0:0::1]:3000 http://127.0.0.1:1", ("http://[::1]:3000", "http://127.0.0.1:1")),
+    (values.origins, "chrome-extension://abc app://obsidian.md", ("chrome-extension://abc", "app://obsidian.md")),
     (values.own_redis_url, " None ", ""),
     (values.own_redis_url, "", ""),
     (values.own_redis_url, "redis://h", "redis://h"),
@@ -115,6 +122,7 @@ READ: list[tuple[Reader, Any, Any]] = [
 
 ADDRESS = "must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0"
 HOSTS = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
+ORIGINS = "must be origins as browsers send them, scheme://host[:port], such as https://chat.example, or * alone"
 REDIS_URLS = (
     "redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket, "
     "redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2"
@@ -228,6 +236,32 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (values.hosts, "u@h", HOSTS),
     (values.hosts, ["a", 5], HOSTS),
     (values.hosts, 5, HOSTS),
+    *[
+        (values.origins, text, ORIGINS)
+        for text in (
+            *(
+                "chat.example",
+                "null",
+                "file://",
+                "https://",
+                "https://a/",
+                "https://a/x",
+                "https://a?",
+                "https://u@a",
+            ),
+            *("*, https://a", "https://*.a", "*.a", "https://a:0", "https://a:65536", "https://a:x", "https://.a"),
+            *(
+                "https://\u00fc.example",
+                "https://[::g]",
+                "https://::1",
+                "://a",
+                "1://a",
+                "https://a:443 b",
+                5,
+                ["a", 5],
+            ),
+        )
+    ],
     (values.redis_url, "unix:///", REDIS),
     (values.redis_url, "redis:///0", REDIS),
     (values.redis_url, "redis://h/1234567890", DATABASE),
