@@ -38,6 +38,8 @@ from proxy.access.intake import (
     read_api_request,
     read_raw,
     refusal,
+    resolve,
+    resolve_raw,
     work,
 )
 from proxy.access.origins import Origins
@@ -76,6 +78,8 @@ __all__ = [
     "read_keys",
     "read_raw",
     "refusal",
+    "resolve",
+    "resolve_raw",
     "scope_of",
     "sizes_of",
     "work",

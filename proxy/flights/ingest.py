@@ -35,7 +35,8 @@ from proxy.wire import (
 )
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # headers that the gateway sets itself
-    "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",
+    "x-request-id", "x-gateway-cache", "x-gateway-model", "x-gateway-fallback", "age",
+    "x-content-type-options", "cross-origin-resource-policy",
 }  # fmt: skip
 _OF_ONE_CLIENT: Final = _NOT_PASSED | {"set-cookie"}  # headers of an error that several clients may get
 _OF_ANY_READER: Final = RATE_LIMITS | {

@@ -70,6 +70,10 @@ class FlightSpec(msgspec.Struct, frozen=True):
     parts: int = 0  # choices or vectors that its body asks for; 0: as many as `api_request` does
     cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
     fold: bool = True  # a stored stream may answer it, where it wants one body
+    salt: str = ""  # the `cache_salt` that it is sent with
+    falls_back: bool = (
+        False  # another model answers where none of this one's engines is up: no engine is tried then
+    )
 
 
 class QueueState(msgspec.Struct, eq=False):
