@@ -92,6 +92,11 @@ def _harmless(path: str) -> bool:
     )
 
 
+def session_of(headers: Mapping[str, str]) -> str:
+    """The session of a request that is passed through, in characters that any encoding has; empty: none."""
+    return headers.get("x-session-id", "").encode("utf-8", "surrogateescape").decode("latin-1")
+
+
 def asks_for_websocket(headers: Mapping[str, str]) -> bool:
     """Whether a GET is the handshake of a websocket (RFC 6455 4.1), also where a proxy has cut `Upgrade` off."""
     return "sec-websocket-key" in headers or "websocket" in headers.get("upgrade", "").lower()
