@@ -45,7 +45,7 @@ from proxy.flights import (
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
-from proxy.resources import EngineReload, FileReloads, Prepared, paths_of, prepare
+from proxy.resources import EngineReload, FileReloads, Naming, Prepared, paths_of, prepare
 from proxy.server import (
     ApiDocument,
     Flush,
@@ -163,6 +163,10 @@ async def running(
         else:
             hello = member.hello
             urls, redis_url, redis_words = list(settings.backends) or hello.engines, hello.redis, hello.redis_words
+        if member is not None and settings.cache_salt == "auto":
+            prepared.rules.renew_salt(member.hello.salt)
+        if settings.cache_salt != "auto":
+            log.hide([prepared.rules.salt.decode()])
         log.hide([prepared.backend_key, *secrets_in(redis_url or ""), *secrets_in(settings.state_redis)])
         metrics = Metrics()
         containment = _containment(log)
@@ -185,6 +189,7 @@ async def running(
         )
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
+        stack.push_async_callback(fleet.health_checks.close)
         discovery = Discovery(
             urls, change=fleet.change, answers=fleet.answers, log=log, metrics=metrics, clock=loop.time
         )
@@ -294,6 +299,8 @@ async def running(
             unfolded=shapes.unfolded,
             recording=_recording(settings, log, metrics, stack, member),
             render=None if member is None else member.render,
+            rules=prepared.rules,
+            health_checks=fleet.health_checks,
         )
         await discovery.begin()
         if member is not None:
@@ -305,8 +312,10 @@ async def running(
                 metrics=metrics,
             )
         await first_look(fleet.health_checks)
+        naming = Naming(prepared.rules, backends, large.renew, log)
+        naming.begin(settings, strict=member is None or member.hello.first)
         reload = (
-            EngineReload(settings, reread, discovery.change, log)
+            EngineReload(settings, reread, discovery.change, log, naming.renew)
             if reread is not None and settings.config
             else None
         )
@@ -360,7 +369,8 @@ async def running(
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack, admin_sockets)
         ApiDocument(gateway, admission, settings)
-        Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
+        rules = prepared.rules
+        Flush(gateway, group, cache, audit, lambda call: rules.identity.address(call.request), rules)
         listening = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room, sockets)
         if settings.page:
             sources = Sources(

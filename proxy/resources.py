@@ -12,13 +12,23 @@ from typing import Final
 
 from proxy.access import AccessPolicy, AccessRules, Authenticator, TrustedProxies, read_keys
 from proxy.access.denylist import read_deny_list
-from proxy.config import Settings, conflicts, read_file, secret, warn_if_open
+from proxy.config import (
+    ModelNames,
+    Settings,
+    alias_conflicts,
+    conflicts,
+    model_names,
+    read_file,
+    salt_secret,
+    secret,
+    warn_if_open,
+)
 from proxy.config.file_watch import Take, Watched
 from proxy.errors import SettingsError
 from proxy.redis import Deployment, files_of, read_url
 from proxy.server import LargeRequests, ServerTls, server_context, source_of
 from proxy.telemetry import Certificates, Log, expiry_of, packages
-from proxy.upstream import Fleet
+from proxy.upstream import Backends, Fleet
 from proxy.upstream.http import tls_context
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
@@ -41,6 +51,7 @@ def prepare(settings: Settings) -> Prepared:
     """Read all files that the settings name. Raises SettingsError with every problem."""
     problems = conflicts(settings)
     prepared = Prepared(AccessRules(Authenticator(None, TrustedProxies(settings.trusted_proxies), source_of)))
+    prepared.rules.renew_names(model_names(settings.models, settings.model_fallbacks))
 
     def attempt(step: Callable[[], object]) -> None:
         try:
@@ -52,6 +63,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _deny(settings, prepared))
     attempt(lambda: _tls(settings, prepared))
     attempt(lambda: _backend_key(settings, prepared))
+    attempt(lambda: prepared.rules.renew_salt(read_salt(settings, prepared.warnings)))
     attempt(lambda: _client_certs(settings, prepared))
     attempt(lambda: _redis(settings, prepared))
     if settings.trace == "otlp":
@@ -96,6 +108,19 @@ def _tls(settings: Settings, prepared: Prepared) -> None:
         prepared.tls = ServerTls(server_context(settings.tls_cert, settings.tls_key))
         prepared.tls_expires = expiry_of("tls_cert", settings.tls_cert)
         warn_if_open("tls_key", settings.tls_key or settings.tls_cert, prepared.warnings)
+
+
+def read_salt(settings: Settings, warnings: list[str] | None = None) -> bytes:
+    """The secret of `cache_salt`; empty: none. Raises SettingsError, whose text does not quote it."""
+    text, path = settings.cache_salt, settings.cache_salt_file
+    if path:
+        try:
+            text = salt_secret(read_file("cache_salt_file", path, warnings))
+        except ValueError as e:
+            raise SettingsError(f"cache_salt_file = {path!r}: {e}") from None
+        if not text or text == "auto":
+            raise SettingsError(f"cache_salt_file = {path!r}: holds no secret")
+    return os.urandom(32) if text == "auto" else text.encode()
 
 
 def _client_certs(settings: Settings, prepared: Prepared) -> None:
@@ -147,8 +172,8 @@ def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
 
 
 class EngineReload:
-    """Reloads the settings file. Only the engines change at run time; other changes are reported as needing a
-    restart."""
+    """Reloads the settings file. Only the engines and the names of models change at run time; other changes are
+    reported as needing a restart."""
 
     def __init__(
         self,
@@ -156,8 +181,11 @@ class EngineReload:
         read: Callable[[], Settings],
         apply: Callable[[Sequence[str]], Awaitable[None]],
         log: Log,
+        rename: Callable[[Settings], str] = lambda settings: "",
     ) -> None:
+        """`rename` puts the names of models in effect and says what changed; it raises SettingsError."""
         self._settings = settings
+        self._rename = rename
         self._read = read  # from all sources: a flag still takes precedence over the file
         self._apply = apply
         self._log = log
@@ -173,8 +201,10 @@ class EngineReload:
         return lambda: self.take(settings)
 
     def take(self, settings: Settings) -> str:
-        """Have the engines changed by `run`, and log other changed settings as needing a restart."""
-        ours = {"backends", "warnings"}
+        """Have the names of models changed, and the engines by `run`; log other changed settings as needing a
+        restart. Raises SettingsError, and has changed nothing then."""
+        renamed = self._rename(settings)
+        ours = {"backends", "warnings", "models", "model_fallbacks"}
         others = [
             f.name
             for f in fields(Settings)
@@ -183,12 +213,12 @@ class EngineReload:
         if others:
             self._log.event("warning", "settings need a restart", detail=", ".join(others))
         if not settings.backends:  # the embedded engine stays
-            return "nothing that can change at run time"
+            return renamed or "nothing that can change at run time"
         self._new = settings.backends
         self._taken.set()
         before, self._engines = self._engines, tuple(settings.backends)
         added, removed = set(self._engines) - set(before), set(before) - set(self._engines)
-        return f"{len(added)} engines added, {len(removed)} removed"
+        return f"{len(added)} engines added, {len(removed)} removed{renamed and f'; {renamed}'}"
 
     async def run(self) -> None:
         """Apply changes until cancelled. Apart from the file watch: checking a new engine may take time."""
@@ -198,6 +228,68 @@ class EngineReload:
             urls = self._new
             assert urls is not None  # it is set before the event is
             await self._apply(urls)
+
+
+class Naming:
+    """Puts the names of models in effect, and compares them with the models that engines list."""
+
+    def __init__(self, rules: AccessRules, backends: Backends, renewed: Callable[[], None], log: Log) -> None:
+        """`renewed` is called after a change."""
+        self._rules = rules
+        self._backends = backends
+        self._renewed = renewed
+        self._log = log
+
+    def begin(self, settings: Settings, *, strict: bool) -> None:
+        """Check the names at the start. Raises SettingsError where `strict`; else their problems are logged."""
+        wrong, doubtful = self._problems(settings, self._rules.names)
+        if strict and wrong:
+            raise SettingsError("\n".join(wrong))
+        self._tell(wrong + doubtful)
+
+    def renew(self, settings: Settings) -> str:
+        """Use the names of these settings. Says what changed. Raises SettingsError, and has changed nothing
+        then."""
+        before, names = self._rules.names, model_names(settings.models, settings.model_fallbacks)
+        if names == before:
+            return ""
+        wrong, doubtful = self._problems(settings, names)
+        wrong += alias_conflicts(settings.models, settings.model_fallbacks)
+        if wrong:
+            raise SettingsError("\n".join(wrong))
+        self._tell(doubtful)
+        self._rules.renew_names(names)
+        self._renewed()
+        return f"{len(names.aliases)} aliases, fallbacks of {len(names.standbys)} models"
+
+    def _tell(self, problems: list[str]) -> None:
+        for problem in problems:
+            self._log.event("warning", "settings", detail=problem)
+
+    def _problems(self, settings: Settings, names: ModelNames) -> tuple[list[str], list[str]]:
+        """What is wrong; and what is wrong unless an engine that was not asked yet, or is down, says otherwise."""
+        engines = self._backends.all
+        served = set().union(*(backend.served for backend in engines))
+        wrong = [
+            f"models: {name!r} is a model of an engine too: give the alias another name"
+            for name in names.aliases
+            if name in served
+        ]
+        known = all(backend.up and backend.models for backend in engines)
+        if settings.backends:
+            known = known and {backend.name for backend in engines} == set(settings.backends)
+        uses = [(f"models: {name!r}", model) for name, shares in names.aliases.items() for model, _ in shares]
+        uses += [
+            (f"model_fallbacks: {model!r}", each)
+            for model, others in names.standbys.items()
+            for each in (model, *others)
+        ]
+        unknown = [
+            f"{use} names {model!r}, which no engine lists{'' if known else ' (not every engine has answered)'}"
+            for use, model in dict.fromkeys(uses)
+            if model not in served
+        ]
+        return (wrong + unknown, []) if known else (wrong, unknown)
 
 
 def paths_of(settings: Settings) -> list[str]:
@@ -212,6 +304,7 @@ def paths_of(settings: Settings) -> list[str]:
         settings.backend_cert,
         settings.backend_key,
         settings.backend_api_key_file,
+        settings.cache_salt_file,
         *_redis_files(settings),
     ]
 
@@ -245,6 +338,7 @@ class FileReloads:
             ("tls_cert", (settings.tls_cert, settings.tls_key), self._tls),
             ("backend_cert" if settings.backend_cert else "backend_ca", tls, self._backend_tls),
             ("backend_api_key_file", (settings.backend_api_key_file,), self._backend_key),
+            ("cache_salt_file", (settings.cache_salt_file,), self._salt),
             ("redis", _redis_files(settings), self._redis),
         ]
         if self.reload is not None:
@@ -309,6 +403,16 @@ class FileReloads:
             self.hide([key])
             self.fleet.renew(api_key=key)
             return "the API key of engines"
+
+        return take
+
+    def _salt(self) -> Take:
+        salt = read_salt(self.settings)
+
+        def take() -> str:
+            self.hide([salt.decode()])
+            self.live.rules.renew_salt(salt)
+            return "the secret of cache_salt"
 
         return take
 

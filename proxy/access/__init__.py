@@ -38,6 +38,8 @@ from proxy.access.intake import (
     read_api_request,
     read_raw,
     refusal,
+    resolve,
+    resolve_raw,
     work,
 )
 from proxy.access.origins import PREFLIGHT, CorsHeaders, Origins, is_preflight
@@ -91,6 +93,8 @@ __all__ = [
     "read_keys",
     "read_raw",
     "refusal",
+    "resolve",
+    "resolve_raw",
     "scope_of",
     "sizes_of",
     "tenant_of",

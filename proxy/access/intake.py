@@ -9,9 +9,10 @@ import msgspec
 
 from proxy.access.denylist.rules import DenyList
 from proxy.access.request_limits import RequestLimits
+from proxy.config import ModelNames
 from proxy.errors import Code, GatewayError
 from proxy.flights import Keyer, Share, estimate, estimate_raw, sharing_of
-from proxy.upstream import affinity, raw_affinity
+from proxy.upstream import affinity, by_session, key_of, mixed, raw_affinity
 from proxy.wire import (
     NO_FACTS,
     NO_TEXT_FIELDS,
@@ -30,7 +31,9 @@ from proxy.wire import (
     refers,
     refuse_ids,
     refuse_template,
+    renamed,
     with_usage,
+    without_salt,
 )
 from proxy.wire.event_apis import EVENT_APIS
 from proxy.wire.fold import Folded, Shape, foldable
@@ -59,6 +62,8 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     assumed: int  # tokens charged for an answer without a limit of its length
     sizes: RequestLimits
     deny: str | None = None  # the deny list's text
+    names: ModelNames = ModelNames()
+    salted: bool = False  # requests go up with a `cache_salt`
 
 
 class ApiRequestJob(msgspec.Struct, frozen=True, tag="ask"):
@@ -70,6 +75,7 @@ class ApiRequestJob(msgspec.Struct, frozen=True, tag="ask"):
     tenant: bytes = b""
     session: str = ""
     headers: tuple[tuple[str, str], ...] = ()  # that an engine acts on
+    model: str = ""  # the model that answers, whatever the body names; empty: the body's
 
 
 class RawJob(msgspec.Struct, frozen=True, tag="raw"):
@@ -79,6 +85,7 @@ class RawJob(msgspec.Struct, frozen=True, tag="raw"):
     kind: Literal["json", "form", "other"] = "json"
     boundary: bytes = b""
     session: str = ""
+    model: str = ""  # as for an ApiRequestJob
 
 
 class PageJob(msgspec.Struct, frozen=True, tag="page"):
@@ -121,7 +128,8 @@ def refusal(error: GatewayError) -> Refusal:
 class Found(msgspec.Struct):
     """What a reading came to. Up to where it was refused; `denied` is the line of a rule that it breaks."""
 
-    model: str | None = None
+    model: str | None = None  # as the client names it
+    target: str = ""  # the model that is sent, where that is another one
     stream: bool = False
     include_usage: bool = False
     temperature: float | None = None
@@ -132,6 +140,8 @@ class Found(msgspec.Struct):
     affinity: int = 0
     refers: bool = False  # to media elsewhere
     raw: RawFacts = NO_FACTS
+    takes_salt: bool = False  # of a body that is passed through
+    salt: str | None = None  # the client's `cache_salt`, taken out of the body
     denied: int = 0
     refusal: Refusal | None = None
     delays: list[float] = []  # of many readers
@@ -141,15 +151,45 @@ class Found(msgspec.Struct):
         """The request as it goes on."""
         return ApiRequest(
             endpoint,
-            self.model,
+            self.target or self.model,
             self.stream,
             self.include_usage,
             self.temperature,
             self.seed,
             {name: msgspec.Raw(raw) for name, raw in self.fields.items()},
             body,
-            Large(self.cost, self.key, self.affinity, self.refers),
+            Large(self.cost, self.key, self.affinity, self.refers, self.salt),
         )
+
+
+def place_of(name: str, number: int) -> float:
+    """Where in 0 to 1 a request is for a name that several models share, by a number that its session has."""
+    return mixed(number ^ key_of(name.encode())) / 2**64
+
+
+def resolve(names: ModelNames, api_request: ApiRequest, session: str) -> ApiRequest:
+    """The request for the engines' model, where it names an alias. Of a name that several models share, a session
+    (`x-session-id`, else `user`, else the prompt) always gets the same one."""
+    name = api_request.model
+    if name is None or name not in names.aliases:
+        return api_request
+    number = by_session(api_request, {"x-session-id": session} if session else {})
+    return renamed(api_request, names.model_of(name, place_of(name, number)))
+
+
+def resolve_raw(names: ModelNames, passed: RawBody, session: str) -> RawBody:
+    """The same for a body that is passed through; in place of the prompt its beginning decides."""
+    name = passed.model
+    if name is None or name not in names.aliases:
+        return passed
+    user = passed.members.get("user")
+    if session:
+        number = key_of(b"session", session.encode())
+    elif isinstance(user, str) and user:
+        number = key_of(b"user", msgspec.json.encode(user))
+    else:
+        number = key_of(b"body", passed.body[:PROMPT_BYTES])
+    return passed.with_model(names.model_of(name, place_of(name, number)))
 
 
 def work(body: bytes, weight: float | None) -> float:
@@ -216,6 +256,13 @@ def read_api_request(
         if deny is not None and (line := denied_in(deny, api_request)) is not None:
             result.denied = line
             return result, b""
+        named = api_request
+        if job.model:
+            api_request = renamed(api_request, job.model)
+        else:
+            api_request = resolve(terms.names, api_request, job.session)
+        if api_request is not named:
+            result.target = api_request.model or ""
         share = sharing_of(api_request, terms.share, cache_control=job.cache_control, override=job.override)
         result.cost = estimate(api_request, terms.assumed)
         keep_by = affinity(terms.routing)
@@ -225,6 +272,8 @@ def read_api_request(
             result.refers = refers(api_request)
             fold = api_request.endpoint == "embeddings" or foldable(api_request.endpoint, api_request.fields)
             result.key = keyer.key(api_request, tenant=job.tenant, fold=fold, headers=job.headers)
+        if terms.salted:
+            api_request, result.salt = without_salt(api_request)
     except GatewayError as e:
         result.refusal = refusal(e)
         return result, b""
@@ -258,6 +307,13 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
             passed = terms.sizes.check_raw(job.path, passed)
         if deny is not None:
             result.denied = denied_in_passed(deny, job.path, passed) or 0
+        named = passed
+        passed = passed.with_model(job.model) if job.model else resolve_raw(terms.names, passed, job.session)
+        if passed is not named:
+            result.target = passed.model or ""
+        if terms.salted and passed.takes_salt(job.path):
+            result.takes_salt = True
+            passed, result.salt = passed.without_salt()
     except GatewayError as e:
         result.refusal = refusal(e)
         return result, b""

@@ -11,6 +11,7 @@ A reader meets, in this order:
 - `settings_as_toml` writes them as a file that reads back as the same settings.
 - `read_file` reads a file that a setting names. The module `file_watch` loads it again when it changes; it is not
   imported here, as it needs asyncio and most commands do not.
+- `ModelNames` are the names of models that clients may use, resolved to those of the engines.
 - `read_keys_file` reads the API keys file: a `KeyEntry` for each key.
 - `Known`, `mask_url`, `shown_url` and `shown_path` decide what of a value may be shown.
 - `vocabulary` holds the names that several rooms know: retry causes, priorities, routing policies.
@@ -23,10 +24,11 @@ from proxy.config.files import no_password, read_file, warn_if_open
 from proxy.config.flags import Parser, program_name, version
 from proxy.config.keys_file import KeyEntry, hash_of, read_keys_file
 from proxy.config.loader import exposed, load
+from proxy.config.model_names import ModelNames, alias_conflicts, model_names
 from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_url
 from proxy.config.settings import Settings, options
 from proxy.config.toml_text import settings_as_toml, toml_string
-from proxy.config.values import redis_hosts, secret
+from proxy.config.values import redis_hosts, salt_secret, secret
 from proxy.config.vocabulary import (
     CONNECT,
     DEFAULT_RETRY_CAUSES,
@@ -51,19 +53,23 @@ __all__ = [
     "TRUNCATED",
     "KeyEntry",
     "Known",
+    "ModelNames",
     "Parser",
     "Settings",
+    "alias_conflicts",
     "conflicts",
     "exposed",
     "hash_of",
     "load",
     "mask_url",
+    "model_names",
     "no_password",
     "options",
     "program_name",
     "read_file",
     "read_keys_file",
     "redis_hosts",
+    "salt_secret",
     "secret",
     "secrets_in",
     "settings_as_toml",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from proxy.config.model_names import alias_conflicts
 from proxy.config.settings import Option, Settings
 
 _AT_MOST: Final = (
@@ -87,5 +88,16 @@ def conflicts(settings: Settings) -> list[str]:
             "max_tokens_action = refuse needs max_tokens_cap",
         ),
         (settings.tls_key and not settings.tls_cert, "tls_key needs tls_cert, its certificate"),
+        (
+            settings.cache_salt and settings.cache_salt_file,
+            "cache_salt and cache_salt_file are both given: give one",
+        ),
+        (
+            (settings.cache_salt or settings.cache_salt_file) and settings.share_scope == "global",
+            "cache_salt keeps tenants apart, share_scope = global does not: give one",
+        ),
     ]
-    return [problem for wrong, problem in found if wrong]
+    return [
+        *(problem for wrong, problem in found if wrong),
+        *alias_conflicts(settings.models, settings.model_fallbacks),
+    ]

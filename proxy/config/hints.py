@@ -57,7 +57,9 @@ _MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
     ("max-tokens",): ("max_tokens_cap",),
     ("cors", "allowed-origins", "allow-origins", "cors-allow-origins", "origins"): ("cors_origins",),
     ("allowed-methods", "allowed-headers", "allow-credentials", "cors-allow-credentials"): _CORS,
-    ("model", "models", "model-list", "served-model-name", "static-models", "model-name"): _MODELS,
+    ("alias", "aliases", "model-aliases", "model-group-alias", "canary"): ("models",),
+    ("fallback", "fallbacks", "default-fallbacks", "context-window-fallbacks"): ("model_fallbacks",),
+    ("model", "model-list", "served-model-name", "static-models", "model-name"): _MODELS,
     ("max-model-len", "tensor-parallel-size", "gpu-memory-utilization", "max-num-seqs", "dtype"): _VLLM,
     ("enable-prefix-caching", "max-num-batched-tokens", "quantization", "trust-remote-code"): _VLLM,
 }

@@ -153,7 +153,8 @@ def exposed(settings: Settings, argv: Sequence[str]) -> list[str]:
     warnings = []
     for option in options():
         value = getattr(settings, option.name)
-        secret = option.hidden or (option.metavar == "URL" and isinstance(value, str) and secrets_in(value))
+        holds = option.metavar == "URL" and isinstance(value, str) and secrets_in(value)
+        secret = holds or (option.hidden and value != "auto")
         if secret and any(arg.partition("=")[0] == option.flag for arg in argv):
             warnings.append(
                 f"flag {option.flag}: visible to every user of this machine in the process list; "

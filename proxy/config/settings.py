@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from proxy.config import values
+from proxy.config.model_names import Alias, Standbys, read_aliases, read_standbys
 from proxy.config.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
 KIB: Final = 1024
@@ -132,6 +133,7 @@ def _milliseconds(default: float, high: float, help: str) -> Any:
 GROUPS: Final = (
     ("Listening", "host"),
     ("Engines", "backends"),
+    ("Names of models", "models"),
     ("Load balancing, retries and circuit breakers", "routing"),
     ("Admission and queue", "max_inflight"),
     ("Sharing and stored answers", "share"),
@@ -212,6 +214,23 @@ class Settings:
     refresh_seconds: float = _seconds(10.0, "Interval of health checks and model discovery.", low=0.1)
     probe: Literal["on", "off"] = _choice(
         "on", "off", help="Probe each engine at start-up for how its streams fold into JSON bodies."
+    )
+    # Names of models
+    models: tuple[Alias, ...] = _setting(
+        (),
+        read_aliases,
+        "NAME=MODEL",
+        "Names by which clients may call models of the engines; repeated or comma-separated for several. In the "
+        "file a table, which may divide a name among models by weight: `chat = {llama-a = 95, llama-b = 5}`.",
+        flag="--model-alias",
+    )
+    model_fallbacks: tuple[Standbys, ...] = _setting(
+        (),
+        read_standbys,
+        "MODEL=OTHER",
+        "Models that answer where no engine of a model can; repeated for several, which are tried in this order. "
+        'In the file a table: `llama-a = ["llama-b"]`.',
+        flag="--model-fallback",
     )
     # Load balancing, retries and circuit breakers
     routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
@@ -294,6 +313,16 @@ class Settings:
     share_scope: Literal["tenant", "global"] = _choice(
         "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
     )
+    cache_salt: str = _setting(
+        "",
+        values.salt_secret,
+        "SECRET|auto",
+        "Secret by which the prefix cache of the engines is kept apart by tenant: each request goes up with a "
+        "`cache_salt` of its tenant. `auto` is a new one at each start; none: off.",
+        secret=True,
+        hidden=True,
+    )
+    cache_salt_file: str = _file("File that holds only that secret.")
     merge_max: int = _count(
         16,
         "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",

@@ -41,7 +41,7 @@ def settings_as_toml(settings: Settings) -> str:
 def _secret(option: Option, value: Any) -> str:
     """What a comment shows of a value that is secret or holds a secret; "" where the value may be shown."""
     if option.hidden:
-        return " = ***" if value else ""
+        return " = ***" if value not in ("", "auto") else ""
     if option.metavar == "URL" and isinstance(value, str) and shown_url(value) != value:
         return f" = {toml_string(shown_url(value))}"
     return ""
@@ -61,9 +61,18 @@ def _is_lowered(option: Option, value: Any) -> bool:
 def _value(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if option.name in ("models", "model_fallbacks"):
+        return f"{{{', '.join(f'{toml_string(name)} = {_entry(entry)}' for name, entry in value)}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(toml_string, value))}]"
     if isinstance(value, str):
         return toml_string(value)
     text = option.typed(value)
     return text if text[-1].isdigit() else toml_string(text)
+
+
+def _entry(entry: tuple[Any, ...]) -> str:
+    """What a name of a model stands for: models, or models with weights."""
+    if isinstance(entry[0], str):
+        return f"[{', '.join(map(toml_string, entry))}]"
+    return f"{{{', '.join(f'{toml_string(model)} = {weight!r}' for model, weight in entry)}}}"

@@ -18,6 +18,7 @@ _NUMBER: Final = r"[+-]?(?:[0-9]+(?:_[0-9]+)*\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9
 _QUANTITY: Final = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
 _LONGEST: Final = 64  # characters of a number with its unit
 LEAST_RATE: Final = 1e-6  # requests a second, one in twelve days: no header can hold a longer wait
+LEAST_SECRET: Final = 16  # characters
 _MOST: Final = 10**18 - 1  # of a whole number without a bound: an integer of TOML has 64 bits
 _GROUPED: Final = 100_000  # from here on, digits of a bound are grouped
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -451,6 +452,20 @@ def secret(raw: object) -> str:
     if text is None or not re.fullmatch(r"[\x21-\x7e]*", text):
         raise ValueError("must be a key of printable ASCII characters without spaces, or none")
     return "" if text == "none" else text
+
+
+def salt_secret(raw: object) -> str:
+    """A secret of at least LEAST_SECRET characters; `auto`; `none` or nothing for none. The error does not repeat
+    it."""
+    try:
+        text = secret(raw)
+    except ValueError:
+        text = "?"
+    if text not in ("", "auto") and len(text) < LEAST_SECRET:
+        raise ValueError(
+            f"must be auto, none, or at least {LEAST_SECRET} printable ASCII characters without spaces"
+        )
+    return text
 
 
 def networks(raw: object) -> tuple[str, ...]:

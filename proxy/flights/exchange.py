@@ -25,7 +25,7 @@ from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
-from proxy.wire import with_usage
+from proxy.wire import salted, with_usage
 
 _FAULTS: Final = frozenset(
     {
@@ -299,6 +299,8 @@ class Exchange:
         try:
             self._fed.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
+            if spec.salt:
+                body = salted(body, spec.salt)
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused

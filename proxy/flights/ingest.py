@@ -36,7 +36,8 @@ from proxy.wire import (
 )
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # headers that the gateway sets itself
-    "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",
+    "x-request-id", "x-gateway-cache", "x-gateway-model", "x-gateway-fallback", "age",
+    "x-content-type-options", "cross-origin-resource-policy",
     "access-control-allow-credentials", "access-control-allow-headers", "access-control-allow-methods",
     "access-control-allow-origin", "access-control-allow-private-network", "access-control-expose-headers",
     "access-control-max-age",

@@ -353,6 +353,10 @@ class Scheduler:
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
         spec = flight.spec
+        if spec.falls_back and not self._backends.serves(spec.model):
+            words = "No engine that serves this model is up."
+            self._end(flight, GatewayError(Code.NO_BACKEND, words, retry_after=1))
+            return True
         try:
             lease = self._backends.acquire(spec.model, affinity=spec.affinity, only=spec.engine)
         except GatewayError as e:

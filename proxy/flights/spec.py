@@ -73,6 +73,10 @@ class FlightSpec(msgspec.Struct, frozen=True):
     fold: bool = True  # a stored stream may answer it, where it wants one body
     event_api: EventApi | None = None  # its answer is a stream of this API's events, or a body of it
     engine: str | None = None  # the name of the only engine that may answer it: it has what the request refers to
+    salt: str = ""  # the `cache_salt` that it is sent with
+    falls_back: bool = (
+        False  # another model answers where none of this one's engines is up: no engine is tried then
+    )
 
 
 class QueueState(msgspec.Struct, eq=False):

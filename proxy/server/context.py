@@ -47,7 +47,7 @@ class RequestContext(msgspec.Struct, eq=False):
     request: Request
     id: str
     endpoint: str = "unknown"
-    model: str | None = None
+    model: str | None = None  # of the engines, once it is read; before, as the client names it
     stream: bool = False
     api_request: ApiRequest | None = None
     caller: Caller | None = None  # None: no key was required
@@ -71,6 +71,8 @@ class RequestContext(msgspec.Struct, eq=False):
     cors: CorsHeaders = ()  # of its answer, unless it is for operators
     forget: Callable[[], None] | None = None  # called when it is closed
     ending: GatewayError | None = None  # why it is ended early
+    asked_model: str | None = None  # the client's name for the model, where another one answers
+    fallback_from: str | None = None  # the model that could not answer
     began: float = msgspec.field(default_factory=time.monotonic)
 
     def cut(self, error: GatewayError) -> bool:
@@ -111,6 +113,17 @@ class RequestContext(msgspec.Struct, eq=False):
     def accept(self, request: ApiRequest) -> None:
         """The body is decoded and checked, and possibly lowered in its demands."""
         self.api_request, self.model, self.stream = request, request.model, request.stream
+
+    def answered_by(self, model: str) -> None:
+        """Another model answers than the one that the client named."""
+        if model != self.model:
+            self.asked_model = self.asked_model or self.model
+            self.model = model
+
+    def falls_back(self, model: str) -> None:
+        """No engine could serve the model; this one answers in its place."""
+        self.fallback_from = self.fallback_from or self.model
+        self.answered_by(model)
 
     def price(self, cost: tuple[int, int]) -> None:
         """Tokens of the prompt and of the completion, as rate limits estimate them."""
@@ -182,6 +195,10 @@ class RequestContext(msgspec.Struct, eq=False):
             ours += self.hold.headers()
         if self.cors and self.endpoint not in OPERATING:
             ours += self.cors
+        if self.asked_model is not None and self.model is not None:
+            ours.append(("x-gateway-model", self.model))
+            if self.fallback_from is not None:
+                ours.append(("x-gateway-fallback", self.fallback_from))
         if answer is not None:
             flight = answer.flight
             ours.append(("x-gateway-cache", "attached" if answer.attached else flight.origin))
@@ -321,6 +338,8 @@ class RequestContext(msgspec.Struct, eq=False):
             self.hold.limit if self.hold is not None else None,
             sent_as if sent_as != self.id else None,
             reader.flight.continued if reader is not None else None,
+            self.asked_model,
+            self.fallback_from,
         )
         if owner is None:
             log.request(record)

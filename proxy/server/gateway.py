@@ -8,7 +8,18 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from proxy.access import OPEN, OPERATING, AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout
+from proxy.access import (
+    OPEN,
+    OPERATING,
+    AccessPolicy,
+    AccessRules,
+    Authenticator,
+    Hosts,
+    Origins,
+    PriorityPolicy,
+    TrustedProxies,
+    parse_request_timeout,
+)
 from proxy.access.ratelimit import Admission
 from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError
@@ -22,6 +33,7 @@ from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.generation import Affinity, Generation
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.responses import ResponseEngines
+from proxy.server.handlers.standby import Standby
 from proxy.server.handlers.status import Render, StatusHandlers
 from proxy.server.listener.request import Request
 from proxy.server.offload.large import LargeRequests
@@ -31,7 +43,7 @@ from proxy.server.responder import Responder
 from proxy.server.routes import PASSED, Handler, Route, Routes
 from proxy.server.tracing import Tracing
 from proxy.telemetry import Fault, Log, Metrics, Recording, raised
-from proxy.upstream import Backends
+from proxy.upstream import Backends, HealthChecks
 from proxy.wire import PATHS
 from proxy.wire.fold import Unfoldable
 
@@ -76,11 +88,15 @@ class Gateway:
         unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
         recording: Recording | None = None,
         render: Render | None = None,
+        rules: AccessRules | None = None,
+        health_checks: HealthChecks | None = None,
     ) -> None:
         """`unfolded` is called with a stream that did not fold although readers had waited for its fold; `render`
         makes the /metrics page where other processes count too."""
         anywhere = Hosts("", ("*",))
         priority_policy = priority_policy or PriorityPolicy(NORMAL, lambda request: "")
+        rules = rules or AccessRules(Authenticator(None, TrustedProxies(())))
+        standby = Standby(settings, rules, backends, health_checks or HealthChecks(backends), metrics, log)
         self._stage = Stage.ACCEPTING
         self._hosts, self._admin_hosts = hosts or anywhere, admin_hosts or anywhere
         self._scheduler = scheduler
@@ -108,6 +124,9 @@ class Gateway:
             admission=admission,
             large=large,
             responses=None if places is None else ResponseEngines(places, backends),
+            rules=rules,
+            backends=backends,
+            standby=standby,
         )
         self.generation = generation = Generation(
             settings,
@@ -125,8 +144,11 @@ class Gateway:
             embedder=embedder,
             large=large,
             unfolded=unfolded,
+            rules=rules,
+            backends=backends,
+            standby=standby,
         )
-        status = StatusHandlers(backends, metrics, access_policy, admission, responder, render)
+        status = StatusHandlers(backends, metrics, access_policy, admission, responder, rules, render)
         handlers = {endpoint: generation.handler(endpoint) for endpoint in PATHS}
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, handlers[endpoint]) for endpoint, path in PATHS.items()},

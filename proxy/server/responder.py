@@ -100,10 +100,11 @@ class Responder:
 
     # -- answers of a Flight ----------------------------------------------------------------------
 
-    async def stream(self, context: RequestContext, reader: Subscriber) -> Sent:
-        """A Flight's frames or bytes as they arrive. Raises the Flight's GatewayError where nothing was sent."""
+    async def stream(self, context: RequestContext, reader: Subscriber, *, late: bool = False) -> Sent:
+        """A Flight's frames or bytes as they arrive. `late`: its client has waited long already. Raises the
+        Flight's GatewayError where nothing was sent."""
         writable = partial(self.wait_writable, context)
-        if not reader.visible and not await self._ready(context, reader):
+        if not reader.visible and (late or not await self._ready(context, reader)):
             headers = context.headers(reader)
             context.begin_response(200)
             sent, code = await respond.stream_late(context.request, reader, headers, writable, self._keepalive)

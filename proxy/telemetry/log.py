@@ -73,6 +73,8 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     limit: str | None = None  # the limit that refused it: requests, tokens, streams; prefix `global.`: everyone's
     upstream_id: str | None = None  # its id at the engine, where that is another
     continued: str | None = None  # how its stream was continued after it broke: replay
+    asked_model: str | None = None  # the client's name for the model, where another one answers
+    fallback_from: str | None = None  # the model that no engine could serve
 
 
 class Log:

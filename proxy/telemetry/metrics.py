@@ -163,6 +163,12 @@ class Metrics:
         self._fallbacks = counts(
             "limit_fallbacks_total", "Decisions of shared limits made by this process alone, without Redis."
         )
+        self._model_fallbacks = counts(
+            "model_fallbacks_total",
+            "Requests sent to another model because no engine could serve theirs.",
+            Label("model", room=MAX_MODELS),
+            Label("to", room=MAX_MODELS),
+        )
         self._content_denied = counts(
             "content_denied_total",
             "Prompts refused and answers cut by the deny list.",
@@ -307,6 +313,10 @@ class Metrics:
     def upstream_error(self, backend: str, code: str) -> None:
         """An engine failed a request: a code of `errors.Code`, or BAD_STATUS."""
         self._upstream_errors.count((backend, code))
+
+    def model_fallback(self, model: str, to: str) -> None:
+        """A request goes to another model, as no engine could serve its own."""
+        self._model_fallbacks.count((model, to))
 
     def retry(self, cause: str) -> None:
         """A request is retried, see `vocabulary.RETRY_CAUSES`."""

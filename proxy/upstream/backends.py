@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -165,6 +165,9 @@ class Backends:
         self._named = {backend.name: backend for backend in self.all}
         self._builds: dict[str | None, frozenset[bytes]] = {}  # builds that answer for each model now
         self.changed = asyncio.Event()  # the set of engines has changed
+        self.listed: Set[str | None] = frozenset((None,))
+        """The models that an engine listed when candidates were chosen last; and None, for a request without a
+        model."""
         self._chosen: dict[str | None, list[Backend]] = {}
         """The candidates of each model that an engine lists; by None those of all other names, which clients
         choose and which are therefore no keys here. Empty after a change."""
@@ -210,6 +213,14 @@ class Backends:
     def named(self, name: str) -> Backend | None:
         """The engine of this name; None where there is none now."""
         return self._named.get(name)
+
+    def serves(self, model: str | None) -> bool:
+        """Whether an engine that is not down may serve the model: it lists this one, or none at all."""
+        return any(b.up is not False and (model in b.served or not b.models) for b in self.all)
+
+    def lists(self, model: str) -> bool:
+        """Whether an engine that is up lists the model."""
+        return any(b.up and model in b.served for b in self.all)
 
     def pool_of(self, model: str | None) -> str | None:
         """The name under which requests for the same engines queue: the model, where an engine lists it, else
@@ -346,6 +357,7 @@ class Backends:
         claimed: set[str | None] = {None}
         claimed.update(*(backend.served for backend in self.all))
         self._chosen = {model: self.candidates(model) for model in claimed}
+        self.listed = claimed
         return self._chosen
 
     def record_unreachable(self, backend: Backend, why: str) -> None:
@@ -425,6 +437,7 @@ class Backends:
     def record_models(self, backend: Backend, models: list[dict[str, Any]]) -> None:
         """The models that it lists."""
         backend.models = models
+        self._chosen = {}
 
     def record_build(self) -> None:
         """The build of an engine has changed."""

@@ -5,6 +5,7 @@ Results go to `Backends`, which decides what they mean."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,8 @@ from proxy.wire import whole_body
 
 HEALTH_SECONDS: Final = 2.0
 GENERATION_SECONDS: Final = 5.0  # for one token after a prompt of one character
+AGAIN: Final = 1.0  # seconds between two looks for new models
+LIST_SECONDS: Final = 2.0  # for an engine's models, in such a look
 EVERY: Final = 1.0  # seconds between two check-ups of one engine: each costs it some work
 _BROKEN: Final = frozenset({500, 502, 503, 504})
 
@@ -39,6 +42,46 @@ class HealthChecks:
         self._pulse = pulse
         self._timeout = timeout
         self._clock = clock
+        self._relook: asyncio.Task[None] | None = None
+        self._relooked = -math.inf
+
+    async def look_again(self, *, patient: bool) -> None:
+        """Ask the engines that are up for their models, as one may have got an adapter meanwhile. All callers of
+        one time share the look, and one begins AGAIN seconds after the one before at the earliest: a caller that
+        is not `patient` does without. Never raises."""
+        if self._relook is None:
+            if not patient and self._clock() < self._relooked + AGAIN:
+                return
+            self._relook = task = asyncio.ensure_future(self._look_again())
+            task.add_done_callback(self._looked_again)
+        await asyncio.shield(self._relook)
+
+    def _looked_again(self, task: asyncio.Task[None]) -> None:
+        self._relook = None
+
+    async def _look_again(self) -> None:
+        wait = self._relooked + AGAIN - self._clock()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self._relooked = self._clock()
+        engines = [backend for backend in self._backends.all if backend.up]
+        await asyncio.gather(*(self._list(backend) for backend in engines))
+
+    async def _list(self, backend: Backend) -> None:
+        """The models of one engine, within LIST_SECONDS. A failure changes nothing: the health checks judge."""
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                status, body = await backend.pool.get("/v1/models")
+            if status == 200:
+                self._backends.record_models(backend, models_in(body))
+        except (TimeoutError, GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._relook is not None:
+            self._relook.cancel()
+            await asyncio.gather(self._relook, return_exceptions=True)
 
     async def check(self, backends: Iterable[Backend] | None = None) -> None:
         """Check all engines, or these, concurrently. Never raises."""
@@ -116,13 +159,18 @@ class HealthChecks:
         except TimeoutError:
             raise TimeoutError(path) from None
         if status == 200:
-            listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
-            listed = listed if isinstance(listed, list) else []
-            models = [model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)]
+            models = models_in(body)
             self._backends.record_models(backend, models)
             if await backend.build.look(backend.pool, models, away=backend.up is False, clock=self._clock):
                 self._backends.record_build()
         return False, "" if status < 500 else f"{path}: {status}"
+
+
+def models_in(body: bytes) -> list[dict[str, Any]]:
+    """The models of an answer to /v1/models. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError."""
+    listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
+    listed = listed if isinstance(listed, list) else []
+    return [model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)]
 
 
 class Seen(NamedTuple):

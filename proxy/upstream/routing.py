@@ -165,10 +165,11 @@ def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | No
 
 
 def session_of(headers: Mapping[str, str]) -> str:
-    """The session that a client's headers name, by the first that does; empty: none."""
+    """The session that a client's headers name, by the first one in ASCII; empty: none."""
     for name in SESSION_HEADERS:
-        if headers.get(name):
-            return headers[name]
+        session = headers.get(name)
+        if session and session.isascii():
+            return session
     return ""
 
 
@@ -176,7 +177,7 @@ def by_session(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
     """The session (`session_of`), else the field `user`, else the prompt."""
     session = session_of(headers)
     if session:
-        return key_of(b"session", session.encode("utf-8", "surrogateescape"))
+        return key_of(b"session", session.encode())
     user = api_request.fields.get("user")
     if user is not None and bytes(user) not in (b"null", b'""'):
         return key_of(b"user", bytes(user))
@@ -197,7 +198,7 @@ def raw_affinity(policy: str, passed: RawBody, session: str) -> int:
     members = passed.members
     if policy == "hash":
         if session:
-            return key_of(b"session", session.encode("utf-8", "surrogateescape"))
+            return key_of(b"session", session.encode())
         metadata = members.get("metadata")
         of_claude = (
             metadata.get("user_id") if isinstance(metadata, dict) else None

@@ -55,9 +55,12 @@ from proxy.wire.openai import (
     Endpoint,
     Large,
     decode,
+    renamed,
+    salted,
     stream_extras,
     with_fields,
     with_usage,
+    without_salt,
 )
 from proxy.wire.prompt import (
     BYTES_A_TOKEN,
@@ -161,6 +164,8 @@ __all__ = [
     "refers",
     "refuse_ids",
     "refuse_template",
+    "renamed",
+    "salted",
     "shares_of",
     "split_body",
     "stream_extras",
@@ -173,4 +178,5 @@ __all__ = [
     "whole_streams",
     "with_fields",
     "with_usage",
+    "without_salt",
 ]

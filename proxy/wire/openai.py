@@ -32,6 +32,8 @@ MAX_MEMBERS: Final = 1024
 """Top-level members of a request: the API has some forty, engines add as many."""
 MAX_MESSAGES: Final = 65_536
 """Messages of a chat: with four tokens around each, they alone fill a context of 262,144 tokens."""
+MAX_SALT: Final = 512
+"""Characters of a client's `cache_salt`."""
 MAX_STREAM_OPTIONS: Final = 4096
 """Bytes of `stream_options`, which has two known members."""
 _NAMED: Final = 100_000  # commas in a body up to which a duplicate member is searched for
@@ -101,6 +103,7 @@ class Large(msgspec.Struct, gc=False):
     key: bytes | None  # None: its answer is not shared
     affinity: int
     refers: bool  # refers to media by URL, see `wire/media.py`
+    salt: str | None = None  # the client's `cache_salt`, which `body` has no more
 
 
 class ApiRequest(msgspec.Struct, gc=False):  # created in 0.1 µs, a dataclass in 0.7; it is in no reference cycle
@@ -272,6 +275,40 @@ def with_fields(api_request: ApiRequest, changed: dict[str, msgspec.Raw]) -> Api
     else:
         body = _ENCODE(fields)
     return msgspec.structs.replace(api_request, fields=fields, body=body)
+
+
+def renamed(api_request: ApiRequest, model: str) -> ApiRequest:
+    """The request for another model."""
+    changed = with_fields(api_request, {"model": msgspec.Raw(_ENCODE(model))})
+    return msgspec.structs.replace(changed, model=model)
+
+
+def without_salt(api_request: ApiRequest) -> tuple[ApiRequest, str | None]:
+    """The request without `cache_salt`, and that; None: it has none. Raises GatewayError 400 for one that no
+    engine takes."""
+    raw = api_request.fields.get("cache_salt")
+    if raw is None:
+        return api_request, None
+    salt = salt_of(msgspec.json.decode(raw))
+    fields = {name: value for name, value in api_request.fields.items() if name != "cache_salt"}
+    return msgspec.structs.replace(api_request, fields=fields, body=_ENCODE(fields)), salt
+
+
+def salt_of(value: object) -> str | None:
+    """A request's `cache_salt`. Raises GatewayError 400 for one that no engine takes."""
+    if value is not None and not (isinstance(value, str) and 0 < len(value) <= MAX_SALT):
+        raise GatewayError(
+            Code.INVALID_VALUE,
+            f"cache_salt must be a string of 1 to {MAX_SALT} characters.",
+            param="cache_salt",
+        )
+    return value
+
+
+def salted(body: bytes, salt: str) -> bytes:
+    """A JSON object, which has no `cache_salt`, with this one. Nothing of it is read again."""
+    begin = body.rstrip()[:-1].rstrip()
+    return b'%b%b"cache_salt":"%b"}' % (begin, b"" if begin.endswith(b"{") else b",", salt.encode())
 
 
 def stream_extras(api_request: ApiRequest) -> dict[str, msgspec.Raw]:

@@ -11,6 +11,7 @@ from proxy.wire.document import read
 from proxy.wire.http.form import Form, read_form
 from proxy.wire.http.media_type import Media
 from proxy.wire.loose import boolean, integer
+from proxy.wire.openai import salt_of
 from proxy.wire.prompt import everything, media_free, refuse_ids, refuse_template
 
 AUDIO: Final = "/v1/audio/"
@@ -110,6 +111,29 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
         fields = {**_FIELDS.decode(self.body), **{name: msgspec.Raw(b"%d" % n) for name, n in changed.items()}}
         return RawBody("json", msgspec.json.encode(fields), {**self.members, **changed})
 
+    def with_model(self, model: str) -> RawBody:
+        """A copy for another model."""
+        if self.form is not None:
+            form = read_form(self.form.replaced("model", model.encode()), self.form.boundary)
+            return RawBody("form", form.body, None, form)
+        fields = {**_FIELDS.decode(self.body), "model": msgspec.Raw(msgspec.json.encode(model))}
+        return RawBody("json", msgspec.json.encode(fields), {**self.members, "model": model})
+
+    def without_salt(self) -> tuple[RawBody, str | None]:
+        """A copy without `cache_salt`, and that; None: it has none. Raises GatewayError 400 for one that no engine
+        takes."""
+        if "cache_salt" not in self.members:
+            return self, None
+        members = {name: value for name, value in self.members.items() if name != "cache_salt"}
+        fields = _FIELDS.decode(self.body)
+        del fields["cache_salt"]
+        return RawBody("json", msgspec.json.encode(fields), members), salt_of(self.members["cache_salt"])
+
+    def takes_salt(self, path: str) -> bool:
+        """Whether an engine may act on a `cache_salt` in it."""
+        known = path.rstrip("/") in _SALTED or "cache_salt" in self.members
+        return known and isinstance(self.value, dict)
+
 
 COUNTS: Final = (
     "/tokenize",
@@ -123,6 +147,13 @@ COUNTS: Final = (
     "/generative_scoring",
 )
 """Paths of vLLM outside /v1 that only compute."""
+_SALTED: Final = frozenset(
+    (
+        *("/v1/responses", "/v1/chat/completions/batch", "/invocations", "/pooling", "/classify"),
+        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+    )
+)
+"""Paths whose requests may have a `cache_salt`, by vLLM's protocol of November 2026; /v1/messages has none."""
 _SILENT: Final = frozenset(
     (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
 )

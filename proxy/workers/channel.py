@@ -27,6 +27,8 @@ class Hello(msgspec.Struct, tag="hello"):
     engines: list[str]  # URLs
     redis: str | None
     redis_words: str  # embedded, yours or off
+    salt: bytes = b""  # the secret of `--cache-salt auto`
+    first: bool = True  # no worker of this gateway is ready yet
 
 
 class Allot(msgspec.Struct, tag="allot"):

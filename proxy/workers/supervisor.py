@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections.abc import Callable, Sequence
@@ -83,6 +84,8 @@ class Supervisor:
         self._last: dict[WorkerProcess, list[Family]] = {}
         self._collections: dict[int, _Collection] = {}
         self._numbers = 0
+        self._salt = os.urandom(32)
+        self._begun = False  # a worker has become ready
         self._stopping = False
         self._replacing = asyncio.Lock()
 
@@ -106,6 +109,7 @@ class Supervisor:
             first.signal(signal.SIGKILL)
             await ending
             raise
+        self._begun = True
         self._own(self._keep(0, first, ending))
         for index in range(1, len(self._places)):
             self._own(self._keep(index))
@@ -181,6 +185,8 @@ class Supervisor:
             engines=parts.engines,
             redis=parts.redis,
             redis_words=parts.redis_words,
+            salt=self._salt,
+            first=not self._begun,
         )
         log = parts.log_pipe()
         try:

@@ -72,7 +72,9 @@ class Stage:
             promote=lambda *facts: self.told.append(("promoted", *facts)),
             metrics=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
         )
-        self.backends = SimpleNamespace(ready=True, models=lambda: [{"id": "m1"}])
+        self.backends = SimpleNamespace(
+            ready=True, models=lambda: [{"id": "m1"}], listed={None}, lists=lambda model: True, all=[]
+        )
         log = SimpleNamespace(
             request=lambda record, who=None: self.records.append(record),
             often=lambda *facts, **more: self.told.append((*facts, more)),

@@ -54,7 +54,9 @@ class Bench:
 def test_every_file_that_is_named_is_watched_by_its_setting() -> None:
     assert Bench(Settings()).reloads.watched() == []
     files: dict[str, Any] = dict.fromkeys(NAMES, "f")
-    settings = Settings(**files, backend_api_key_file="k", config="c", redis="rediss://h/0?ssl_ca_certs=r")
+    settings = Settings(
+        **files, backend_api_key_file="k", cache_salt_file="s", config="c", redis="rediss://h/0?ssl_ca_certs=r"
+    )
     watched = {each.name: tuple(each.paths) for each in Bench(settings, reload=True).reloads.watched()}
     assert watched == {
         "api_keys_file": ("f",),
@@ -62,10 +64,11 @@ def test_every_file_that_is_named_is_watched_by_its_setting() -> None:
         "tls_cert": ("f", "f"),
         "backend_cert": ("f", "f", "f"),
         "backend_api_key_file": ("k",),
+        "cache_salt_file": ("s",),
         "redis": ("r",),
         "config": ("c",),
     }
-    assert paths_of(settings) == ["c", *["f"] * 7, "k", "r"]
+    assert paths_of(settings) == ["c", *["f"] * 7, "k", "s", "r"]
     assert "config" not in {each.name for each in Bench(settings).reloads.watched()}
     trusted = Bench(Settings(backend_ca="ca")).reloads.watched()
     assert [(each.name, tuple(each.paths)) for each in trusted] == [("backend_ca", ("ca",))]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.access import AccessRules, Authenticator, TrustedProxies
 from proxy.config.settings import Settings
 from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
@@ -239,7 +240,8 @@ def passthrough(settings: Settings, read: Any, **parts: Any) -> PassThrough:
         *("responder", "group", "scheduler", "priority_policy"),
         *("access_policy", "admission", "large", "responses"),
     )
-    given: dict[str, Any] = dict.fromkeys(others) | parts
+    names = {"backends": None, "standby": None, "rules": AccessRules(Authenticator(None, TrustedProxies(())))}
+    given: dict[str, Any] = dict.fromkeys(others) | names | parts
     return PassThrough(settings, bodies=cast(Any, SimpleNamespace(read=read)), **given)
 
 
@@ -266,7 +268,7 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
     settings = Settings()
     step = passthrough(settings, read)
     found = RequestContext(request=cast(Request, request), id="r")
-    assert await step.read(found) == body
+    assert (await step.read(found)).body == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]
 
@@ -335,9 +337,9 @@ class Elsewhere:
     def heavy(self, body: bytes) -> bool:
         return self._heavy
 
-    async def raw(self, call: RequestContext, media: object, body: bytes) -> bytes:
+    async def raw(self, call: RequestContext, media: object, body: bytes) -> tuple[bytes, None, bool]:
         self.told.append(media)
-        return body + b"!"
+        return body + b"!", None, False
 
 
 @pytest.mark.parametrize(
@@ -368,6 +370,6 @@ async def test_a_body_is_read_elsewhere_where_it_is_large_and_can_be_read(
 
     found = RequestContext(request=cast(Request, request), id="r")
     step = passthrough(Settings(), read, admission=admit if limited else None, large=large)
-    assert await step.read(found) == (body + b"!" if away else body)
+    assert (await step.read(found)).body == (body + b"!" if away else body)
     assert len(large.told) == away
     assert admitted == ([0 if away else 1] if limited else [])

@@ -44,6 +44,7 @@ class EmbedHandler:
             await self._admission(context)
         try:
             reader = self._generation.attach(context, api_request, sharing_of(api_request, self._share))
+            reader, _ = await self._generation.settle(context, body, reader)
             await reader.complete()
             head = reader.flight.head
             if reader.flight.error is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qsl
 
+from proxy.access import AccessRules
 from proxy.errors import Code, GatewayError
 from proxy.flights import FlightGroup, model_tag
 from proxy.redis import Cache, WireError
@@ -28,18 +29,23 @@ class Flush:
         cache: Cache | None,
         audit: Audit,
         address: Callable[[RequestContext], str],
+        rules: AccessRules,
     ) -> None:
         self._responder = gateway.responder
         self._group = group
         self._cache = cache
         self._audit = audit
         self._address = address
+        self._rules = rules
         self._busy = False
         gateway.routes.add_route(PATH, "DELETE", "cache", self.handle)
 
     async def handle(self, context: RequestContext) -> Sent:
         """Raises GatewayError 400 or 503."""
         model = _model_of(context)
+        if model is not None and model in self._rules.names.aliases:
+            models = ", ".join(name for name, _ in self._rules.names.aliases[model])
+            raise GatewayError(Code.INVALID_VALUE, f"{model!r} is an alias: name {models}.", param="model")
         if self._busy:
             raise GatewayError(Code.QUEUE_FULL, "Another flush is running; try again later.", retry_after=1)
         self._busy = True

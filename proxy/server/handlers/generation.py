@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from proxy.access import AccessPolicy, PriorityPolicy, scope_of
+from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve, scope_of
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
 from proxy.errors import GatewayError
@@ -29,12 +29,14 @@ from proxy.server.body import BodyReader, body_if_buffered
 from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.relay import engine_headers, passed_on
+from proxy.server.handlers.standby import Standby
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
 from proxy.server.routes import Handler
 from proxy.telemetry import Metrics
-from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers
+from proxy.upstream import Backends, session_of
+from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers, renamed, without_salt
 from proxy.wire.fold import Unfoldable, foldable
 
 Affinity = Callable[[ApiRequest, Mapping[str, str]], int]
@@ -61,6 +63,9 @@ class Generation:
         embedder: Embedder | None,
         large: LargeRequests | None,
         unfolded: Callable[[Flight, Unfoldable], None],
+        rules: AccessRules,
+        backends: Backends,
+        standby: Standby,
     ) -> None:
         """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
         self._settings = settings
@@ -78,6 +83,9 @@ class Generation:
         self._embedder = embedder
         self._large = large
         self._unfolded = unfolded
+        self._rules = rules
+        self._backends = backends
+        self._standby = standby
         self._passed_on = passed_on(settings)
         self._scope = scope_of(access_policy)
 
@@ -94,12 +102,13 @@ class Generation:
             else:
                 api_request = self._decode(context, endpoint, body)
             if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
-                if self._admission is not None:
-                    await self._admission(context)
-                return await self._passthrough.forward(context, PATHS[endpoint], api_request.body)
-            reader = await self.join(context, api_request)
+                return await self._forward(context, api_request)
+            reader, late = await self.join(context, api_request), False
+            model = api_request.model
+            if model in self._rules.names.standbys or model not in self._backends.listed:
+                reader, late = await self.settle(context, body, reader)
             if context.stream and endpoint != "embeddings":
-                return await self._responder.stream(context, reader)
+                return await self._responder.stream(context, reader, late=late)
             while not reader.flight.ended and reader.flight.folds:
                 await reader.changed()
             if reader.flight.folds:
@@ -110,7 +119,7 @@ class Generation:
             # Only the engine can make one body of this stream. Nothing has been sent: the engine is asked for the
             # body, once for all readers that waited.
             assert context.api_request is not None  # it led to this stream
-            fresh = await self.join(context, context.api_request, again=True)
+            fresh = await self.join(context, context.api_request, admitted=True, fold=False)
             reader.leave()
             return await self._responder.body(context, fresh)
 
@@ -124,9 +133,33 @@ class Generation:
             return await large.read(context, endpoint, body)
         return self._decode(context, endpoint, body)
 
-    async def join(self, context: RequestContext, api_request: ApiRequest, *, again: bool = False) -> Subscriber:
-        """Steps 3 to 5: rate limits, key, Flight. `again`: it was admitted before and has read a stream that does
-        not fold. Raises GatewayError."""
+    async def settle(self, context: RequestContext, body: bytes, reader: Subscriber) -> tuple[Subscriber, bool]:
+        """`Standby.settle` for a request of this client's body."""
+
+        async def again(model: str) -> Subscriber:
+            api_request = context.api_request
+            assert api_request is not None  # it led to this reader
+            if api_request.large is not None and self._large is not None:
+                api_request = await self._large.read(context, api_request.endpoint, body, model)
+            elif api_request.model != model:
+                api_request = renamed(api_request, model)
+                context.accept(api_request)
+            return await self.join(context, api_request, admitted=True)
+
+        return await self._standby.settle(context, reader, again)
+
+    async def _forward(self, context: RequestContext, api_request: ApiRequest) -> Sent:
+        """A request whose answer is too large to be held: it shares nothing."""
+        if self._admission is not None:
+            await self._admission(context)
+        sent, salt, _ = self._salted(context, api_request)
+        return await self._passthrough.forward(context, PATHS[api_request.endpoint], sent.body, salt)
+
+    async def join(
+        self, context: RequestContext, api_request: ApiRequest, *, admitted: bool = False, fold: bool = True
+    ) -> Subscriber:
+        """Steps 3 to 5: rate limits, key, Flight. `admitted`: it has passed the rate limits. `fold`: see `attach`.
+        Raises GatewayError."""
         headers = context.request.headers
         share = sharing_of(
             api_request,
@@ -134,17 +167,35 @@ class Generation:
             cache_control=headers.get("cache-control", ""),
             override=headers.get("x-gateway-share", ""),
         )
-        if self._admission is not None and not again:
+        if self._admission is not None and not admitted:
             await self._admission(context)
-        return self.attach(context, api_request, share, fold=not again)
+        return self.attach(context, api_request, share, fold=fold)
 
     def _decode(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         api_request = decode(endpoint, body)
         if self._access_policy is not None:
             context.describe(api_request.model, stream=api_request.stream)
             api_request = self._access_policy.check(context, api_request)
+        names = self._rules.names
+        if api_request.model in names.aliases:
+            context.describe(api_request.model)
+            api_request = resolve(names, api_request, session_of(context.request.headers))
+            context.answered_by(api_request.model or "")
         context.accept(api_request)
         return api_request
+
+    def _salted(self, context: RequestContext, api_request: ApiRequest) -> tuple[ApiRequest, str, bytes]:
+        """The request without a `cache_salt` of the client's, the one that it is sent with (empty: none), and the
+        scope of its inputs: a client's own salt divides its tenant's."""
+        scope = self._scope(context)
+        if not self._rules.salt:
+            return api_request, "", scope
+        if api_request.large is not None:
+            own = api_request.large.salt
+        else:
+            api_request, own = without_salt(api_request)
+        salt = self._rules.cache_salt(scope, own)
+        return api_request, salt, scope if own is None else salt.encode()
 
     def attach(
         self, context: RequestContext, api_request: ApiRequest, share: Sharing, *, fold: bool = True
@@ -188,6 +239,9 @@ class Generation:
             affinity = api_request.large.affinity
         else:
             affinity = self._affinity(api_request, headers) if self._affinity is not None else 0
+        salt, scope = "", None
+        if self._rules.salt:
+            api_request, salt, scope = self._salted(context, api_request)
         # The answer holds the id under which its request was sent: a client's own id must not reach other readers.
         name = new_id() if key is not None and context.named else context.id
         spec = FlightSpec(
@@ -204,8 +258,10 @@ class Generation:
             storable=storable,
             fold=fold,
             usage_added=streamed and key is not None,
-            tenant=self._scope(context) if share.merge else b"",
+            tenant=(self._scope(context) if scope is None else scope) if share.merge else b"",
             affinity=affinity,
+            salt=salt,
+            falls_back=api_request.model in self._rules.names.standbys,
         )
         queue_state = QueueState(
             owner=owner,
@@ -222,7 +278,7 @@ class Generation:
             context.attach_reader(reader)
             takes = api_request.endpoint == "embeddings" and key is not None and api_request.large is None
             embedder = self._embedder if takes else None
-            if embedder is None or not embedder.take(flight, self._scope(context)):
+            if embedder is None or not embedder.take(flight, self._scope(context) if scope is None else scope):
                 self._scheduler.submit(flight)
         except GatewayError:
             raise

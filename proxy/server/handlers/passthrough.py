@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from proxy.access import AccessPolicy, PriorityPolicy
+from typing import NamedTuple
+
+from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve_raw, scope_of
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
 from proxy.errors import GatewayError
-from proxy.flights import FlightGroup, FlightSpec, Mode, QueueState, Scheduler, estimate_raw
+from proxy.flights import FlightGroup, FlightSpec, Mode, QueueState, Scheduler, Subscriber, estimate_raw
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
 from proxy.server.handlers.relay import end_to_end_headers
 from proxy.server.handlers.responses import ResponseEngines
+from proxy.server.handlers.standby import Standby
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
-from proxy.upstream import raw_affinity, session_of
+from proxy.upstream import Backends, raw_affinity, session_of
 from proxy.wire import read_passed, takes_json_only
 from proxy.wire.event_apis import EVENT_APIS, RESPONSES, EventApi
 from proxy.wire.http import Media, media_of
+
+
+class Checked(NamedTuple):
+    """A body as it is sent, and what is known of it."""
+
+    body: bytes
+    media: Media | None = None
+    salt: str = ""  # the `cache_salt` that it is sent with; empty: none
 
 
 class PassThrough:
@@ -36,6 +47,9 @@ class PassThrough:
         admission: Admission | None,
         large: LargeRequests | None,
         responses: ResponseEngines | None,
+        rules: AccessRules,
+        backends: Backends,
+        standby: Standby,
     ) -> None:
         self._settings = settings
         self._bodies = bodies
@@ -47,24 +61,62 @@ class PassThrough:
         self._admission = admission
         self._large = large
         self._responses = responses
+        self._rules = rules
+        self._backends = backends
+        self._standby = standby
+        self._scope = scope_of(access_policy)
 
     async def __call__(self, context: RequestContext) -> Sent:
-        body = await self.read(context)
+        checked = await self.read(context)
         request = context.request
+        path = request.raw_path
         event_api = EVENT_APIS.get(request.path) if request.method == "POST" else None
         engine = await self._responses.find(context) if self._responses is not None else None
-        return await self.forward(context, request.raw_path, body, event_api, engine)
+        if engine is not None:
+            checked = await self._named_there(context, checked, engine)
 
-    async def forward(
+        def launch(body: bytes) -> Subscriber:
+            return self._launch(context, path, body, checked.salt, event_api, engine)
+
+        async def again(model: str) -> Subscriber:
+            return launch(await self._body_for(context, checked, model))
+
+        reader, late, model = launch(checked.body), False, context.model
+        if engine is None and (model in self._rules.names.standbys or model not in self._backends.listed):
+            reader, late = await self._standby.settle(context, reader, again)
+        if reader.flight.spec.mode is Mode.WHOLE:
+            return await self._responder.body(context, reader)
+        return await self._responder.stream(context, reader, late=late)
+
+    async def forward(self, context: RequestContext, path: str, body: bytes, salt: str = "") -> Sent:
+        """Relay a request that is admitted. It shares nothing. `salt`: the `cache_salt` that it is sent with.
+        Raises GatewayError."""
+        return await self._responder.stream(context, self._launch(context, path, body, salt))
+
+    async def _named_there(self, context: RequestContext, checked: Checked, engine: str) -> Checked:
+        """The request for a model of the one engine that may answer, where its client's name has several."""
+        backend = self._backends.named(engine)
+        shares = self._rules.names.aliases.get(context.asked_model or "", ())
+        if backend is None or context.model in backend.served:
+            return checked
+        model = next((model for model, _ in shares if model in backend.served), None)
+        if model is None:
+            return checked
+        body = await self._body_for(context, checked, model)
+        context.answered_by(model)
+        return checked._replace(body=body)
+
+    def _launch(
         self,
         context: RequestContext,
         path: str,
         body: bytes,
+        salt: str,
         event_api: EventApi | None = None,
         engine: str | None = None,
-    ) -> Sent:
-        """Relay a request that is admitted. It shares nothing. `event_api`: its answer is of this API; `engine`:
-        the only one that may answer. Raises GatewayError."""
+    ) -> Subscriber:
+        """The reader of a new Flight. `event_api`: its answer is of this API; `engine`: the only one that may
+        answer."""
         request = context.request
         mode = Mode.RAW if event_api is None else Mode.STREAM if context.stream else Mode.WHOLE
         spec = FlightSpec(
@@ -82,6 +134,8 @@ class PassThrough:
             affinity=context.raw.affinity,
             event_api=event_api,
             engine=engine,
+            salt=salt,
+            falls_back=engine is None and context.model in self._rules.names.standbys,
         )
         priority, owner = self._priority_policy.turn(context.caller, request)
         queue_state = QueueState(
@@ -102,11 +156,18 @@ class PassThrough:
         except Exception:
             self._scheduler.abandon(flight)
             raise
-        if mode is Mode.WHOLE:
-            return await self._responder.body(context, reader)
-        return await self._responder.stream(context, reader)
+        return reader
 
-    async def read(self, context: RequestContext) -> bytes:
+    async def _body_for(self, context: RequestContext, checked: Checked, model: str) -> bytes:
+        """The body for another model."""
+        media, body = checked.media, checked.body
+        if media is None or media.kind == "other":
+            return body
+        if self._large is not None and self._offloaded(media, body):
+            return await self._large.raw_for(context, media, body, model)
+        return read_passed(media, body).with_model(model).body
+
+    async def read(self, context: RequestContext) -> Checked:
         """The body as it is sent to the engine. Sets the context's model and cost. Raises GatewayError."""
         request = context.request
         media = None
@@ -117,10 +178,10 @@ class PassThrough:
         body = await self._bodies.read(context, json=False, limit=limit)
         if media is not None and self._offloaded(media, body):
             assert self._large is not None
-            body = await self._large.raw(context, media, body)
+            body, own, takes_salt = await self._large.raw(context, media, body)
             if self._admission is not None:
                 await self._admission(context)
-            return body
+            return Checked(body, media, self._salt(context, own) if takes_salt else "")
         passed = read_passed(media, body)
         affinity = 0
         if request.path in EVENT_APIS:
@@ -131,7 +192,18 @@ class PassThrough:
         context.price(estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens))
         if self._admission is not None:
             await self._admission(context, passed)
-        return passed.body
+        if passed.model in self._rules.names.aliases:
+            passed = resolve_raw(self._rules.names, passed, session_of(request.headers))
+            context.answered_by(passed.model or "")
+        salt = ""
+        if self._rules.salt and passed.takes_salt(request.path):
+            passed, own = passed.without_salt()
+            salt = self._salt(context, own)
+        return Checked(passed.body, media, salt)
+
+    def _salt(self, context: RequestContext, own: str | None) -> str:
+        """The `cache_salt` of a request. `own`: the client's."""
+        return self._rules.cache_salt(self._scope(context), own) if self._rules.salt else ""
 
     def _offloaded(self, media: Media, body: bytes) -> bool:
         """Whether the body is too large to be read on the event loop."""

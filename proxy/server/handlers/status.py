@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from proxy.access import PREFLIGHT, AccessPolicy
+from proxy.access import PREFLIGHT, AccessPolicy, AccessRules
 from proxy.access.ratelimit import Admission
+from proxy.config import ModelNames
 from proxy.errors import Code, GatewayError
 from proxy.server.context import RequestContext
 from proxy.server.respond import Sent
@@ -33,6 +34,7 @@ class StatusHandlers:
         access_policy: AccessPolicy | None,
         admission: Admission | None,
         responder: Responder,
+        rules: AccessRules,
         render: Render | None = None,
     ) -> None:
         """`render` makes the /metrics page where other processes count too."""
@@ -42,6 +44,7 @@ class StatusHandlers:
         self._access_policy = access_policy
         self._admission = admission
         self._responder = responder
+        self._rules = rules
 
     async def models(self, context: RequestContext) -> Sent:
         if self._admission is not None:
@@ -52,6 +55,7 @@ class StatusHandlers:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine is available, so no model is served.", retry_after=1)
         models = self._backends.models()
+        models += aliases_in(models, self._rules.names)
         return models if self._access_policy is None else self._access_policy.visible_models(context, models)
 
     async def model(self, context: RequestContext) -> Sent:
@@ -103,3 +107,13 @@ class StatusHandlers:
         return await self._responder.send(
             context, 200, [("content-type", kind), ("x-request-id", context.id)], body
         )
+
+
+def aliases_in(models: Sequence[dict[str, Any]], names: ModelNames) -> list[dict[str, Any]]:
+    """The aliases of these models, each as the first of its models that is served, under its own name."""
+    served = {str(model.get("id")): model for model in models}
+    found = (
+        (alias, next((served[model] for model, _ in shares if model in served), None))
+        for alias, shares in names.aliases.items()
+    )
+    return [{**model, "id": alias} for alias, model in found if model is not None and alias not in served]

@@ -22,7 +22,7 @@ from proxy.access import (
     work,
 )
 from proxy.access.denylist import DenyList
-from proxy.config import Settings
+from proxy.config import ModelNames, Settings
 from proxy.errors import GatewayError
 from proxy.flights import Flight, headers_in_common
 from proxy.server.context import RequestContext
@@ -61,6 +61,8 @@ class LargeRequests:
         self._passed_on = passed_on(settings)
         self._folds: dict[Flight, asyncio.Task[None]] = {}
         self._deny: DenyList | None = None
+        self._names: ModelNames | None = None
+        self._salted = False
         self._terms: Terms | None = None
         self.inline = INLINE
         self.pool = Offload(self._in_force, on_event=self._tell)
@@ -71,16 +73,17 @@ class LargeRequests:
         await asyncio.gather(*self._folds.values(), return_exceptions=True)
 
     def renew(self) -> None:
-        """Use the deny list now in force."""
+        """Use the rules now in force."""
         self._in_force()
 
     def heavy(self, body: bytes) -> bool:
         """Whether parsing a body would block the loop for too long. Called only above `inline`."""
         return work(body, None if self._deny is None else self._deny.weight) > BUDGET
 
-    async def read(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
-        """A request, decoded and checked. Raises GatewayError."""
-        found, sent = await self.pool.do(self._job(context, endpoint), body, self._whose(context))
+    async def read(self, context: RequestContext, endpoint: Endpoint, body: bytes, model: str = "") -> ApiRequest:
+        """A request, decoded and checked. `model` answers in place of the one that the body names. Raises
+        GatewayError."""
+        found, sent = await self.pool.do(self._job(context, endpoint, model), body, self._whose(context))
         return self._asked(context, endpoint, found, sent or body)
 
     async def page(self, context: RequestContext, body: bytes) -> tuple[ApiRequest, list[float]]:
@@ -88,9 +91,9 @@ class LargeRequests:
         found, sent = await self.pool.do(PageJob(self._job(context, "chat")), body, self._whose(context))
         return self._asked(context, "chat", found, sent), found.delays
 
-    async def raw(self, context: RequestContext, media: Media, body: bytes) -> bytes:
-        """The body of a request that passes through, checked. Sets the context's model and cost.
-        Raises GatewayError."""
+    async def raw(self, context: RequestContext, media: Media, body: bytes) -> tuple[bytes, str | None, bool]:
+        """The body of a request that passes through, checked; the client's `cache_salt`, taken out; whether it
+        takes one. Sets the context's model and cost. Raises GatewayError."""
         request = context.request
         job = RawJob(request.path, media.kind, media.boundary, session_of(request.headers))
         found, sent = await self.pool.do(job, body, self._whose(context))
@@ -99,6 +102,17 @@ class LargeRequests:
         context.price(found.cost)
         if self._access_policy is not None:
             self._access_policy.check_found(context, found, raw=True)
+        if found.refusal is not None:
+            raise found.refusal.error()
+        if found.target:
+            context.answered_by(found.target)
+        return sent or body, found.salt, found.takes_salt
+
+    async def raw_for(self, context: RequestContext, media: Media, body: bytes, model: str) -> bytes:
+        """The body of a checked request that passes through, for another model. Raises GatewayError."""
+        job = RawJob(context.request.path, media.kind, media.boundary, model=model)
+        found, sent = await self.pool.do(job, body, self._whose(context))
+        self._told(found, context)
         if found.refusal is not None:
             raise found.refusal.error()
         return sent or body
@@ -127,23 +141,26 @@ class LargeRequests:
     # -- inside -----------------------------------------------------------------------------------
 
     def _in_force(self) -> Terms:
-        """The terms in force: the same object until the deny list changes."""
-        deny = self._rules.deny
-        if self._terms is None or deny is not self._deny:
+        """The terms in force: the same object until the rules change."""
+        deny, names, salted = self._rules.deny, self._rules.names, bool(self._rules.salt)
+        known = deny is self._deny and names is self._names and salted == self._salted
+        if self._terms is None or not known:
             settings = self._settings
-            self._deny = deny
+            self._deny, self._names, self._salted = deny, names, salted
             self._terms = Terms(
                 share=settings.share,
                 routing=settings.routing,
                 assumed=settings.rate_limit_assumed_tokens,
                 sizes=sizes_of(settings),
                 deny=None if deny is None else deny.source,
+                names=names,
+                salted=salted,
             )
             # A byte may become six characters, and its form alone takes 0.4 µs.
             self.inline = INLINE if deny is None else max(LEAST, min(INLINE, int(5e6 / (400 + 6 * deny.weight))))
         return self._terms
 
-    def _job(self, context: RequestContext, endpoint: Endpoint) -> ApiRequestJob:
+    def _job(self, context: RequestContext, endpoint: Endpoint, model: str = "") -> ApiRequestJob:
         headers = context.request.headers
         return ApiRequestJob(
             endpoint,
@@ -155,6 +172,7 @@ class LargeRequests:
                 (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
                 for name, value in headers_in_common(engine_headers(headers, self._passed_on))
             ),
+            model,
         )
 
     def _asked(self, context: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
@@ -164,6 +182,8 @@ class LargeRequests:
             self._access_policy.check_found(context, found)
         if found.refusal is not None:
             raise found.refusal.error()
+        if found.target:
+            context.answered_by(found.target)
         api_request = found.api_request(endpoint, body)
         context.accept(api_request)
         return api_request

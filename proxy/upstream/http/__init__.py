@@ -3,7 +3,7 @@ responses a `ResponseParser` reads by the framing of their heads. A `ReadBudget`
 iteration; `relocation` rewrites headers that name an engine's address."""
 
 from proxy.upstream.http.connection import Connection
-from proxy.upstream.http.dial import tls_context
+from proxy.upstream.http.dial import ConnectionRefused, tls_context
 from proxy.upstream.http.pool import HOP_BY_HOP
 from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.http.relocation import PLACES, engine_at, told
@@ -12,6 +12,7 @@ __all__ = [
     "HOP_BY_HOP",
     "PLACES",
     "Connection",
+    "ConnectionRefused",
     "ReadBudget",
     "engine_at",
     "tls_context",

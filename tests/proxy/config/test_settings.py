@@ -36,7 +36,7 @@ def test_flags_and_twins_are_named_alike_but_for_those_that_are_told() -> None:
         for o in options()
         if (o.flag, o.env) != ("--" + o.name.replace("_", "-"), ("GATEWAY_" + o.name.upper(),))
     ]
-    assert odd == ["backends", "redis"]
+    assert odd == ["backends", "models", "model_fallbacks", "redis"]
 
 
 @pytest.mark.parametrize("option", options(), ids=lambda option: option.name)

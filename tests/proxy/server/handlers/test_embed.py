@@ -42,6 +42,9 @@ class Asked:
             raise self.refuses
         return self.reader
 
+    async def settle(self, context: RequestContext, body: bytes, reader: Subscriber) -> tuple[Subscriber, bool]:
+        return reader, False
+
     async def body(self, call: RequestContext, reader: Subscriber) -> Any:
         return "the engine's"
 

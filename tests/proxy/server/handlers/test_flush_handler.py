@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from proxy.access import AccessRules, Authenticator, TrustedProxies
+from proxy.config import model_names
 from proxy.errors import Code, GatewayError
 from proxy.flights.key import model_tag
 from proxy.redis.resp import Lost
@@ -33,7 +35,8 @@ class House:
         group: Any = SimpleNamespace(unpublish_all=self.hide)
         store: Any = SimpleNamespace(flush=self.flush) if cache else None
         audit: Any = SimpleNamespace(acted=lambda *words, **fields: self.acted.append((*words, fields)))
-        self.handler = Flush(gateway, group, store, audit, lambda call: "10.0.0.1")
+        self.rules = AccessRules(Authenticator(None, TrustedProxies(())))
+        self.handler = Flush(gateway, group, store, audit, lambda call: "10.0.0.1", self.rules)
 
     def hide(self, begin: bytes) -> int:
         self.hidden.append(begin)
@@ -103,6 +106,14 @@ async def test_a_store_that_does_not_answer_is_a_503_and_in_the_audit(error: Exc
     house.reply = 1
     await house.handler.handle(call_of())
     assert [fields["result"] for fields in house.acts()] == ["failed", "failed", "good"]
+
+
+async def test_an_alias_is_not_flushed_and_the_error_names_its_models() -> None:
+    house = House()
+    house.rules.renew_names(model_names((("chat", (("a", 1.0), ("b", 1.0))),), ()))
+    with pytest.raises(GatewayError, match="'chat' is an alias: name a, b"):
+        await house.handler.handle(call_of("?model=chat"))
+    assert (house.hidden, house.asked) == ([], [])
 
 
 async def test_one_flush_at_a_time_and_one_that_is_cut_short_is_told() -> None:

@@ -27,10 +27,10 @@ class Large:
     def heavy(self, body: bytes) -> bool:
         return self._heavy
 
-    async def raw(self, context: RequestContext, media: Media, body: bytes) -> bytes:
+    async def raw(self, context: RequestContext, media: Media, body: bytes) -> tuple[bytes, None, bool]:
         assert media.kind == "json"
         self.read.append(body)
-        return b'{"read": "elsewhere"}'
+        return b'{"read": "elsewhere"}', None, False
 
 
 @pytest.mark.parametrize("limited", [False, True])

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.access import AccessRules, Authenticator, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.context import RequestContext
 from proxy.server.handlers.status import ALLOWED, StatusHandlers
@@ -20,7 +21,10 @@ class Answers:
         self.told: list[tuple[Any, ...]] = []
         backends = SimpleNamespace(ready=ready, models=lambda: [{"id": "m1"}, {"id": "org/m2"}])
         metrics = SimpleNamespace(render=lambda accept: (accept.encode(), "kind"))
-        self.plain = StatusHandlers(cast(Any, backends), cast(Any, metrics), access_policy, None, cast(Any, self))
+        rules = AccessRules(Authenticator(None, TrustedProxies(())))
+        self.plain = StatusHandlers(
+            cast(Any, backends), cast(Any, metrics), access_policy, None, cast(Any, self), rules
+        )
 
     async def reply(self, *facts: Any) -> None:
         self.told.append(facts[1:])

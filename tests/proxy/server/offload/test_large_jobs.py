@@ -150,11 +150,11 @@ async def test_a_body_that_passes_through_is_read_elsewhere(tmp_path: Path) -> N
     desk = Desk(tmp_path)
     desk.pool.answer = Found(model="m", cost=(5, 6)), b""
     asked = call()
-    assert await desk.large.raw(asked, Media("form", b"x"), b"body") == b"body"
+    assert await desk.large.raw(asked, Media("form", b"x"), b"body") == (b"body", None, False)
     assert desk.pool.asked == [(RawJob("/v1/responses", "form", b"x"), b"body", "me")]
     assert (asked.model, asked.cost) == ("m", (5, 6))
-    desk.pool.answer = Found(), b"sent"
-    assert await desk.large.raw(call(), Media("json"), b"body") == b"sent"
+    desk.pool.answer = Found(takes_salt=True, salt="own"), b"sent"
+    assert await desk.large.raw(call(), Media("json"), b"body") == (b"sent", "own", True)
 
 
 @virtual
