@@ -200,13 +200,14 @@ class Flight:
         self.on_end = then
 
     def when_named(self, then: Callable[[Flight, str], None]) -> None:
-        """Call `then` with the id under which the engine keeps the answer, each time that it is seen."""
+        """Call `then` with the id under which the engine keeps the answer, once it is known."""
         self.on_named = then
 
     def names(self, id: str) -> None:
-        """The engine keeps the answer under this id."""
-        if self.on_named is not None:
-            self.on_named(self, id)
+        """The engine keeps the answer under this id. Only its first one counts."""
+        then, self.on_named = self.on_named, None
+        if then is not None:
+            then(self, id)
 
     def numbers(self, count: int) -> None:
         """So many events have come."""

@@ -247,6 +247,19 @@ async def test_a_response_is_known_as_soon_as_it_is_created_and_waits_for_its_ow
             assert (await waiting).status == 200
 
 
+async def test_of_several_ids_in_one_answer_the_first_is_its_own(engine: Engine, tmp_path: Path) -> None:
+    async with gateway(engine, api_keys_file=keys_file(tmp_path)) as app:
+        post = asyncio.create_task(post_json(app.url, PATH, ASK_STREAM, bearer("ka")))
+        turn = await engine.next_request()
+        await turn.start()
+        await turn.end(named("resp_first")[0], *named("resp_second")[1:])
+        assert (await post).status == 200
+        engine.auto(Keeper())
+        for id, known in (("resp_first", True), ("resp_second", False)):
+            answer = await get(app.url, f"{PATH}/{id}", bearer("ka"))
+            assert (answer.json()["error"]["code"] == 404) is known  # the engine's own, or ours
+
+
 async def test_equal_requests_are_never_one_generation(engine: Engine) -> None:
     engine.auto(Keeper())
     async with gateway(engine, share="all") as app:
