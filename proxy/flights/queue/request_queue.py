@@ -82,8 +82,7 @@ class RequestQueue(Generic[T]):
         """Enqueue an item for a look-up, for an engine, or held until `release`. `on_pushed` is called with the
         item that leaves the queue to make room, and its error.
 
-        Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
-        the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
+        Where the queue is full: see `Shares.make_room`.
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
         queued = self._lookups  # as `len` counts them, without its three calls
@@ -101,7 +100,7 @@ class RequestQueue(Generic[T]):
             self.enqueue(item, now)
 
     def enqueue(self, item: T, now: float) -> None:
-        """Enqueue an item for an engine, in the turn of the caller who has fewest items queued. The limit is not
+        """Enqueue an item for an engine, in the turn of the caller that has fewest items queued. The limit is not
         checked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket_of(item)
         self._in_time(ticket, now)
@@ -253,8 +252,12 @@ class RequestQueue(Generic[T]):
         ticket = self._ticket(item)
         callers = self._callers(item)
         if len(callers) > 1:
-            owned = self.line.owned
-            ticket = replace(ticket, owner=min(callers, key=lambda one: (owned(one), one != ticket.owner)))
+            line = self.line
+
+            def items(one: Hashable) -> tuple[int, int, bool]:
+                return line.owned(one), line.shares.used(one), one != ticket.owner
+
+            ticket = replace(ticket, owner=min(callers, key=items))
         return ticket
 
     def _make_room(self, ticket: Ticket) -> tuple[T, GatewayError]:
