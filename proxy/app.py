@@ -290,10 +290,13 @@ async def running(
             stack.push_async_callback(member.close)
             member.attach(
                 engines=lambda: backends.all,
-                queued=lambda: len(request_queue.line),
+                queues=request_queue.summary,
+                serving=backends.serving,
+                charge=request_queue.charge,
                 room=backends.capacity_changed,
                 metrics=metrics,
             )
+            backends.share(member.given_back)
         await first_look(fleet.health_checks)
         reload = (
             EngineReload(settings, reread, discovery.change, log)

@@ -127,6 +127,8 @@ class Lease:
                 self.backend.breaker.abandoned()
             if self.backend.leaving:
                 owner.close_if_drained(self.backend)
+            if self.backend.inflight >= self.backend.max_inflight:
+                owner.given_back()
             owner.capacity_changed()
 
 
@@ -157,6 +159,8 @@ class Backends:
         self._on_restart = on_restart
         self.capacity_changed: Callable[[], None] = lambda: None
         """To be called when a queued request may find an engine: see `subscribe`."""
+        self.given_back: Callable[[], None] = lambda: None
+        """To be called when a slot beyond an engine's limit is released: others may use it. See `share`."""
         self._on_gone: Callable[[Backend], None] = lambda backend: None
         self._on_silent: Callable[[Backend], None] = lambda backend: None
         self._router = router or LeastOutstanding()
@@ -180,6 +184,14 @@ class Backends:
         engine does not run any more, `silent` when one has not answered checks for a while. The last two are
         called with each check, for the requests that are under way there."""
         self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
+
+    def share(self, given_back: Callable[[], None]) -> None:
+        """Set what is called when a slot beyond an engine's limit is released."""
+        self.given_back = given_back
+
+    def serving(self, pool: str | None) -> list[str]:
+        """The names of the engines that requests of a pool wait for."""
+        return [backend.name for backend in (self._chosen or self._choose()).get(pool, ())]
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)

@@ -20,6 +20,7 @@ from proxy.workers.channel import (
     Metrics,
     Ready,
     Report,
+    Served,
 )
 from proxy.workers.permits import Permits
 from proxy.workers.process import SILENT, WorkerProcess
@@ -287,7 +288,7 @@ class Supervisor:
 
     def _heard(self, worker: WorkerProcess, message: FromWorker) -> None:
         if isinstance(message, Report):
-            self._permits.report(worker.pid, message.number, message.engines)
+            self._permits.report(worker.pid, message.number, message.engines, message.queues)
             self._allot()
         elif isinstance(message, Metrics):
             self._last[worker] = message.families
@@ -304,6 +305,8 @@ class Supervisor:
         by_pid = {worker.pid: worker for worker in self._all}
         for pid, (number, places, short) in self._permits.changes().items():
             by_pid[pid].send(Allot(number, places, short))
+        for pid, tokens in self._permits.charges().items():
+            by_pid[pid].send(Served(tokens))
 
     def _collect(self, asker: WorkerProcess, number: int) -> None:
         self._numbers += 1

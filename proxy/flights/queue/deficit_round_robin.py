@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from proxy.flights.queue.summary import MOST_TENANTS, Waiting, name_of
 from proxy.flights.spec import as_user
 
 T = TypeVar("T", bound=Hashable)
@@ -16,6 +18,9 @@ T = TypeVar("T", bound=Hashable)
 QUANTUM: Final = 64
 """Tokens of a turn, a tenant's or a user's: fewer than most requests cost, so that turns alternate. With 1,024 a
 caller of 130 tokens a request had seven in succession, and a light caller beside it waited for them."""
+
+DEBT: Final = 16_384
+"""Tokens that a tenant may be charged ahead for what it was served elsewhere: about a second of an engine's."""
 
 RUN: Final = 16
 """At least one in so many places of a user goes to its oldest item, whatever that begins with: 15 of 16 prompts
@@ -127,10 +132,8 @@ class _Ring(Generic[T]):
         self.owners: dict[Hashable, _Owner[T]] = {}  # in the order of their turns
         self.deficit = 0
         self.turn = False
-
-    @property
-    def live(self) -> int:
-        return sum(owner.live for owner in self.owners.values())
+        self.live = 0
+        self.spent = 0  # tokens of all its items that were dispatched
 
     def push(self, entry: Entry[T]) -> None:
         name = as_user(entry.ticket.owner).key
@@ -138,6 +141,7 @@ class _Ring(Generic[T]):
         if owner is None:
             owner = self.owners[name] = _Owner()
         owner.push(entry)
+        self.live += 1
 
     def drop(self, entry: Entry[T]) -> None:
         name = as_user(entry.ticket.owner).key
@@ -145,6 +149,7 @@ class _Ring(Generic[T]):
         if owner is None or entry.at is None:
             return  # it has not come that far
         owner.drop(entry)
+        self.live -= 1
         if not owner.live:
             del self.owners[name]  # and its deficit: one without items saves nothing up
 
@@ -156,6 +161,7 @@ class _Ring(Generic[T]):
         """Charge its user for a dispatched item, if another user waits."""
         owner = self.owners[as_user(entry.ticket.owner).key]
         owner.served(entry)
+        self.spent += entry.ticket.cost
         if len(self.owners) > 1:
             owner.deficit -= entry.ticket.cost
 
@@ -166,6 +172,7 @@ class DeficitRoundRobin(Generic[T]):
     def __init__(self, quantum: int) -> None:
         self._quantum = quantum
         self.tenants: dict[Hashable, _Ring[T]] = {}  # in the order of their turns
+        self.live = 0
 
     def push(self, entry: Entry[T]) -> None:
         name = as_user(entry.ticket.owner).tenant
@@ -173,13 +180,16 @@ class DeficitRoundRobin(Generic[T]):
         if tenant is None:
             tenant = self.tenants[name] = _Ring(self._quantum)
         tenant.push(entry)
+        self.live += 1
 
     def drop(self, entry: Entry[T]) -> None:
         name = as_user(entry.ticket.owner).tenant
         tenant = self.tenants.get(name)
         if tenant is None:
             return  # it has not come that far
+        before = tenant.live
         tenant.drop(entry)
+        self.live -= before - tenant.live
         if not tenant.owners:
             del self.tenants[name]
 
@@ -193,6 +203,23 @@ class DeficitRoundRobin(Generic[T]):
         tenant.served(entry)
         if len(self.tenants) > 1:
             tenant.deficit -= entry.ticket.cost
+
+    def charge(self, name: Hashable, tokens: int) -> None:
+        """A tenant was served so many tokens elsewhere: they count as this ring's, if another tenant waits."""
+        tenant = self.tenants.get(name)
+        if tenant is not None and len(self.tenants) > 1:
+            tenant.deficit = max(tenant.deficit - tokens, min(tenant.deficit, -DEBT))
+
+    def summary(self, priority: int) -> Iterator[Waiting]:
+        """Its tenants with items, in the order of their turns; those after MOST_TENANTS together."""
+        queued = tenants = 0
+        for name, tenant in islice(self.tenants.items(), MOST_TENANTS):
+            yield Waiting(priority, name_of(name), 1, len(tenant.owners), tenant.live, tenant.spent)
+            tenants += 1
+            queued += tenant.live
+        rest = len(self.tenants) - tenants
+        if rest:
+            yield Waiting(priority, None, rest, rest, self.live - queued, 0)
 
 
 def _next(owners: dict[Hashable, A], quantum: int) -> Entry[Any]:

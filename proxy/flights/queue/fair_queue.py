@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 from proxy.config import PRIORITIES
 from proxy.flights.queue.deficit_round_robin import QUANTUM, DeficitRoundRobin, Entry, Ticket
 from proxy.flights.queue.shares import Shares
+from proxy.flights.queue.summary import PoolQueue, tenant_of_name
 from proxy.flights.spec import as_user, tenant_of
 
 T = TypeVar("T", bound=Hashable)
@@ -141,6 +142,28 @@ class FairQueue(Generic[T]):
         entries = takewhile(lambda entry: entry.arrived + seconds <= now, self.entries.values())
         return [entry.item for entry in entries]
 
+    def summary(self) -> list[PoolQueue]:
+        """What waits, by pool."""
+        return [
+            PoolQueue(
+                pool,
+                self.entries[next(iter(ages))].arrived,
+                [
+                    each
+                    for priority, rings in enumerate(self._rings)
+                    if pool in rings
+                    for each in rings[pool].summary(priority)
+                ],
+            )
+            for pool, ages in self._ages.items()
+        ]
+
+    def charge(self, pool: str | None, priority: int, name: str, tokens: int) -> None:
+        """Another process has dispatched so many tokens of a tenant that waits here too. `name`: see `name_of`."""
+        ring = self._rings[priority].get(pool)
+        if ring is not None:
+            ring.charge(tenant_of_name(name), tokens)
+
     # -- whose it is ------------------------------------------------------------------------------
 
     @property
@@ -159,7 +182,7 @@ class FairQueue(Generic[T]):
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)
-            count += sum(tenant.live for tenant in ring.tenants.values()) if ring is not None else 0
+            count += ring.live if ring is not None else 0
         ring = self._rings[ticket.priority].get(ticket.pool)
         if ring is None:
             return count

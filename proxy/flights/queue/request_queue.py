@@ -14,6 +14,7 @@ from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.estimates import WaitEstimator
 from proxy.flights.queue.fair_queue import FairQueue
 from proxy.flights.queue.lookups import LookupBatcher
+from proxy.flights.queue.summary import PoolQueue, Waiting
 from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
@@ -170,6 +171,22 @@ class RequestQueue(Generic[T]):
                 blocked.add(pool)
         if not line:
             self.estimates.forget_dispatches()
+
+    def summary(self) -> list[PoolQueue]:
+        """What waits for an engine, by pool; dispatched items that need another one are of the highest class."""
+        queues = self.line.summary() if self.line.entries else []
+        if self._back:
+            pools: dict[str | None, list[float]] = {}
+            for came, pool in self._back.values():
+                pools.setdefault(pool, []).append(came)
+            queues += [
+                PoolQueue(pool, times[0], [Waiting(0, None, 1, 1, len(times), 0)]) for pool, times in pools.items()
+            ]
+        return queues
+
+    def charge(self, pool: str | None, priority: int, name: str, tokens: int) -> None:
+        """See `FairQueue.charge`."""
+        self.line.charge(pool, priority, name, tokens)
 
     def grant(self, item: T) -> None:
         """Dequeue an item that is dispatched together with a twin, and charge its owner."""

@@ -40,7 +40,14 @@ class Link:
 
 def member_of(link: Link, metrics: Metrics) -> Member:
     member = Member(cast(Any, link), HELLO)
-    member.attach(engines=tuple, queued=lambda: 0, room=lambda: None, metrics=metrics)
+    member.attach(
+        engines=tuple,
+        queues=tuple,
+        serving=lambda pool: [],
+        charge=lambda *of: None,
+        room=lambda: None,
+        metrics=metrics,
+    )
     return member
 
 
