@@ -37,6 +37,27 @@ class Place:
     def short(self) -> bool:
         return self.queued > 0 and self.inflight >= self.allotted
 
+    def report(self, inflight: int, queued: int, most: int, queues: Sequence[PoolQueue]) -> None:
+        """What it has, and what waits there for this engine."""
+        self.inflight, self.queued, self.most = inflight, queued, most
+        self.waiting = [each for queue in queues for each in queue.waiting]
+        self.oldest = min((queue.oldest for queue in queues), default=math.inf)
+
+    def confirm(self) -> None:
+        """It has applied the last allotment."""
+        self.held = max(self.allotted, self.inflight)
+
+    def lower(self, allotted: int) -> None:
+        """Allot fewer: the others are free once it has confirmed that."""
+        self.allotted = allotted
+
+    def add(self, more: int) -> int:
+        """Allot so many more. Returns how many of them were free: the others it still held."""
+        before = max(self.held, self.allotted)
+        self.allotted += more
+        self.held = max(self.held, self.allotted)
+        return self.held - before
+
     def queue(self) -> Sequence[Waiting]:
         """What waits. Requests of tenants that are not known are of one."""
         return self.waiting or [Waiting(NORMAL, None, 1, 1, self.queued, 0)]

@@ -5,7 +5,6 @@ counted as the larger of what it was told and what it has confirmed, until it co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,12 +62,9 @@ class Permits:
                 self._joined.add(name)
             if most != place.most:
                 self._joined.add(name)
-            place.inflight, place.queued, place.most = inflight, queued, most
-            mine = [queue for names, queue in queues if name in names]
-            place.waiting = [each for queue in mine for each in queue.waiting]
-            place.oldest = min((queue.oldest for queue in mine), default=math.inf)
+            place.report(inflight, queued, most, [queue for names, queue in queues if name in names])
             if number == known.sent:
-                place.held = max(place.allotted, inflight)
+                place.confirm()
         self._ledger.report(worker, [queue for _, queue in queues])
 
     def limit(self, engine: str) -> int:
@@ -115,17 +111,14 @@ class Permits:
         moved = set()
         for at, place in places.items():
             if targets[at] < place.allotted:
-                place.allotted = targets[at]
+                place.lower(targets[at])
                 moved.add(at)
         free = most - sum(max(place.held, place.allotted) for place in places.values())
         for at, place in sorted(places.items(), key=lambda each: each[1].allotted):
             # What it still holds of a former allotment is its own already.
             more = min(targets[at] - place.allotted, free + max(0, place.held - place.allotted))
             if more > 0:
-                before = max(place.held, place.allotted)
-                place.allotted += more
-                place.held = max(place.held, place.allotted)
-                free -= place.held - before
+                free -= place.add(more)
                 moved.add(at)
                 self._turns += most < len(places)
         return moved
