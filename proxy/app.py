@@ -294,9 +294,10 @@ async def running(
                 serving=backends.serving,
                 charge=request_queue.charge,
                 room=backends.capacity_changed,
+                hear=backends.hear,
                 metrics=metrics,
             )
-            backends.share(member.given_back)
+            backends.share(member.given_back, member.tell, member.step)
         await first_look(fleet.health_checks)
         reload = (
             EngineReload(settings, reread, discovery.change, log)

@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.flights.queue import PoolQueue
 from proxy.telemetry import Family, raised
+from proxy.upstream import News
 from proxy.workers.order import Key
 
 MAX_MESSAGE: Final = 64 * 1024 * 1024  # bytes: the metrics of all workers
@@ -44,6 +45,15 @@ class Served(msgspec.Struct, tag="served"):
     tenant."""
 
     tokens: list[tuple[Key, int]]
+
+
+class Engine(msgspec.Struct, tag="engine"):
+    """From a worker, and to all others: what it has found out of an engine."""
+
+    name: str
+    news: News
+    seconds: float  # for which its breaker is open
+    detail: str
 
 
 class Leave(msgspec.Struct, tag="leave"):
@@ -97,8 +107,8 @@ class Metrics(msgspec.Struct, tag="metrics"):
     families: list[Family]
 
 
-ToWorker = Hello | Allot | Served | Leave | Collect | Collected
-FromWorker = Ready | Report | Ask | Metrics
+ToWorker = Hello | Allot | Served | Engine | Leave | Collect | Collected
+FromWorker = Ready | Report | Engine | Ask | Metrics
 T = TypeVar("T", ToWorker, FromWorker)
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from proxy.config import Settings
 from proxy.flights.queue import PoolQueue
 from proxy.telemetry import PREFIX, Family, Metrics, rendered, summed
+from proxy.upstream import News
 from proxy.workers import channel
 from proxy.workers.channel import (
     Allot,
@@ -30,6 +31,11 @@ TICK: Final = 0.02
 long at most until the supervisor knows."""
 BEAT: Final = 0.25  # seconds between two reports of the same
 ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker alone where they do not come
+
+
+STEP: Final = 0.25
+"""Seconds between the turns of workers to probe a breaker: much more than a message takes."""
+MAX_DETAIL: Final = 1000  # characters of what is told of an engine
 
 
 class Engine(Protocol):
@@ -61,6 +67,7 @@ class Member:
         self._serving: Callable[[str | None], list[str]] = lambda pool: []
         self._charge: Callable[[str | None, int, str, int], None] = lambda *of: None
         self._room: Callable[[], None] = lambda: None
+        self._hear: Callable[[str, News, float, str], None] = lambda *news: None
         self._looking = False
         self._metrics: Metrics | None = None
         self._applied = 0
@@ -110,16 +117,27 @@ class Member:
         serving: Callable[[str | None], list[str]],
         charge: Callable[[str | None, int, str, int], None],
         room: Callable[[], None],
+        hear: Callable[[str, News, float, str], None],
         metrics: Metrics,
     ) -> None:
         """Begin: no request goes to an engine before the supervisor has allotted a permit. `queues`: what waits
         for an engine; `serving`: the engines of a pool; `charge` is called with pool, class and tenant, and the
-        tokens that other workers have served it, `room` when there may be an engine."""
+        tokens that other workers have served it, `room` when there may be an engine, `hear` with what other
+        workers `tell`."""
         self._engines, self._queues, self._serving = engines, queues, serving
-        self._charge, self._room, self._metrics = charge, room, metrics
+        self._charge, self._room, self._hear, self._metrics = charge, room, hear, metrics
         for engine in engines():
             engine.allot(0)
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._report())]
+
+    @property
+    def step(self) -> float:
+        """Seconds after the worker that opened a breaker before this one probes it."""
+        return STEP * (1 + self.hello.index)
+
+    def tell(self, name: str, news: News, seconds: float, detail: str) -> None:
+        """Tell the other workers what this one has found out of an engine."""
+        self._link.send(channel.Engine(name, news, seconds, detail[:MAX_DETAIL]))
 
     def given_back(self) -> None:
         """Permits that another worker needs have become free: report it in the next turn of the loop."""
@@ -183,6 +201,8 @@ class Member:
         elif isinstance(message, Served):
             for (pool, priority, tenant), tokens in message.tokens:
                 self._charge(pool, priority, tenant, tokens)
+        elif isinstance(message, channel.Engine):
+            self._hear(message.name, message.news, message.seconds, message.detail)
         elif isinstance(message, Collect) and self._metrics is not None:
             self._link.send(channel.Metrics(message.number, self._metrics.families()))
         elif isinstance(message, Collected):

@@ -15,6 +15,7 @@ from proxy.workers.channel import (
     Ask,
     Collect,
     Collected,
+    Engine,
     FromWorker,
     Hello,
     Metrics,
@@ -85,6 +86,7 @@ class Supervisor:
         self._collections: dict[int, _Collection] = {}
         self._numbers = 0
         self._stopping = False
+        self._probes: dict[str, WorkerProcess] = {}  # who probes the breaker of an engine
         self._replacing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -234,6 +236,8 @@ class Supervisor:
         """It has ended. What it has counted stays in the sums."""
         self._all.discard(worker)
         self._permits.leave(worker.pid)
+        for name in [name for name, prober in self._probes.items() if prober is worker]:
+            self._relay(worker, Engine(name, "idle", 0.0, ""))
         self._ended = summed([self._ended, lasting(self._last.pop(worker, []))], PREFIX)
         for number, collection in tuple(self._collections.items()):
             collection.waiting.discard(worker)
@@ -297,9 +301,21 @@ class Supervisor:
                 collection.waiting.discard(worker)
                 if not collection.waiting:
                     self._collected(message.number)
+        elif isinstance(message, Engine):
+            self._relay(worker, message)
         elif isinstance(message, Ask):
             self._last[worker] = message.families
             self._collect(worker, message.number)
+
+    def _relay(self, worker: WorkerProcess, message: Engine) -> None:
+        """Tell all others what a worker has found out of an engine."""
+        if message.news == "probe":
+            self._probes[message.name] = worker
+        elif message.news != "down" and self._probes.get(message.name) is worker:
+            del self._probes[message.name]
+        for other in self._all:
+            if other is not worker and other.serving:
+                other.send(message)
 
     def _allot(self) -> None:
         by_pid = {worker.pid: worker for worker in self._all}

@@ -46,6 +46,7 @@ def member_of(link: Link, metrics: Metrics) -> Member:
         serving=lambda pool: [],
         charge=lambda *of: None,
         room=lambda: None,
+        hear=lambda *news: None,
         metrics=metrics,
     )
     return member
