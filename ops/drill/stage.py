@@ -142,7 +142,8 @@ class Redis:
 
 
 @asynccontextmanager
-async def _redis(folder: Path) -> AsyncIterator[Redis]:
+async def local_redis(folder: Path) -> AsyncIterator[Redis]:
+    """A Redis whose socket lies in the folder."""
     path = folder / "redis"
     words = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     child = await asyncio.create_subprocess_exec(
@@ -235,7 +236,7 @@ async def clients(address: str, count: int, *, same: bool = False, words: int = 
 async def stage(prometheus: str, folder: Path, factor: float) -> AsyncIterator[Stage]:
     """Everything but the gateways. `prometheus`: path of the program; `folder` is empty and has a short path."""
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(_redis(folder))
+        redis = await stack.enter_async_context(local_redis(folder))
         engines = [await stack.enter_async_context(engine()) for _ in range(2)]
         watch = await stack.enter_async_context(running(prometheus, folder / "p", factor, ()))
         yield Stage(watch, engines, redis, folder)
