@@ -172,22 +172,15 @@ async def limits(on: Engine, folder: Path) -> None:
             await passed("4 workers, with Redis", [workers.url])
         async with gateway(on, folder, 4, "--redis", "off", *rate) as workers:
             await passed("4 workers, without Redis", [workers.url])
-        async with AsyncExitStack() as stack:
-            name = ("--redis-namespace", "two")
-            two = [
-                await stack.enter_async_context(gateway(on, folder, 1, *shared, *rate, *name)) for _ in range(2)
-            ]
-            await passed("2 gateways, with Redis", [each.url for each in two])
-        async with AsyncExitStack() as stack:
-            name = ("--redis-namespace", "away")
-            two = [
-                await stack.enter_async_context(gateway(on, folder, 1, *shared, *rate, *name)) for _ in range(2)
-            ]
-            redis.freeze()
-            try:
-                await passed("2 gateways, Redis frozen", [each.url for each in two])
-            finally:
-                redis.thaw()
+        for what in ("shared", "frozen"):
+            flags = (*shared, *rate, "--redis-namespace", what)
+            async with gateway(on, folder, 1, *flags) as one, gateway(on, folder, 1, *flags) as other:
+                if what == "frozen":
+                    redis.freeze()
+                try:
+                    await passed(f"2 gateways, Redis {what}", [one.url, other.url])
+                finally:
+                    redis.thaw()
 
 
 async def killed(on: Engine, folder: Path) -> None:
@@ -214,8 +207,8 @@ async def _struck(on: Engine, folder: Path, what: str, number: signal.Signals, e
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32, force_close=True)) as session:
             await asyncio.gather(*(ask(session, workers.url, after) for _ in range(200)))
     print(
-        f"{what}: one of 4 workers under load, noticed after {noticed:.1f} s, four serve again after {again:.1f} s;"
-        f" answers meanwhile: {dict(said)}, then: {dict(after)}"
+        f"{what}: one of 4 workers under load, noticed after {noticed:.1f} s, four serve again after {again:.1f}"
+        f" s; answers meanwhile: {dict(said)}, then: {dict(after)}"
     )
 
 
