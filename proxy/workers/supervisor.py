@@ -86,7 +86,8 @@ class Supervisor:
         self._collections: dict[int, _Collection] = {}
         self._numbers = 0
         self._stopping = False
-        self._probes: dict[str, WorkerProcess] = {}  # who probes the breaker of an engine
+        self._probes: dict[str, WorkerProcess] = {}  # by engine: the worker that probes it
+        self._open: dict[str, tuple[Engine, float]] = {}  # by engine: that its breaker opened, and until when
         self._replacing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -192,6 +193,7 @@ class Supervisor:
             parts.close(log)
         self._all.add(worker)
         self._permits.join(worker.pid)
+        self._introduce(worker)
         return worker
 
     async def _keep(
@@ -308,14 +310,27 @@ class Supervisor:
             self._collect(worker, message.number)
 
     def _relay(self, worker: WorkerProcess, message: Engine) -> None:
-        """Tell all others what a worker has found out of an engine."""
+        """Tell all others what a worker has found out of an engine, those that have not begun too."""
+        if message.news == "open":
+            self._open[message.name] = message, self._loop.time() + message.seconds
+        elif message.news == "closed":
+            self._open.pop(message.name, None)
         if message.news == "probe":
             self._probes[message.name] = worker
         elif message.news != "down" and self._probes.get(message.name) is worker:
             del self._probes[message.name]
         for other in self._all:
-            if other is not worker and other.serving:
+            if other is not worker:
                 other.send(message)
+
+    def _introduce(self, worker: WorkerProcess) -> None:
+        """Tell a new worker whose breakers are open."""
+        now = self._loop.time()
+        for name, (message, until) in tuple(self._open.items()):
+            if until > now:
+                worker.send(Engine(name, "open", until - now, message.detail))
+            else:
+                del self._open[name]
 
     def _allot(self) -> None:
         by_pid = {worker.pid: worker for worker in self._all}

@@ -122,3 +122,20 @@ async def test_the_tokens_that_a_tenant_was_served_are_told_where_it_waits_too()
         Served([(("m", 1, "x"), 70)])
     ]
     await house.supervisor.close()
+
+
+@virtual
+async def test_a_new_worker_is_told_which_breakers_are_open() -> None:
+    house = House()
+    for message in (
+        Engine("e", "open", 5.0, "why"),
+        Engine("f", "open", 5.0, ""),
+        Engine("f", "closed", 0.0, ""),
+        Engine("g", "open", 1.0, ""),
+    ):
+        house.supervisor._heard(house.worker, message)
+    await asyncio.sleep(2.0)
+    new = house.add(asyncio.get_running_loop(), 1)
+    house.supervisor._introduce(new)
+    assert house.sent[new] == [Engine("e", "open", 3.0, "why")]
+    await house.supervisor.close()
