@@ -22,7 +22,7 @@ from typing import Final
 
 import aiohttp
 
-from ops.drill.engine import Engine, engine
+from ops.drill.engine import Engine, Mood, engine
 from ops.drill.process import Process, started
 from ops.drill.stage import local_redis
 
@@ -77,7 +77,8 @@ async def gateway(on: Engine, folder: Path, count: int, *flags: str) -> AsyncIte
 
 async def ask(session: aiohttp.ClientSession, url: str, said: Counter[str]) -> None:
     """One request that shares nothing; its status or the client's error is counted."""
-    body = {"model": "m1", "messages": [{"role": "user", "content": os.urandom(8).hex()}]}
+    message = {"role": "user", "content": os.urandom(8).hex()}
+    body = {"model": "m1", "stream": True, "messages": [message]}
     try:
         async with session.post(url, json=body) as response:
             await response.read()
@@ -87,18 +88,18 @@ async def ask(session: aiohttp.ClientSession, url: str, said: Counter[str]) -> N
 
 
 @asynccontextmanager
-async def load(url: str, said: Counter[str]) -> AsyncIterator[None]:
+async def load(url: str, said: Counter[str], count: int = CLIENTS) -> AsyncIterator[None]:
     """Clients in a closed loop: half keep their connections, half make one for each request."""
     going = True
 
     async def client(keeps: bool) -> None:
         connector = aiohttp.TCPConnector(limit=1, force_close=not keeps)
-        timeout = aiohttp.ClientTimeout(total=30)
+        timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while going:
                 await ask(session, url, said)
 
-    clients = [asyncio.create_task(client(bool(n % 2))) for n in range(CLIENTS)]
+    clients = [asyncio.create_task(client(bool(n % 2))) for n in range(count)]
     try:
         yield
     finally:
@@ -195,14 +196,18 @@ async def frozen(on: Engine, folder: Path) -> None:
 
 async def _struck(on: Engine, folder: Path, what: str, number: signal.Signals, event: str) -> None:
     said: Counter[str] = Counter()
-    async with gateway(on, folder, 4, "--redis", "off", "--max-inflight", "8") as workers:
-        async with load(workers.url, said):
+    async with gateway(on, folder, 4, "--redis", "off") as workers:
+        on.mood = Mood(ttft=0.2)  # so that requests are in flight at each worker
+        async with load(workers.url, said, 4 * CLIENTS):
+            while sum(said.values()) < 8 * CLIENTS:  # noqa: ASYNC110 - a count of other tasks
+                await asyncio.sleep(0.05)
             began = time.monotonic()
             os.kill(workers.pids[0], number)
             await workers.until(event, 1)
             noticed = time.monotonic() - began
             await workers.until("engine up", 5)
             again = time.monotonic() - began
+        on.mood = Mood()
         after: Counter[str] = Counter()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=32, force_close=True)) as session:
             await asyncio.gather(*(ask(session, workers.url, after) for _ in range(200)))
