@@ -137,7 +137,8 @@ class Member:
 
     def tell(self, name: str, news: News, seconds: float, detail: str) -> None:
         """Tell the other workers what this one has found out of an engine."""
-        self._link.send(channel.Engine(name, news, seconds, detail[:MAX_DETAIL]))
+        text = detail[:MAX_DETAIL].encode(errors="replace").decode()  # an engine's words may be no Unicode
+        self._link.send(channel.Engine(name, news, seconds, text))
 
     def given_back(self) -> None:
         """Permits that another worker needs have become free: report it in the next turn of the loop."""

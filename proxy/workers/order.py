@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from proxy.config import NORMAL, PRIORITIES
-from proxy.flights.queue import PoolQueue, Waiting
+from proxy.flights.queue import MOST_TOKENS, PoolQueue, Waiting
 
 MOST: Final = 10**6
 OLDEST_TURN: Final = 4  # where workers outnumber places, one of so many goes to the oldest request
@@ -105,7 +105,7 @@ class Ledger:
                 for other, keys in self._last.items():
                     if other != worker and key in keys:
                         due = self._due.setdefault(other, {})
-                        due[key] = due.get(key, 0) + more
+                        due[key] = min(due.get(key, 0) + more, MOST_TOKENS)
 
     def leave(self, worker: int) -> None:
         self._last.pop(worker, None)

@@ -7,10 +7,11 @@ A `Ticket` holds what decides a request's turn. `RequestQueue` holds all that wa
 """
 
 from proxy.flights.queue.request_queue import RequestQueue
-from proxy.flights.queue.summary import PoolQueue, Waiting
+from proxy.flights.queue.summary import MOST_TOKENS, PoolQueue, Waiting
 from proxy.flights.queue.ticket import TicketFactory, callers_of, twin_of
 
 __all__ = [
+    "MOST_TOKENS",
     "PoolQueue",
     "RequestQueue",
     "TicketFactory",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from proxy.flights.queue.summary import MOST_TENANTS, Waiting, name_of
+from proxy.flights.queue.summary import MOST_TENANTS, MOST_TOKENS, Waiting, name_of
 from proxy.flights.spec import as_user
 
 T = TypeVar("T", bound=Hashable)
@@ -214,7 +214,9 @@ class DeficitRoundRobin(Generic[T]):
         """Its tenants with items, in the order of their turns; those after MOST_TENANTS together."""
         queued = tenants = 0
         for name, tenant in islice(self.tenants.items(), MOST_TENANTS):
-            yield Waiting(priority, name_of(name), 1, len(tenant.owners), tenant.live, tenant.spent)
+            yield Waiting(
+                priority, name_of(name), 1, len(tenant.owners), tenant.live, min(tenant.spent, MOST_TOKENS)
+            )
             tenants += 1
             queued += tenant.live
         rest = len(self.tenants) - tenants

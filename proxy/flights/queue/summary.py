@@ -6,13 +6,15 @@ from collections.abc import Hashable
 from typing import Final, NamedTuple
 
 MOST_TENANTS: Final = 32  # of a pool and class that are told apart
+MOST_TOKENS: Final = 2**53
+"""A request may ask for any number of tokens; a message between processes holds 64 bits."""
 
 
 def name_of(tenant: Hashable) -> str | None:
     """A tenant's name for other processes: an address, or bytes in hexadecimal digits after a `#`."""
     if isinstance(tenant, bytes):
         return "#" + tenant.hex()
-    return tenant if isinstance(tenant, str) else None
+    return tenant if isinstance(tenant, str) and tenant.isascii() and not tenant.startswith("#") else None
 
 
 def tenant_of_name(name: str) -> Hashable:

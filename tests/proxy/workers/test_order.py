@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
-from proxy.flights.queue import PoolQueue, Waiting
+from proxy.flights.queue import MOST_TOKENS, PoolQueue, Waiting
 from proxy.flights.queue.deficit_round_robin import DEBT, Ticket
 from proxy.flights.queue.fair_queue import FairQueue
 from proxy.flights.queue.request_queue import RequestQueue
@@ -169,6 +169,22 @@ def test_what_workers_and_supervisor_tell_each_other_is_read_as_it_was_sent() ->
     assert msgspec.msgpack.Decoder(ToWorker).decode(msgspec.msgpack.encode(tokens)) == tokens
     line.charge(None, NORMAL, "#0174", 100)
     assert line._rings[NORMAL][None].tenants[b"\x01t"].deficit == -100
+
+
+def test_a_request_for_any_number_of_tokens_and_a_name_of_any_text_can_be_told() -> None:
+    line: FairQueue[int] = FairQueue()
+    for n, owner in enumerate(["192.0.2.1", "192.0.2.1", "\udcff", "#00"]):
+        line.offer(n, Ticket(owner=owner, cost=10**30), 0.0)
+    line.granted(0)
+    (told,) = line.summary()
+    assert sorted(str(each.tenant) for each in told.waiting) == ["192.0.2.1", "None", "None"]
+    msgspec.msgpack.encode(Report(1, {}, [([], told)]))
+    ledger = Ledger()
+    waiting = [PoolQueue(None, 0.0, [Waiting(NORMAL, "x", 1, 1, 5, served)]) for served in (0, MOST_TOKENS, 1)]
+    for number in range(40):
+        ledger.report(1, waiting[:1])
+        ledger.report(2, [waiting[1 + number % 2]])
+    msgspec.msgpack.encode(Served(ledger.charges()[1]))
 
 
 def test_what_was_served_elsewhere_counts_as_a_tenant_s_turn_within_a_bound() -> None:
