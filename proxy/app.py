@@ -307,10 +307,14 @@ async def running(
             stack.push_async_callback(member.close)
             member.attach(
                 engines=lambda: backends.all,
-                queued=lambda: len(request_queue.line),
+                queues=request_queue.summary,
+                serving=backends.serving,
+                charge=request_queue.charge,
                 room=backends.capacity_changed,
+                hear=backends.hear,
                 metrics=metrics,
             )
+            backends.share(member.given_back, member.tell, member.step)
         await first_look(fleet.health_checks)
         naming = Naming(prepared.rules, backends, large.renew, log)
         naming.begin(settings, strict=member is None or member.hello.first)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ops.drill.engine import Mood
-from ops.drill.stage import Stage, clients
+from ops.drill.stage import Stage, clients, half_of_a_cluster
 
 Make = Callable[[Stage], AbstractAsyncContextManager[None]]
 
@@ -101,6 +101,16 @@ async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
 async def redis_refuses(stage: Stage) -> AsyncIterator[None]:
     url = stage.redis.url.replace("unix://", "unix://nobody:guess@")
     async with stage.gateway("--redis", url) as gateway, clients(gateway.address, 4):
+        yield
+
+
+@_fault("half of a Redis Cluster's slots without a master", "GatewayRedisServersAway")
+async def redis_slots_lost(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        half_of_a_cluster(stage.files) as url,
+        stage.gateway("--redis", url) as gateway,
+        clients(gateway.address, 4),
+    ):
         yield
 
 

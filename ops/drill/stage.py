@@ -7,6 +7,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from redis.asyncio import Redis as Client
+from redis.exceptions import ConnectionError as NotConnected
 
 from ops.drill.engine import Engine, engine
 from ops.drill.process import Process, started
@@ -139,7 +142,8 @@ class Redis:
 
 
 @asynccontextmanager
-async def _redis(folder: Path) -> AsyncIterator[Redis]:
+async def local_redis(folder: Path) -> AsyncIterator[Redis]:
+    """A Redis whose socket lies in the folder."""
     path = folder / "redis"
     words = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no", "--dir", str(folder)]
     child = await asyncio.create_subprocess_exec(
@@ -151,6 +155,35 @@ async def _redis(folder: Path) -> AsyncIterator[Redis]:
                 await asyncio.sleep(0.02)
         yield Redis(f"unix://{path}", child)
     finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+@asynccontextmanager
+async def half_of_a_cluster(folder: Path) -> AsyncIterator[str]:
+    """The URL of a Redis Cluster of one master, which has half of the slots; no other has the rest."""
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        port, bus = one.getsockname()[1], other.getsockname()[1]
+    words = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    words += ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no", "--cluster-port", str(bus)]
+    child = await asyncio.create_subprocess_exec(
+        str(server_binary()), *words, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    client = Client(host="127.0.0.1", port=port)
+    try:
+        async with asyncio.timeout(REDIS_SECONDS):
+            while True:
+                try:
+                    await client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 8191)  # type: ignore[no-untyped-call]
+                    break
+                except NotConnected:  # it does not listen yet
+                    await asyncio.sleep(0.02)
+        yield f"redis+cluster://127.0.0.1:{port}"
+    finally:
+        await client.aclose()
         if child.returncode is None:
             child.kill()
         await child.wait()
@@ -203,7 +236,7 @@ async def clients(address: str, count: int, *, same: bool = False, words: int = 
 async def stage(prometheus: str, folder: Path, factor: float) -> AsyncIterator[Stage]:
     """Everything but the gateways. `prometheus`: path of the program; `folder` is empty and has a short path."""
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(_redis(folder))
+        redis = await stack.enter_async_context(local_redis(folder))
         engines = [await stack.enter_async_context(engine()) for _ in range(2)]
         watch = await stack.enter_async_context(running(prometheus, folder / "p", factor, ()))
         yield Stage(watch, engines, redis, folder)

@@ -11,6 +11,7 @@ from typing import Final
 
 from proxy.access.caller import Caller, Rates
 from proxy.config import KeyEntry, hash_of, read_keys_file
+from proxy.flights import User
 
 _PREFIX: Final = 8  # bytes of the hash by which an entry is found
 MOST_NAMES: Final = 20  # of keys that one line tells
@@ -85,10 +86,13 @@ def read_keys(text: str, path: str) -> KeyRing:
 
 def _caller(entry: KeyEntry) -> Caller:
     whose = f"tenant\0{entry.tenant}" if entry.tenant is not None else f"key\0{entry.digest.hex()}"
+    tenant = hashlib.sha256(whose.encode()).digest()
+    id_ = entry.digest.hex()[:16]
     return Caller(
-        id=entry.digest.hex()[:16],
+        id=id_,
         name=entry.name,
-        tenant=hashlib.sha256(whose.encode()).digest(),
+        tenant=tenant,
+        user=User(tenant, id_),
         models=entry.models,
         rates=Rates(
             rps=entry.rps,

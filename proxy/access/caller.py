@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -30,6 +31,8 @@ class Caller:
     """What the log calls the caller: the key's name; empty where no keys are set."""
     tenant: bytes = b""
     """Callers of one tenant may share answers; another tenant's are never theirs."""
+    user: Hashable = None
+    """Whose turns its requests take within the tenant's; None: the tenant has one user."""
     models: frozenset[str] | None = None
     """The models this caller may name; None: every one."""
     rates: Rates = Rates()

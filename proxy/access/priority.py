@@ -25,20 +25,22 @@ class PriorityPolicy:
         self._address = address
 
     def turn(self, caller: Caller | None, request: ClientRequest) -> tuple[int, Hashable | Callable[[], Hashable]]:
-        """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner as
-        `fairness_key` has it. Raises GatewayError 400."""
+        """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner: a key's
+        user or, without keys, a function that returns the address. Raises GatewayError 400."""
         given = request.headers.get("x-gateway-priority")
         known = caller or self._stranger
         priority = known.priority if given is None else _priority(given, known)
-        return priority, caller.tenant if caller is not None else partial(self._address, request)
+        if caller is None:
+            return priority, partial(self._address, request)
+        return priority, caller.tenant if caller.user is None else caller.user
 
     def address(self, caller: Caller | None, request: ClientRequest) -> str | None:
         """The client's address, where no key identifies the caller."""
         return None if caller is not None else self._address(request)
 
     def fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable | Callable[[], Hashable]:
-        """The owner under which the queue schedules a request: a key's tenant or, without keys, a function that
-        returns the address."""
+        """Whom a request's memory and work count for: a key's tenant or, without keys, a function that returns the
+        address."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
     def current_fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable:

@@ -29,7 +29,16 @@ from proxy.flights.phase import Phase
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
 from proxy.flights.sharing import SHARES, Share, Sharing, sharing_of
-from proxy.flights.spec import RATE_LIMITS, REQUEST_ID, FlightSpec, Mode, QueueState, headers_in_common, new_id
+from proxy.flights.spec import (
+    RATE_LIMITS,
+    REQUEST_ID,
+    FlightSpec,
+    Mode,
+    QueueState,
+    User,
+    headers_in_common,
+    new_id,
+)
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 
 __all__ = [
@@ -62,6 +71,7 @@ __all__ = [
     "StreamLimits",
     "Subscriber",
     "Timeouts",
+    "User",
     "Watchdog",
     "actual_cost",
     "available",

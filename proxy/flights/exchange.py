@@ -418,7 +418,7 @@ class Exchange:
     def _report_failure(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
-            self._context.backends.record_failure(self.lease, why, self.flight.queue_state.resolve_owner())
+            self._context.backends.record_failure(self.lease, why, self.flight.queue_state.resolve_tenant())
 
     def _attempt_failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: retry, where the rules allow it and no byte has gone to a client."""

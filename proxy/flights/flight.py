@@ -484,7 +484,7 @@ class Flight:
         if self.memory is None:
             return True
         if self.held is None:
-            self.held = Held(self.memory, self.queue_state.resolve_owner(), "answers")
+            self.held = Held(self.memory, self.queue_state.resolve_tenant(), "answers")
         return self.held.resize(max(size, self.held.size))
 
     def holds(self, held: Held) -> None:

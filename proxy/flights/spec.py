@@ -79,10 +79,28 @@ class FlightSpec(msgspec.Struct, frozen=True):
     )
 
 
+class User(NamedTuple):
+    """One user of a tenant, for example an API key: tenants take turns, and each tenant's users do within its
+    turns."""
+
+    tenant: Hashable
+    key: Hashable
+
+
+def as_user(owner: Hashable) -> User:
+    """The user of an owner; any other owner than a User is a tenant with one user."""
+    return owner if isinstance(owner, User) else User(owner, None)
+
+
+def tenant_of(owner: Hashable) -> Hashable:
+    """The tenant of an owner; any other owner than a User is a tenant."""
+    return owner.tenant if isinstance(owner, User) else owner
+
+
 class QueueState(msgspec.Struct, eq=False):
     """What decides a Flight's turn in the queue: it changes as readers join and leave."""
 
-    owner: Hashable | Callable[[], Hashable] = b""  # the caller in whose turn it waits; see `resolve_owner`
+    owner: Hashable | Callable[[], Hashable] = b""  # in whose turn it waits; see `resolve_owner`
     priority: int = NORMAL  # its class, an index of PRIORITIES; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
@@ -95,6 +113,13 @@ class QueueState(msgspec.Struct, eq=False):
         if callable(self.owner):
             self.owner = self.owner()
         return self.owner
+
+    def resolve_tenant(self) -> Hashable:
+        """The owner's tenant: whom its memory and failures count for."""
+        owner = self.owner
+        if callable(owner):
+            owner = self.owner = owner()
+        return owner.tenant if isinstance(owner, User) else owner
 
     def promote(self, priority: int, deadline: float) -> None:
         """One more reader waits for it."""

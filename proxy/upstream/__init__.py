@@ -21,7 +21,7 @@ A reader meets, in this order:
 Nothing here knows a flight: an exchange with an engine gets a lease and a connection.
 """
 
-from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.backends import Backend, Backends, Lease, News
 from proxy.upstream.breaker import State
 from proxy.upstream.concurrency import MOST
 from proxy.upstream.dns import Discovery
@@ -43,6 +43,7 @@ __all__ = [
     "Fleet",
     "HealthChecks",
     "Lease",
+    "News",
     "Pulse",
     "RetryRules",
     "State",

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.abilities import Abilities
@@ -27,6 +27,11 @@ counts as gone. One that is slow to answer may be at work, and does not."""
 SILENT_LOOKS: Final = 3
 """Consecutive health checks without an answer, after which requests there that have no first byte move to a
 running engine. None is failed for that."""
+
+
+News = Literal["down", "open", "probe", "idle", "closed"]
+"""What processes tell each other of an engine: it is down; its breaker has opened, is being probed, was probed
+without an outcome, has closed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -125,8 +130,11 @@ class Lease:
             if self.probe:
                 self.probe = False
                 self.backend.breaker.abandoned()
+                owner.tell(self.backend.name, "idle", 0.0, "")
             if self.backend.leaving:
                 owner.close_if_drained(self.backend)
+            if self.backend.inflight >= self.backend.max_inflight:
+                owner.given_back()
             owner.capacity_changed()
 
 
@@ -157,6 +165,11 @@ class Backends:
         self._on_restart = on_restart
         self.capacity_changed: Callable[[], None] = lambda: None
         """To be called when a queued request may find an engine: see `subscribe`."""
+        self.given_back: Callable[[], None] = lambda: None
+        """To be called when a slot beyond an engine's limit is released: others may use it. See `share`."""
+        self.tell: Callable[[str, News, float, str], None] = lambda *news: None
+        """To be called with what other processes should know of an engine. See `share`."""
+        self._step = 0.0
         self._on_gone: Callable[[Backend], None] = lambda backend: None
         self._on_silent: Callable[[Backend], None] = lambda backend: None
         self._router = router or LeastOutstanding()
@@ -183,6 +196,38 @@ class Backends:
         engine does not run any more, `silent` when one has not answered checks for a while. The last two are
         called with each check, for the requests that are under way there."""
         self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
+
+    def share(
+        self, given_back: Callable[[], None], tell: Callable[[str, News, float, str], None], step: float
+    ) -> None:
+        """Other processes use the same engines. `given_back` is called when a slot beyond an engine's limit is
+        released, `tell` with an engine's name and what they should `hear` of it. `step`: seconds after the others'
+        turn to probe before it is this one's."""
+        self.given_back, self.tell, self._step = given_back, tell, step
+
+    def hear(self, name: str, news: News, seconds: float, detail: str) -> None:
+        """What another process has found out of an engine. This one's own health checks go on."""
+        backend = self._named.get(name)
+        if backend is None or backend.leaving:
+            return
+        now, breaker = self._clock(), backend.breaker
+        if news == "down":
+            if backend.up is not False:
+                self._set(backend, up=False, detail=f"found by another worker: {detail}", told=True)
+        elif news == "open":
+            self._tripped.add(backend)
+            breaker.follow(now, seconds + self._step)
+        elif news == "probe":
+            breaker.follow_probe(now)
+        elif news == "idle":
+            breaker.follow_abandoned()
+        elif breaker.follow_close(now):
+            self._tripped.discard(backend)
+        self.capacity_changed()  # requests may have waited for the outcome
+
+    def serving(self, pool: str | None) -> list[str]:
+        """The names of the engines that requests of a pool wait for."""
+        return [backend.name for backend in (self._chosen or self._choose()).get(pool, ())]
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -331,6 +376,7 @@ class Backends:
         if best.breaker.state is State.HALF_OPEN:
             lease.probe = True
             best.breaker.probe(now)
+            self.tell(best.name, "probe", 0.0, "")
         return lease
 
     def reclaim(self, backend: Backend, places: int) -> None:
@@ -394,14 +440,18 @@ class Backends:
         elif changed:
             self._closed(backend)
             return
+        elif backend.breaker.state is State.HALF_OPEN and not backend.breaker.probing:
+            self.tell(backend.name, "idle", 0.0, "")  # undecided: it is for the next probe, of any process
         self.capacity_changed()  # requests may have waited for the result
 
     def _opened(self, backend: Backend, why: str) -> None:
         self._tripped.add(backend)
+        self.tell(backend.name, "open", backend.breaker.until - self._clock(), why)
         self._on_breaker(backend, why)
 
     def _closed(self, backend: Backend) -> None:
         self._tripped.discard(backend)
+        self.tell(backend.name, "closed", 0.0, "")
         self._on_breaker(backend, "")
         self.capacity_changed()  # requests may have waited for the probe
 
@@ -418,7 +468,7 @@ class Backends:
         """It refuses with one choice what it refused with several: that was not because of `n`."""
         lease.backend.few = False
 
-    def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
+    def _set(self, backend: Backend, *, up: bool, detail: str = "", told: bool = False) -> None:
         if backend.leaving:
             return
         self._chosen = {}
@@ -430,6 +480,8 @@ class Backends:
             self._anew(backend)
         if changed:
             backend.check_soon.set()
+            if not up and not told:
+                self.tell(backend.name, "down", 0.0, detail)
             self._on_change(backend)
             if back:
                 self.capacity_changed()  # requests may have waited for it

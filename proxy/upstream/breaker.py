@@ -70,8 +70,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_bad", "_bad_before", "_closed_at", "_good", "_good_before", "_jitter", "_patience", "_probing", "_row",
-        "_rules", "_silent", "_since", "_times", "state", "suspect", "until",
+        "_bad", "_bad_before", "_closed_at", "_elsewhere", "_good", "_good_before", "_jitter", "_patience",
+        "_probing", "_row", "_rules", "_silent", "_since", "_times", "state", "suspect", "until",
     )  # fmt: skip
 
     def __init__(self, rules: BreakerRules | None = None, jitter: Callable[[], float] = random.random) -> None:
@@ -89,14 +89,15 @@ class Breaker:
         self._bad, self._bad_before = Failures(), Failures()
         self.suspect = False  # a check-up decides
         self._silent = 0
+        self._elsewhere = False  # another process probes
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state.name.lower()} row={self._row.count} probing={self._probing}>"
 
     @property
     def probing(self) -> bool:
-        """Whether a probe or a check-up is in flight, whose outcome decides."""
-        return self.state is State.HALF_OPEN and (self._probing > 0 or self.suspect)
+        """Whether a probe or a check-up is in flight, here or elsewhere, whose outcome decides."""
+        return self.state is State.HALF_OPEN and (self._probing > 0 or self.suspect or self._elsewhere)
 
     def admits(self, now: float) -> bool:
         """Whether a request may go. An open breaker becomes half-open when its time is over."""
@@ -106,7 +107,8 @@ class Breaker:
             if now < self.until:
                 return False
             self.half_open()
-        return (self._probing < self._rules.probes and not self.suspect) or now >= self._patience
+        free = self._probing < self._rules.probes and not self.suspect and not self._elsewhere
+        return free or now >= self._patience
 
     def half_open(self) -> None:
         """Allow a probe now: the engine was seen to be alive."""
@@ -122,6 +124,31 @@ class Breaker:
     def abandoned(self) -> None:
         """A probe ended without an outcome: its client disconnected."""
         self._probing -= 1
+
+    def follow(self, now: float, seconds: float) -> None:
+        """Another process has opened its breaker of this engine: be open for so long, two times the longest span
+        at most."""
+        self.state = State.OPEN
+        self.until = now + min(seconds, 2 * self._rules.longest)
+        self.suspect = self._elsewhere = False
+
+    def follow_probe(self, now: float) -> None:
+        """Another process probes the engine. Without an outcome that blocks probes here for `longest` seconds."""
+        if self.state is not State.CLOSED:
+            self.state = State.HALF_OPEN
+            self._elsewhere = True
+            self._patience = now + self._rules.longest
+
+    def follow_abandoned(self) -> None:
+        """Another process' probe has ended without an outcome."""
+        self._elsewhere = False
+
+    def follow_close(self, now: float) -> bool:
+        """Another process has closed its breaker of this engine. True: the state changed."""
+        if self.state is State.CLOSED:
+            return False
+        self._close(now)
+        return True
 
     def success(self, now: float, *, probe: bool = False) -> bool:
         """A request succeeded. True: the state changed."""
@@ -199,7 +226,7 @@ class Breaker:
         self._closed_at = now
         self._row.clear()
         self._silent = 0
-        self.suspect = False
+        self.suspect = self._elsewhere = False
         self._reset(now)
 
     def _open(self, now: float) -> bool:

@@ -8,7 +8,11 @@ A worker is a whole gateway that accepts from an inherited socket. Its **member*
 supervisor over a **channel** (`channel.py`: messages of msgspec).
 
 **Permits** (`permits.py`) divide each engine's concurrency limit: every worker has an allotment, and all
-allotments together never exceed the limit. A worker whose requests queue gets what others do not use.
+allotments together never exceed the limit. While an engine is full, they go by class and tenant over the queues of
+all workers (`order.py`).
+
+What a worker finds out of an engine (down, a breaker that opens, a probe) goes through the supervisor to all
+others.
 
 The worker that is asked for /metrics collects the metrics of all workers through the supervisor, which also keeps
 the counters of workers that have ended.

@@ -10,7 +10,10 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
+from proxy.flights.queue import PoolQueue
 from proxy.telemetry import Family, raised
+from proxy.upstream import News
+from proxy.workers.order import Key
 
 MAX_MESSAGE: Final = 64 * 1024 * 1024  # bytes: the metrics of all workers
 MAX_UNSENT: Final = 64 * 1024 * 1024  # bytes that the other end has not read yet
@@ -37,6 +40,22 @@ class Allot(msgspec.Struct, tag="allot"):
     number: int
     places: dict[str, int]
     short: list[str] = []  # engines at which all permits are used and requests still wait
+
+
+class Served(msgspec.Struct, tag="served"):
+    """To a worker: tokens that tenants with requests queued there were served at other workers, by pool, class and
+    tenant."""
+
+    tokens: list[tuple[Key, int]]
+
+
+class Engine(msgspec.Struct, tag="engine"):
+    """From a worker, and to all others: what it has found out of an engine."""
+
+    name: str
+    news: News
+    seconds: float  # for which its breaker is open
+    detail: str
 
 
 class Leave(msgspec.Struct, tag="leave"):
@@ -73,6 +92,7 @@ class Report(msgspec.Struct, tag="report"):
 
     number: int  # of the last Allot
     engines: dict[str, tuple[int, int, int]]  # in flight, queued, the most that its controller would send
+    queues: list[tuple[list[str], PoolQueue]] = []  # what waits, each with the engines that serve it
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -89,8 +109,8 @@ class Metrics(msgspec.Struct, tag="metrics"):
     families: list[Family]
 
 
-ToWorker = Hello | Allot | Leave | Collect | Collected
-FromWorker = Ready | Report | Ask | Metrics
+ToWorker = Hello | Allot | Served | Engine | Leave | Collect | Collected
+FromWorker = Ready | Report | Engine | Ask | Metrics
 T = TypeVar("T", ToWorker, FromWorker)
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
 

@@ -9,15 +9,33 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from proxy.config import Settings
+from proxy.flights.queue import PoolQueue
 from proxy.telemetry import PREFIX, Family, Metrics, rendered, summed
+from proxy.upstream import News
 from proxy.workers import channel
-from proxy.workers.channel import Allot, Channel, Collect, Collected, Hello, Leave, Ready, Report, ToWorker
+from proxy.workers.channel import (
+    Allot,
+    Channel,
+    Collect,
+    Collected,
+    Hello,
+    Leave,
+    Ready,
+    Report,
+    Served,
+    ToWorker,
+)
 
 TICK: Final = 0.02
 """Seconds between two looks at what this worker wants. A request that queues here for want of a permit waits that
 long at most until the supervisor knows."""
 BEAT: Final = 0.25  # seconds between two reports of the same
 ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker alone where they do not come
+
+
+STEP: Final = 0.25
+"""Seconds between the turns of workers to probe a breaker: much more than a message takes."""
+MAX_DETAIL: Final = 1000  # characters of what is told of an engine
 
 
 class Engine(Protocol):
@@ -45,8 +63,12 @@ class Member:
         self._link = link
         self._loop = asyncio.get_running_loop()
         self._engines: Callable[[], Iterable[Engine]] = tuple
-        self._queued: Callable[[], int] = lambda: 0
+        self._queues: Callable[[], Sequence[PoolQueue]] = tuple
+        self._serving: Callable[[str | None], list[str]] = lambda pool: []
+        self._charge: Callable[[str | None, int, str, int], None] = lambda *of: None
         self._room: Callable[[], None] = lambda: None
+        self._hear: Callable[[str, News, float, str], None] = lambda *news: None
+        self._looking = False
         self._metrics: Metrics | None = None
         self._applied = 0
         self._places: dict[str, int] = {}
@@ -91,16 +113,38 @@ class Member:
         self,
         *,
         engines: Callable[[], Iterable[Engine]],
-        queued: Callable[[], int],
+        queues: Callable[[], Sequence[PoolQueue]],
+        serving: Callable[[str | None], list[str]],
+        charge: Callable[[str | None, int, str, int], None],
         room: Callable[[], None],
+        hear: Callable[[str, News, float, str], None],
         metrics: Metrics,
     ) -> None:
-        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queued`: requests that
-        wait for an engine; `room` is called when there may be one."""
-        self._engines, self._queued, self._room, self._metrics = engines, queued, room, metrics
+        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queues`: what waits
+        for an engine; `serving`: the engines of a pool; `charge` is called with pool, class and tenant, and the
+        tokens that other workers have served it, `room` when there may be an engine, `hear` with what other
+        workers `tell`."""
+        self._engines, self._queues, self._serving = engines, queues, serving
+        self._charge, self._room, self._hear, self._metrics = charge, room, hear, metrics
         for engine in engines():
             engine.allot(0)
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._report())]
+
+    @property
+    def step(self) -> float:
+        """Seconds after the worker that opened a breaker before this one probes it."""
+        return STEP * (1 + self.hello.index)
+
+    def tell(self, name: str, news: News, seconds: float, detail: str) -> None:
+        """Tell the other workers what this one has found out of an engine."""
+        text = detail[:MAX_DETAIL].encode(errors="replace").decode()  # an engine's words may be no Unicode
+        self._link.send(channel.Engine(name, news, seconds, text))
+
+    def given_back(self) -> None:
+        """Permits that another worker needs have become free: report it in the next turn of the loop."""
+        if not self._looking:
+            self._looking = True
+            self._loop.call_soon(self._look)
 
     def ready(self, message: Ready) -> None:
         """It accepts."""
@@ -155,6 +199,11 @@ class Member:
     def _handle(self, message: ToWorker) -> None:
         if isinstance(message, Allot):
             self._apply(message)
+        elif isinstance(message, Served):
+            for (pool, priority, tenant), tokens in message.tokens:
+                self._charge(pool, priority, tenant, tokens)
+        elif isinstance(message, channel.Engine):
+            self._hear(message.name, message.news, message.seconds, message.detail)
         elif isinstance(message, Collect) and self._metrics is not None:
             self._link.send(channel.Metrics(message.number, self._metrics.families()))
         elif isinstance(message, Collected):
@@ -180,14 +229,16 @@ class Member:
 
     def _look(self) -> None:
         """Report what has changed, or the same once more after BEAT seconds."""
-        queued = self._queued()
+        self._looking = False
+        queues = [(self._serving(queue.pool), queue) for queue in self._queues()]
         engines = {}
         for engine in self._engines():
             if engine.name not in self._places:
                 engine.allot(0)  # new: the supervisor does not know of it yet
+            queued = sum(queue.queued for names, queue in queues if engine.name in names)
             engines[engine.name] = (engine.inflight, queued, engine.most)
         self._places = {name: count for name, count in self._places.items() if name in engines}
-        report = Report(self._applied, engines)
+        report = Report(self._applied, engines, queues)
         now = self._loop.time()
         if now - self._told_at < BEAT and not self._matters(report):
             return

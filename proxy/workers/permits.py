@@ -1,34 +1,15 @@
-"""How many requests each worker may have at each engine. Pure: told what workers report, it says what to allot.
+"""How many requests each worker may have at each engine. Pure: from what workers report to what is allotted.
 
 The law: what all workers together may have at an engine never exceeds its limit. A worker's part is therefore
 counted as the larger of what it was told and what it has confirmed, until it confirms less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-MOST: Final = 10**6
-
-
-@dataclass(slots=True)
-class Place:
-    """One worker at one engine."""
-
-    allotted: int = 0  # as it was told last
-    held: int = 0  # what it may have: until it confirms a smaller allotment, still the old one
-    inflight: int = 0
-    queued: int = 0
-    most: int = MOST  # the limit that its own controller of this engine would have
-
-    @property
-    def wants(self) -> int:
-        return self.inflight + self.queued
-
-    @property
-    def short(self) -> bool:
-        return self.queued > 0 and self.inflight >= self.allotted
+from proxy.flights.queue import PoolQueue
+from proxy.workers.order import Key, Ledger, Place, parts
 
 
 @dataclass(slots=True)
@@ -43,6 +24,8 @@ class Permits:
     def __init__(self) -> None:
         self._workers: dict[int, _Worker] = {}
         self._joined: set[str] = set()  # engines whose workers have changed since the last look
+        self._ledger = Ledger()
+        self._turns = 0  # places given where there are fewer than workers
 
     def __repr__(self) -> str:
         return f"<Permits of {len(self._workers)} workers>"
@@ -55,9 +38,17 @@ class Permits:
         gone = self._workers.pop(worker, None)
         if gone is not None:
             self._joined |= gone.places.keys()
+        self._ledger.leave(worker)
 
-    def report(self, worker: int, number: int, engines: Mapping[str, tuple[int, int, int]]) -> None:
-        """What it has and wants. `number`: the last allotment that it has applied."""
+    def report(
+        self,
+        worker: int,
+        number: int,
+        engines: Mapping[str, tuple[int, int, int]],
+        queues: Sequence[tuple[Sequence[str], PoolQueue]] = (),
+    ) -> None:
+        """What it has and wants. `number`: the last allotment that it has applied; `queues`: what waits there,
+        each with the engines that serve it."""
         known = self._workers.get(worker)
         if known is None:
             return
@@ -71,9 +62,10 @@ class Permits:
                 self._joined.add(name)
             if most != place.most:
                 self._joined.add(name)
-            place.inflight, place.queued, place.most = inflight, queued, most
+            place.report(inflight, queued, most, [queue for names, queue in queues if name in names])
             if number == known.sent:
-                place.held = max(place.allotted, inflight)
+                place.confirm()
+        self._ledger.report(worker, [queue for _, queue in queues])
 
     def limit(self, engine: str) -> int:
         """The limit of an engine: the least that any worker's controller would have."""
@@ -106,51 +98,27 @@ class Permits:
             told[number] = (worker.sent, {name: place.allotted for name, place in worker.places.items()}, short)
         return told
 
+    def charges(self) -> dict[int, list[tuple[Key, int]]]:
+        """What to tell now: by worker, the tokens that tenants that wait there were served at others."""
+        return self._ledger.charges()
+
     def _places(self, engine: str) -> dict[int, Place]:
         return {at: worker.places[engine] for at, worker in self._workers.items() if engine in worker.places}
 
     def _divide(self, places: dict[int, Place], most: int) -> set[int]:
         """Lower allotments above their target at once; raise the others by what is free. Who has changed."""
-        targets = divided(most, {at: place.wants for at, place in places.items()})
+        targets = parts(most, places, self._ledger, self._turns)
         moved = set()
         for at, place in places.items():
             if targets[at] < place.allotted:
-                place.allotted = targets[at]
+                place.lower(targets[at])
                 moved.add(at)
         free = most - sum(max(place.held, place.allotted) for place in places.values())
         for at, place in sorted(places.items(), key=lambda each: each[1].allotted):
             # What it still holds of a former allotment is its own already.
             more = min(targets[at] - place.allotted, free + max(0, place.held - place.allotted))
             if more > 0:
-                before = max(place.held, place.allotted)
-                place.allotted += more
-                place.held = max(place.held, place.allotted)
-                free -= place.held - before
+                free -= place.add(more)
                 moved.add(at)
+                self._turns += most < len(places)
         return moved
-
-
-def divided(most: int, wants: Mapping[int, int]) -> dict[int, int]:
-    """Max-min fair parts of `most`: nobody gets more than it wants while another one lacks; what nobody wants is
-    shared evenly, so that each has room for what comes next."""
-    parts = dict.fromkeys(wants, 0)
-    if not wants:
-        return parts
-    left = most
-    if most >= len(wants):  # one each: the first request of an idle worker does not wait
-        parts = dict.fromkeys(wants, 1)
-        left -= len(wants)
-    order = sorted(wants, key=lambda at: (wants[at], at))
-    for done, at in enumerate(order):
-        more = min(max(0, wants[at] - parts[at]), left // (len(order) - done))
-        parts[at] += more
-        left -= more
-    for at in _round(order, left):
-        parts[at] += 1
-    return parts
-
-
-def _round(order: list[int], count: int) -> Iterable[int]:
-    each, rest = divmod(count, len(order))
-    for done, at in enumerate(order):
-        yield from (at for _ in range(each + (done < rest)))

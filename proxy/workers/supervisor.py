@@ -16,11 +16,13 @@ from proxy.workers.channel import (
     Ask,
     Collect,
     Collected,
+    Engine,
     FromWorker,
     Hello,
     Metrics,
     Ready,
     Report,
+    Served,
 )
 from proxy.workers.permits import Permits
 from proxy.workers.process import SILENT, WorkerProcess
@@ -87,6 +89,8 @@ class Supervisor:
         self._salt = os.urandom(32)
         self._begun = False  # a worker has become ready
         self._stopping = False
+        self._probes: dict[str, WorkerProcess] = {}  # by engine: the worker that probes it
+        self._open: dict[str, tuple[Engine, float]] = {}  # by engine: that its breaker opened, and until when
         self._replacing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -195,6 +199,7 @@ class Supervisor:
             parts.close(log)
         self._all.add(worker)
         self._permits.join(worker.pid)
+        self._introduce(worker)
         return worker
 
     async def _keep(
@@ -239,6 +244,8 @@ class Supervisor:
         """It has ended. What it has counted stays in the sums."""
         self._all.discard(worker)
         self._permits.leave(worker.pid)
+        for name in [name for name, prober in self._probes.items() if prober is worker]:
+            self._relay(worker, Engine(name, "idle", 0.0, ""))
         self._ended = summed([self._ended, lasting(self._last.pop(worker, []))], PREFIX)
         for number, collection in tuple(self._collections.items()):
             collection.waiting.discard(worker)
@@ -293,7 +300,7 @@ class Supervisor:
 
     def _heard(self, worker: WorkerProcess, message: FromWorker) -> None:
         if isinstance(message, Report):
-            self._permits.report(worker.pid, message.number, message.engines)
+            self._permits.report(worker.pid, message.number, message.engines, message.queues)
             self._allot()
         elif isinstance(message, Metrics):
             self._last[worker] = message.families
@@ -302,14 +309,41 @@ class Supervisor:
                 collection.waiting.discard(worker)
                 if not collection.waiting:
                     self._collected(message.number)
+        elif isinstance(message, Engine):
+            self._relay(worker, message)
         elif isinstance(message, Ask):
             self._last[worker] = message.families
             self._collect(worker, message.number)
+
+    def _relay(self, worker: WorkerProcess, message: Engine) -> None:
+        """Tell all others what a worker has found out of an engine, those that have not begun too."""
+        if message.news == "open":
+            self._open[message.name] = message, self._loop.time() + message.seconds
+        elif message.news == "closed":
+            self._open.pop(message.name, None)
+        if message.news == "probe":
+            self._probes[message.name] = worker
+        elif message.news != "down" and self._probes.get(message.name) is worker:
+            del self._probes[message.name]
+        for other in self._all:
+            if other is not worker:
+                other.send(message)
+
+    def _introduce(self, worker: WorkerProcess) -> None:
+        """Tell a new worker whose breakers are open."""
+        now = self._loop.time()
+        for name, (message, until) in tuple(self._open.items()):
+            if until > now:
+                worker.send(Engine(name, "open", until - now, message.detail))
+            else:
+                del self._open[name]
 
     def _allot(self) -> None:
         by_pid = {worker.pid: worker for worker in self._all}
         for pid, (number, places, short) in self._permits.changes().items():
             by_pid[pid].send(Allot(number, places, short))
+        for pid, tokens in self._permits.charges().items():
+            by_pid[pid].send(Served(tokens))
 
     def _collect(self, asker: WorkerProcess, number: int) -> None:
         self._numbers += 1

@@ -35,3 +35,10 @@ def test_without_prometheus_it_says_what_to_install() -> None:
     ran = run_process(words, capture_output=True, text=True, seconds=30)
     assert ran.returncode == 2
     assert "apt-get install --no-install-recommends prometheus" in ran.stderr
+
+
+def test_a_part_that_the_measurement_of_workers_does_not_have_is_refused_with_those_that_it_has() -> None:
+    words = [sys.executable, "-m", "ops.drill.workers", "nonsense"]
+    ran = run_process(words, capture_output=True, text=True, seconds=30)
+    assert ran.returncode == 2
+    assert "unknown part 'nonsense'; there are spread, replace, limits, killed, frozen" in ran.stderr

@@ -156,6 +156,28 @@ async def test_keys_take_turns_and_their_classes_hold(engine: Engine, tmp_path: 
         assert [name for name in order if name.startswith("heavy")] == [f"heavy {n}" for n in range(4)]
 
 
+async def test_the_keys_of_one_tenant_take_turns_within_its_turns(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    names = {"heavy": "team", "light": "team", "other": "else"}
+    path.write_text(
+        "".join(
+            f'[[keys]]\nname = "{name}"\ntenant = "{tenant}"\nsha256 = "{hash_of(name).hex()}"\n'
+            for name, tenant in names.items()
+        )
+    )
+    path.chmod(0o600)
+    async with AsyncExitStack() as stack:
+        line = await waiting(stack, engine, key("heavy"), api_keys_file=str(path))
+        for n in range(6):
+            await line.post(f"heavy {n}", key("heavy"), max_tokens=1000)
+        for n in range(3):
+            await line.post(f"other {n}", key("other"), max_tokens=1000)
+        await line.post("light", key("light"), max_tokens=1000)
+        order = await line.order()
+        assert order.index("light") <= 3, "the tenant's second turn, and the other tenant's before each"
+        assert order.index("other 2") <= 6, "a second key is no second share"
+
+
 async def test_an_earlier_deadline_goes_first_among_one_caller_s(engine: Engine) -> None:
     async with AsyncExitStack() as stack:
         line = await waiting(stack, engine)

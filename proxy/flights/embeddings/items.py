@@ -18,7 +18,7 @@ from proxy.flights.key import PADDING
 from proxy.flights.memory import Held, Memory
 from proxy.flights.phase import Phase
 from proxy.flights.queue.ticket import callers_of
-from proxy.flights.spec import FlightSpec, Head, Items, QueueState, headers_in_common
+from proxy.flights.spec import FlightSpec, Head, Items, QueueState, headers_in_common, tenant_of
 from proxy.redis import Stored
 from proxy.wire import (
     LARGE,
@@ -376,7 +376,7 @@ class EmbeddingRequest:
         if memory is not None:
             items, body = inputs.items, self.flight.spec.body
             size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
-            self.held = memory.hold(self.caller, "embeddings", size)
+            self.held = memory.hold(tenant_of(self.caller), "embeddings", size)
 
     def begins(self, items: list[EmbeddingItem]) -> None:
         """Set its items."""

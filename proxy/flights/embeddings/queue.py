@@ -12,6 +12,7 @@ from proxy.flights.embeddings.batches import ArrayBatcher
 from proxy.flights.embeddings.items import ArrayCall, BatchKey, EmbeddingItem, EmbeddingRequest
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.queue.shares import Shares
+from proxy.flights.spec import tenant_of
 from proxy.wire import SLICE
 
 ARRAYS_A_TURN: Final = 16  # of the event loop
@@ -101,23 +102,23 @@ class EmbedQueue:
 
     def sooner(self, caller: Hashable, than: Hashable) -> bool:
         """Whether a caller has fewer requests queued than another, even with one more."""
-        return self._waiting.owned(caller) + 1 < self._waiting.owned(than)
+        return self._waiting.lighter(caller, than)
 
     def offer(self, item: EmbeddingItem) -> None:
         """Enqueue an item for an array."""
         owner = item.owner
         if owner is not None:
-            self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
+            self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), tenant_of(owner.caller))
 
     def discard(self, item: EmbeddingItem) -> None:
         """Remove an item."""
         owner = item.owner
         if owner is not None:
-            self.arrays.discard(item.kind, owner, item, owner.caller)
+            self.arrays.discard(item.kind, owner, item, tenant_of(owner.caller))
 
     def waits(self, item: EmbeddingItem) -> bool:
         owner = item.owner
-        return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
+        return owner is not None and self.arrays.waits(item.kind, owner, item, tenant_of(owner.caller))
 
     def recount(self, requests: Iterable[EmbeddingRequest], items: Iterable[EmbeddingItem]) -> None:
         """Count anew which requests are queued, and for how many items."""
@@ -153,7 +154,7 @@ class EmbedQueue:
         if owner is None or item.sent:
             item.move_to(request)
             return
-        queued = self.arrays.leave(item.kind, owner, item, owner.caller)
+        queued = self.arrays.leave(item.kind, owner, item, tenant_of(owner.caller))
         request.enqueue()
         if owner.dequeue():
             self.ends(owner)
@@ -165,7 +166,7 @@ class EmbedQueue:
     def change_turn(self, request: EmbeddingRequest, caller: Hashable) -> None:
         """Move a request's queued items to another caller's turn."""
         mine, leave = [item for item in request.missing() if item.owner is request], self.arrays.leave
-        queued = [item for item in mine if leave(item.kind, request, item, request.caller)]
+        queued = [item for item in mine if leave(item.kind, request, item, tenant_of(request.caller))]
         self.ends(request)
         request.changes_to(caller)
         self.adds(request)

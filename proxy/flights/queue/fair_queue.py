@@ -1,4 +1,4 @@
-"""The order in which queued items are dispatched: classes, fairness between owners, deadlines, age.
+"""The order in which queued items are dispatched: classes, fairness between tenants and users, deadlines, age.
 
 Reads no clock: `now` is passed in. Items are opaque, each with its ticket."""
 
@@ -13,6 +13,8 @@ from typing import Final, Generic, TypeVar
 from proxy.config import PRIORITIES
 from proxy.flights.queue.deficit_round_robin import QUANTUM, DeficitRoundRobin, Entry, Ticket
 from proxy.flights.queue.shares import Shares
+from proxy.flights.queue.summary import PoolQueue, tenant_of_name
+from proxy.flights.spec import as_user, tenant_of
 
 T = TypeVar("T", bound=Hashable)
 
@@ -22,10 +24,11 @@ a flood of old requests would undo fairness; one in four costs the others a quar
 
 
 class FairQueue(Generic[T]):
-    """Items that wait for an engine. Within a class owners take turns by tokens; one owner's items go by deadline,
-    then in the order of arrival, items with the same beginning in runs. A higher class goes first, except that one
-    dispatch in four goes to the oldest item, once that has waited for more than `patience` seconds: it is served
-    after at most four dispatches for each item before it. Engines without capacity block their own pool only."""
+    """Items that wait for an engine. Within a class tenants take turns by tokens, and so do the users of each; one
+    user's items go by deadline, then in the order of arrival, items with the same beginning in runs. A higher
+    class goes first, except that one dispatch in four goes to the oldest item, once that has waited for more than
+    `patience` seconds: it is served after at most four dispatches for each item before it. Engines without
+    capacity block their own pool only."""
 
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
@@ -114,11 +117,11 @@ class FairQueue(Generic[T]):
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
         """Another caller wants it too: it moves to the higher class, the earlier deadline, and the turn of the
-        owner with fewer items queued. True if it moves."""
+        owner with fewer items queued: see `Shares.lighter`. True if it moves."""
         entry = self.entries.get(item)
         if entry is None:
             return False
-        lighter = owner is not None and self.owned(owner) + 1 < self.owned(entry.ticket.owner)
+        lighter = owner is not None and self.shares.lighter(owner, entry.ticket.owner)
         if not lighter and priority >= entry.priority and deadline >= entry.deadline:
             return False
         self._exit(entry)
@@ -139,34 +142,64 @@ class FairQueue(Generic[T]):
         entries = takewhile(lambda entry: entry.arrived + seconds <= now, self.entries.values())
         return [entry.item for entry in entries]
 
+    def summary(self) -> list[PoolQueue]:
+        """What waits, by pool."""
+        return [
+            PoolQueue(
+                pool,
+                self.entries[next(iter(ages))].arrived,
+                [
+                    each
+                    for priority, rings in enumerate(self._rings)
+                    if pool in rings
+                    for each in rings[pool].summary(priority)
+                ],
+            )
+            for pool, ages in self._ages.items()
+        ]
+
+    def charge(self, pool: str | None, priority: int, name: str, tokens: int) -> None:
+        """Another process has dispatched so many tokens of a tenant that waits here too. `name`: see `name_of`."""
+        ring = self._rings[priority].get(pool)
+        if ring is not None:
+            ring.charge(tenant_of_name(name), tokens)
+
     # -- whose it is ------------------------------------------------------------------------------
 
     @property
     def owners(self) -> int:
+        """Tenants with items."""
         return len(self.shares)
 
     def owned(self, owner: Hashable) -> int:
-        return self.shares.owned(owner)
+        """Items of an owner's tenant."""
+        return self.shares.owned(tenant_of(owner))
 
     def ahead(self, ticket: Ticket) -> int:
-        """How many items of its pool would be dispatched before it: those of its owner that go first, as many of
-        each other owner of its class less what a quantum buys, and all of higher classes. Age and runs are left
-        out, and other owners' items are assumed to cost what its own do."""
+        """How many items of its pool would be dispatched before it: those of its user that go first, as many of
+        each other user and then of each other tenant of its class less what a quantum buys, and all of higher
+        classes. Age and runs are left out, and others' items are assumed to cost what its own do."""
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)
-            count += sum(owner.live for owner in ring.owners.values()) if ring is not None else 0
+            count += ring.live if ring is not None else 0
         ring = self._rings[ticket.priority].get(ticket.pool)
         if ring is None:
             return count
-        mine = ring.owners.get(ticket.owner)
+        name, key = as_user(ticket.owner)
+        bought = self._quantum // ticket.cost
+        tenant = ring.tenants.get(name)
         before = 0
-        if mine is not None:
-            before = mine.live
-            if ticket.deadline < math.inf:
-                before = sum(at[2].at is at and at[0] <= ticket.deadline for at in mine.heap)
-        alike = max(0, before - self._quantum // ticket.cost)
-        others = sum(min(owner.live, alike) for owner in ring.owners.values() if owner is not mine)
+        if tenant is not None:
+            mine = tenant.owners.get(key)
+            if mine is not None:
+                before = mine.live
+                if ticket.deadline < math.inf:
+                    before = sum(at[2].at is at and at[0] <= ticket.deadline for at in mine.heap)
+            alike = max(0, before - bought)
+            before += sum(min(user.live, alike) for user in tenant.owners.values() if user is not mine)
+        alike = max(0, before - bought)
+        others = sum(min(other.live, alike) for other in ring.tenants.values() if other is not tenant)
         return count + before + others
 
     # -- inside -----------------------------------------------------------------------------------
@@ -191,5 +224,5 @@ class FairQueue(Generic[T]):
             try:
                 ring.drop(entry)
             finally:
-                if not ring.owners:
+                if not ring.tenants:
                     rings.pop(pool, None)

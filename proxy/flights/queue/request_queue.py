@@ -14,6 +14,7 @@ from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.estimates import WaitEstimator
 from proxy.flights.queue.fair_queue import FairQueue
 from proxy.flights.queue.lookups import LookupBatcher
+from proxy.flights.queue.summary import PoolQueue, Waiting
 from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
@@ -82,8 +83,7 @@ class RequestQueue(Generic[T]):
         """Enqueue an item for a look-up, for an engine, or held until `release`. `on_pushed` is called with the
         item that leaves the queue to make room, and its error.
 
-        Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
-        the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
+        Where the queue is full: see `Shares.make_room`.
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
         queued = self._lookups  # as `len` counts them, without its three calls
@@ -101,7 +101,7 @@ class RequestQueue(Generic[T]):
             self.enqueue(item, now)
 
     def enqueue(self, item: T, now: float) -> None:
-        """Enqueue an item for an engine, in the turn of the caller who has fewest items queued. The limit is not
+        """Enqueue an item for an engine, in the turn of the caller that has fewest items queued. The limit is not
         checked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket_of(item)
         self._in_time(ticket, now)
@@ -171,6 +171,22 @@ class RequestQueue(Generic[T]):
                 blocked.add(pool)
         if not line:
             self.estimates.forget_dispatches()
+
+    def summary(self) -> list[PoolQueue]:
+        """What waits for an engine, by pool; dispatched items that need another one are of the highest class."""
+        queues = self.line.summary() if self.line.entries else []
+        if self._back:
+            pools: dict[str | None, list[float]] = {}
+            for came, pool in self._back.values():
+                pools.setdefault(pool, []).append(came)
+            queues += [
+                PoolQueue(pool, times[0], [Waiting(0, None, 1, 1, len(times), 0)]) for pool, times in pools.items()
+            ]
+        return queues
+
+    def charge(self, pool: str | None, priority: int, name: str, tokens: int) -> None:
+        """See `FairQueue.charge`."""
+        self.line.charge(pool, priority, name, tokens)
 
     def grant(self, item: T) -> None:
         """Dequeue an item that is dispatched together with a twin, and charge its owner."""
@@ -253,8 +269,12 @@ class RequestQueue(Generic[T]):
         ticket = self._ticket(item)
         callers = self._callers(item)
         if len(callers) > 1:
-            owned = self.line.owned
-            ticket = replace(ticket, owner=min(callers, key=lambda one: (owned(one), one != ticket.owner)))
+            line = self.line
+
+            def items(one: Hashable) -> tuple[int, int, bool]:
+                return line.owned(one), line.shares.used(one), one != ticket.owner
+
+            ticket = replace(ticket, owner=min(callers, key=items))
         return ticket
 
     def _make_room(self, ticket: Ticket) -> tuple[T, GatewayError]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+import msgspec
+
 from proxy.telemetry import Metrics
-from proxy.workers.channel import Ask, Collected, Hello
+from proxy.workers.channel import Ask, Collected, Engine, Hello
 from proxy.workers.member import Member
 
 HELLO = Hello(index=0, workers=2, listen=[], admin=[], port=0, engines=[], redis=None, redis_words="off")
@@ -40,7 +42,15 @@ class Link:
 
 def member_of(link: Link, metrics: Metrics) -> Member:
     member = Member(cast(Any, link), HELLO)
-    member.attach(engines=tuple, queued=lambda: 0, room=lambda: None, metrics=metrics)
+    member.attach(
+        engines=tuple,
+        queues=tuple,
+        serving=lambda pool: [],
+        charge=lambda *of: None,
+        room=lambda: None,
+        hear=lambda *news: None,
+        metrics=metrics,
+    )
     return member
 
 
@@ -63,4 +73,34 @@ async def test_a_message_that_raises_ends_the_worker() -> None:
     member = member_of(link, Metrics())
     link.answers.put_nowait(ValueError("no message"))
     await member.orphan.wait()
+    await member.close()
+
+
+async def test_what_it_tells_of_an_engine_is_short_and_can_be_sent_whatever_the_engine_said() -> None:
+    link = Link()
+    member = member_of(link, Metrics())
+    member.tell("e", "open", 1.0, "\udcff" + "x" * 9999)
+    (message,) = (message for message in link.sent if isinstance(message, Engine))
+    assert msgspec.msgpack.encode(message)
+    assert message.detail == "?" + "x" * 999
+    await member.close()
+
+
+async def test_permits_that_are_given_back_are_reported_in_the_same_turn_of_the_loop() -> None:
+    link = Link()
+    member = member_of(link, Metrics())
+    await asyncio.sleep(0)
+    link.sent.clear()
+    looks = 0
+
+    def engines() -> tuple[Any, ...]:
+        nonlocal looks
+        looks += 1
+        return ()
+
+    member._engines = engines
+    for _ in range(50):
+        member.given_back()
+    await asyncio.sleep(0)
+    assert looks == 1, "once for all"
     await member.close()

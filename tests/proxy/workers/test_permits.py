@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy.workers.permits import Permits, divided
+from proxy.workers.order import Ledger, Place, parts
+from proxy.workers.permits import Permits
+
+
+def divided(most: int, wants: dict[int, int]) -> dict[int, int]:
+    """Parts of workers that report no tenants."""
+    return parts(most, {at: Place(queued=count) for at, count in wants.items()}, Ledger())
 
 
 @given(st.integers(0, 300), st.dictionaries(st.integers(0, 7), st.integers(0, 400), max_size=6))

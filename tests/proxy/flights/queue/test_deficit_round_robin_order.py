@@ -81,10 +81,10 @@ def test_what_has_not_come_in_does_not_leave() -> None:
     ring.push(one)
     ring.drop(never)
     ring.drop(entry(3, owner="unknown"))
-    assert ring.owners["o"].live == 1
+    assert ring.tenants["o"].live == 1
     ring.drop(one)
     ring.drop(one)
-    assert ring.owners == {}
+    assert ring.tenants == {}
 
 
 def test_turns_go_round_by_deficit_and_who_is_alone_pays_nothing() -> None:
@@ -92,11 +92,11 @@ def test_turns_go_round_by_deficit_and_who_is_alone_pays_nothing() -> None:
     first, second = entry(1, owner="a", cost=25), entry(2, owner="b", cost=10)
     ring.push(first)
     ring.served(first)
-    assert ring.owners["a"].deficit == 0
+    assert ring.tenants["a"].deficit == 0
     ring.push(second)
     assert ring.head() is second, "a needs two rounds more"
     ring.served(second)
-    assert ring.owners["b"].deficit == 0
+    assert ring.tenants["b"].deficit == 0
     ring.drop(second)
     ring.push(entry(3, owner="b", cost=10))
     assert ring.head().number == 3
@@ -110,9 +110,9 @@ def test_rounds_in_which_nobody_can_take_anything_are_skipped_all_at_once() -> N
     for one in (dear, dearer):
         ring.push(one)
     assert ring.head() is dear
-    assert (ring.owners["a"].deficit, ring.owners["b"].deficit) == (1000, 990)
+    assert (ring.tenants["a"].deficit, ring.tenants["b"].deficit) == (1000, 990)
     ring.served(dear)
-    assert ring.owners["a"].deficit == 5
+    assert ring.tenants["a"].deficit == 5
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,4 +138,4 @@ def test_a_cost_of_any_size_has_its_turn_in_two_rounds() -> None:
         ring.push(entry(n, owner=owner, cost=10**15 + n))
     first = ring.head()
     assert first.ticket.owner == "a"
-    assert ring.owners["a"].deficit - first.ticket.cost < 64
+    assert ring.tenants["a"].deficit - first.ticket.cost < 64

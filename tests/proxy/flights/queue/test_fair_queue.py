@@ -204,7 +204,7 @@ def test_who_comes_and_leaves_leaves_no_memory_behind() -> None:
     for n in range(10_000):
         line.offer(n, Ticket(owner="a"), 0.0)
         line.discard(n)
-    assert len(line._rings[NORMAL][None].owners["a"].heap) < 40
+    assert len(line._rings[NORMAL][None].tenants["a"].owners[None].heap) < 40
 
 
 @pytest.mark.parametrize(
