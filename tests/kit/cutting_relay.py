@@ -45,6 +45,7 @@ class CuttingRelay:
         self._target = parts.hostname, parts.port
         self._shears = shears
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     @property
@@ -62,8 +63,8 @@ class CuttingRelay:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
+        for writer in tuple(self._open):
+            writer.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,16 +72,21 @@ class CuttingRelay:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        engine_reader, engine_writer = await asyncio.open_connection(*self._target)
+        ends = [writer]
+        self._open.add(writer)
         try:
+            engine_reader, engine_writer = await asyncio.open_connection(*self._target)
+            ends.append(engine_writer)
+            self._open.add(engine_writer)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pass(reader, engine_writer))
                 both.create_task(self._pass_answer(engine_reader, writer))
         except* (ConnectionError, _Over):
             pass
         finally:
-            for one in (writer, engine_writer):
-                one.transport.abort()
+            for end in ends:
+                end.transport.abort()
+            self._open.difference_update(ends)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

@@ -82,7 +82,9 @@ async def test_a_stream_that_is_cut_is_what_vllm_answers_whole(
     counted = ask | {"stream_options": {"include_usage": True}}  # as the gateway asks
     events = len((await post_json(engine, path, counted)).events())
     told: dict[int, str] = {}
-    async with gateway(*relays, probe="on", breaker_failures=0, breaker_rate=0.0) as app:
+    async with gateway(
+        *relays, refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0
+    ) as app:
         for at in sorted({1, 2, events // 2, events - 3, events - 2, events - 1} - {0}):
             before = await outcomes(app)
             shears.cut_after(at)
@@ -101,7 +103,7 @@ async def test_a_stream_that_is_cut_is_what_vllm_answers_whole(
 
 
 async def test_sampled_streams_that_are_cut_end_in_an_error(relays: tuple[str, str], shears: Shears) -> None:
-    async with gateway(*relays) as app:
+    async with gateway(*relays, refresh_seconds=600.0, load_seconds=0.0) as app:
         shears.cut_after(3)
         ask = {"model": "smollm2", "messages": MESSAGES, "max_tokens": 12, "temperature": 1.0, "stream": True}
         answer = await post_json(app.url, CHAT, ask)
