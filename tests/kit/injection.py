@@ -245,24 +245,23 @@ async def settled(app: App, before: dict[str, int] | None = None, seconds: float
 # -- injection ----------------------------------------------------------------------------------------
 
 
-_HOOKS: Final[list[object]] = []
-"""The profile hooks of this process. CPython 3.11 was once seen to call one that it had freed after it raised:
-`TypeError: 'traceback' object is not callable`. A hook in this list is not freed."""
-
-
 class Tracer:
-    """Counts the calls of each function of the gateway, and makes one of them raise, once."""
+    """Counts the calls of each function of the gateway, and makes one of them raise, once.
+
+    It owns its hook until the hook is off. CPython 3.11 borrows the hook for each call and may collect garbage
+    before it calls it (`call_trace`, `_PyFrame_GetFrameObject`): where a finalizer calls the target, the hook raises,
+    is taken off and freed, and the call goes to whatever lies there: "'traceback' object is not callable".
+    """
 
     def __init__(self, target: CodeType | None = None, at: int = 1) -> None:
         self.calls: Counter[CodeType] = Counter()
         self.raised = False
         self._target = target
         self._at = at
+        self._hook = self._count if target is None else self._inject
 
     def __enter__(self) -> Tracer:
-        hook = self._count if self._target is None else self._inject
-        _HOOKS.append(hook)
-        sys.setprofile(hook)
+        sys.setprofile(self._hook)
         return self
 
     def __exit__(self, *exc: object) -> None:
