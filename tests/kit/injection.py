@@ -249,8 +249,8 @@ class Tracer:
     """Counts the calls of each function of the gateway, and makes one of them raise, once.
 
     It owns its hook until the hook is off. CPython 3.11 borrows the hook for each call and may collect garbage
-    before it calls it (`call_trace`, `_PyFrame_GetFrameObject`): where a finalizer calls the target, the hook raises,
-    is taken off and freed, and the call goes to whatever lies there: "'traceback' object is not callable".
+    before the call (ceval.c, `call_trace`: it allocates the frame object). Where a finalizer then calls the target,
+    the hook raises and is freed, and the call reaches another object: `'traceback' object is not callable`.
     """
 
     def __init__(self, target: CodeType | None = None, at: int = 1) -> None:
