@@ -249,7 +249,7 @@ class Tracer:
     """Counts the calls of each function of the gateway, and makes one of them raise, once.
 
     It owns its hook until the hook is off. CPython 3.11 borrows the hook for each call and may collect garbage
-    before the call (ceval.c, `call_trace`: it allocates the frame object). Where a finalizer then calls the target,
+    before the call (ceval.c, `call_trace`: it allocates the frame object). Where a finalizer calls the target,
     the hook raises and is freed, and the call reaches another object: `'traceback' object is not callable`.
     """
 
