@@ -15,7 +15,7 @@ from proxy.app import App
 from tests.kit.client import Answer, Connection, IncompleteBody, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
-from tests.kit.patience import Patience
+from tests.kit.patience import patience
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.proxy.access.test_policy import bearer, entry
 
@@ -62,10 +62,9 @@ async def test_a_stream_of_a_removed_key_ends_with_a_typed_error_within_seconds_
                 event = await client.event()
                 assert event is not None
             await until(lambda: app.group.subscribers == 2)
-            waiting = Patience(5.0)
-            write(tmp_path / "keys.toml", B, OPS)  # nobody is told: it is noticed
-            body = await mine.read()
-            assert waiting.left
+            async with patience(5.0):
+                write(tmp_path / "keys.toml", B, OPS)  # nobody is told: it is noticed
+                body = await mine.read()
             last = body.events()[-1]
             assert b'"key_revoked"' in last
             assert b"[DONE]" not in body.body
