@@ -18,7 +18,8 @@ from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, WireError
 from proxy.redis.url import RedisAddress
 from tests.kit.networks import Host
-from tests.kit.redis_server import Certificate, free_port
+from tests.kit.ports import free_port
+from tests.kit.redis_server import Certificate
 
 SECONDS: Final = 5.0  # for one command
 NODE_TIMEOUT: Final = 1500  # ms until a Cluster or a Sentinel calls a server down

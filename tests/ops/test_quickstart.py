@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.engine import Engine, Turn
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 from tests.kit.running import until
 from tests.ops.kit import OPS, ROOT, tool
 

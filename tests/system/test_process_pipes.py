@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, NoAnswer, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO
 from tests.proxy.test_terminal import fill
 

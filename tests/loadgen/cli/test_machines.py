@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -26,18 +25,12 @@ from loadgen.record import Machine, Record, Run, Share
 from loadgen.store import append, read_records, read_run, write_run
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.kit.ports import free_port
 from tests.kit.running import until
 from tests.loadgen.cli.test_bad_input import LENIENT, ROOT
 from tests.loadgen.kit.sampling import Load, records, run_of
 
 MACHINES = 3
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 Begin = Callable[..., Awaitable[asyncio.subprocess.Process]]

@@ -15,8 +15,9 @@ from proxy.redis.resp import Lost
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.ports import free_port
 from tests.kit.redis_fleet import RedisCluster, RedisNode, eventually, redis_cluster
-from tests.kit.redis_server import free_port, redis_server, server_with_tls
+from tests.kit.redis_server import redis_server, server_with_tls
 from tests.kit.redis_users import SLOW, claim, keys, users
 from tests.kit.running import HELLO, gateway, lines, until
 

@@ -12,8 +12,9 @@ from proxy.embedded.redis import server_binary
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.ports import free_port
 from tests.kit.redis_fleet import Watched, eventually, redis_sentinels
-from tests.kit.redis_server import free_port, server_with_tls
+from tests.kit.redis_server import server_with_tls
 from tests.kit.redis_users import SLOW, Users, claim, keys, users
 from tests.kit.running import HELLO, gateway, lines, until
 
