@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
@@ -22,6 +23,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/", "tests/proxy/server/page/")
 """Folders of tests that start processes."""
+
+
+def pytest_configure() -> None:
+    """Compile each file once, whatever the environment says: else it is a third of the start of each program."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
