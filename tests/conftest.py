@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
@@ -20,8 +21,21 @@ settings.register_profile("fast", deadline=None, max_examples=60)
 settings.register_profile("deep", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
+LONGEST = (
+    *("tests/system/test_contained.py", "tests/system/test_chaos.py", "tests/loadgen/cli/test_find.py"),
+    *("tests/loadgen/cli/test_loads.py", "tests/ops/bench/vllm/test_admission.py", "tests/ops/test_mutation.py"),
+    *("tests/proxy/test_terminal_streams.py", "tests/proxy/redis/test_cluster.py"),
+    "tests/proxy/redis/test_sentinel.py",
+)
+"""Files of half a minute and more: one that a worker takes late is what the others wait for."""
 LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/", "tests/proxy/server/page/")
 """Folders of tests that start processes."""
+
+
+def pytest_configure() -> None:
+    """Compile each file once, whatever the environment says: else it is a third of the start of each program."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,9 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     They are deselected, not skipped: an ordinary run then has no skips that mean nothing. `e2e` tests
     run by default and are left out with `-m "not e2e"`.
 
-    Files of long tests come first, so that workers end at about the same time; each takes the next file as it is.
+    The longest files come first, then those of long tests, so that workers end at about the same time; each takes
+    the next file as it is.
     """
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    items.sort(key=lambda item: (not item.nodeid.startswith(LONGEST), not item.nodeid.startswith(LONG)))
     if "vllm" in config.option.markexpr:
         return
     config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("vllm")])

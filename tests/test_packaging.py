@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import proxy
+from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("proxy", "loadgen", "corpus")
@@ -39,7 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(home), str(source)]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=55)
+    done = run_process(command, cwd=home, capture_output=True, text=True, seconds=55)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with zipfile.ZipFile(next(home.glob("*.whl"))) as wheel:
         wheel.extractall(home / "unpacked")
@@ -84,7 +85,7 @@ def started(built: Path, *words: str) -> subprocess.CompletedProcess[str]:
     away.mkdir(exist_ok=True)
     env = {"PATH": os.environ["PATH"], "HOME": str(away)}
     command = [sys.executable, "-I", "-c", SCRIPT, str(built / "unpacked"), *words]
-    return subprocess.run(command, cwd=away, env=env, capture_output=True, text=True, timeout=50)
+    return run_process(command, cwd=away, env=env, capture_output=True, text=True, seconds=50)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 # File and function -> why it may sleep. Functions under `@virtual` need no line here.
 MAY_SLEEP = {
     "kit/engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
+    "kit/redis_fleet.py::eventually": "processes that come up tell of nothing, and need the CPU",
     "kit/test_clock.py::divide": "virtual time, by run_virtual",
     "system/test_drain.py::finish": "virtual time, by @virtual",
     "proxy/flights/test_exchange.py::play": "virtual time, by run_virtual",

@@ -21,7 +21,7 @@ import coverage
 import pytest
 
 from ops.mutation import recorder
-from ops.mutation.reach import MARKERS, Function, Reach, lines_of
+from ops.mutation.reach import CORE, MARKERS, Function, Reach, lines_of
 from ops.mutation.server import wait
 
 HANGS: Final = 5  # seconds after which a test counts as hung
@@ -164,6 +164,7 @@ def _failing(session: pytest.Session, items: list[pytest.Item]) -> tuple[list[st
 def _recorded(session: pytest.Session, items: list[pytest.Item]) -> dict[str, Any]:
     root = Path.cwd()
     cover = coverage.Coverage(data_file=None, include=[f"{root}/proxy/*"], config_file=False)
+    cover.set_option("run:core", CORE)
     cover.start()
     for _ in _each(session, items):
         pass

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -22,7 +23,7 @@ from tests.kit.client import Connection, IncompleteBody, NoAnswer, call, post_js
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, text_of
 from tests.kit.engine_wire import error_body
-from tests.kit.patience import Patience, patience
+from tests.kit.patience import patience
 
 HOME: Final = str(Path(proxy.__file__).parent) + "/"
 CHAT: Final = "/v1/chat/completions"
@@ -231,38 +232,38 @@ def held(app: App) -> dict[str, int]:
 
 async def settled(app: App, before: dict[str, int] | None = None, seconds: float = 2.0) -> dict[str, int]:
     """What is still held, and was not `before`, once everything should have been given back."""
-    waiting = Patience(seconds)
-    while True:
-        try:
-            left = {name: count for name, count in held(app).items() if count > (before or {}).get(name, 0)}
-        except Injected:
-            left = {"looked at": 1}  # it was this look that met the fault
-        if not left or not waiting.left:
-            return left
-        await asyncio.sleep(0)
+    left = {"not looked at": 1}
+    with suppress(TimeoutError):
+        async with patience(seconds):
+            while left:
+                await asyncio.sleep(0)
+                try:
+                    left = {name: n for name, n in held(app).items() if n > (before or {}).get(name, 0)}
+                except Injected:
+                    left = {"looked at": 1}  # it was this look that met the fault
+    return left
 
 
 # -- injection ----------------------------------------------------------------------------------------
 
 
-_HOOKS: Final[list[object]] = []
-"""The profile hooks of this process. CPython 3.11 was once seen to call one that it had freed after it raised:
-`TypeError: 'traceback' object is not callable`. A hook in this list is not freed."""
-
-
 class Tracer:
-    """Counts the calls of each function of the gateway, and makes one of them raise, once."""
+    """Counts the calls of each function of the gateway, and makes one of them raise, once.
+
+    It owns its hook until the hook is off. CPython 3.11 borrows the hook for each call and may collect garbage
+    before the call (ceval.c, `call_trace`: it allocates the frame object). Where a finalizer calls the target,
+    the hook raises and is freed, and the call reaches another object: `'traceback' object is not callable`.
+    """
 
     def __init__(self, target: CodeType | None = None, at: int = 1) -> None:
         self.calls: Counter[CodeType] = Counter()
         self.raised = False
         self._target = target
         self._at = at
+        self._hook = self._count if target is None else self._inject
 
     def __enter__(self) -> Tracer:
-        hook = self._count if self._target is None else self._inject
-        _HOOKS.append(hook)
-        sys.setprofile(hook)
+        sys.setprofile(self._hook)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -1,12 +1,14 @@
 """How long a test waits before it reports a hang. A busy machine gets more time than the clock alone would give.
 
 A second in which a runnable task waited for a CPU counts as `SHARE` of a second. Linux counts that time
-(`/proc/pressure/cpu`); where it is not counted, the load average of the last minute decides.
+(`/proc/pressure/cpu`); where it is not counted, the load average of the last minute decides. Time in which the
+process itself, or the whole machine, stood still is not counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +22,8 @@ PRESSURE: Final = "/proc/pressure/cpu"
 SHARE: Final = (
     0.1  # of a second in which somebody waited for a CPU: a hang on a busy machine is told ten times later
 )
-LEAST: Final = 0.05  # seconds between two looks
+LEAST: Final = 0.05  # seconds between two looks, at least
+STEP: Final = 0.5  # and at most: a look later than that means that the process stood still
 
 
 def contended() -> float | None:
@@ -46,11 +49,22 @@ class Patience:
         self._waited = waited
         self._began = clock()
         self._contended = waited()
+        self._stood_still = 0.0
+        self._due = math.inf
+
+    def step(self) -> float:
+        """Seconds to wait until the next call, `STEP` at most; 0 when they are over. A machine was seen to stand
+        still for a minute: what passes after those seconds is not counted."""
+        now = self._clock()
+        self._stood_still += max(0.0, now - self._due)
+        step = min(self.left, STEP)
+        self._due = now + step
+        return step
 
     @property
     def left(self) -> float:
-        """Seconds to wait before the next look; 0 when they are over."""
-        elapsed = self._clock() - self._began
+        """Seconds that are left; 0 when they are over."""
+        elapsed = self._clock() - self._began - self._stood_still
         now = self._waited()
         if now is None or self._contended is None:
             busy = elapsed if os.getloadavg()[0] > (os.cpu_count() or 1) else 0.0
@@ -74,12 +88,12 @@ async def patience(seconds: float) -> AsyncIterator[None]:
 
         def look() -> None:
             nonlocal timer
-            if left := waiting.left:
-                timer = loop.call_later(left, look)
+            if step := waiting.step():
+                timer = loop.call_later(step, look)
             else:
                 limit.reschedule(loop.time())
 
-        timer = loop.call_later(seconds, look)
+        look()
         try:
             yield
         finally:
@@ -100,14 +114,15 @@ def run_process(
     if input is not None:
         options["stdin"] = subprocess.PIPE
     waiting = Patience(seconds)
+    step = waiting.step()
     with subprocess.Popen(command, **options) as process:
         while True:
             try:
-                out, errors = process.communicate(input, timeout=waiting.left)
+                out, errors = process.communicate(input, timeout=step)
                 break
             except subprocess.TimeoutExpired:
                 input = None  # `communicate` goes on with what it was given first
-                if not waiting.left:
+                if not (step := waiting.step()):
                     process.kill()
                     raise
             except BaseException:
@@ -126,11 +141,11 @@ class Alarm:
         self._waiting = Patience(seconds)
         self._expired = expired
         signal.signal(signal.SIGALRM, self._look)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, self._waiting.step())
 
     def _look(self, _number: int, _frame: Any) -> None:
-        if left := self._waiting.left:
-            signal.setitimer(signal.ITIMER_REAL, left)
+        if step := self._waiting.step():
+            signal.setitimer(signal.ITIMER_REAL, step)
         else:
             self._expired()
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -76,13 +75,6 @@ def server_with_tls() -> Path | None:
             if "libssl" in linked.stdout:
                 return binary
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -6,12 +6,11 @@ import asyncio
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from tests.kit.clock import virtual
-from tests.kit.patience import LEAST, SHARE, Patience, contended, patience, run_process
+from tests.kit.patience import LEAST, SHARE, STEP, Patience, contended, patience, run_process
 
 
 class Machine:
@@ -43,6 +42,16 @@ def test_time_in_which_a_task_waited_for_a_cpu_counts_as_a_share() -> None:
     assert math.isclose(waiting.left, 10.0 - 50.0 * SHARE)
     machine.now += 5.1
     assert waiting.left == 0.0
+
+
+def test_time_in_which_the_process_stood_still_is_not_counted() -> None:
+    machine = Machine()
+    waiting = machine.patience(2 * STEP)
+    assert waiting.step() == STEP
+    machine.now += 60.0
+    assert waiting.step() == STEP
+    machine.now += STEP
+    assert waiting.step() == 0.0
 
 
 def test_more_contended_time_than_time_does_not_lengthen_patience() -> None:
@@ -95,8 +104,7 @@ def test_a_process_that_hangs_is_killed() -> None:
 
 
 def test_a_process_is_given_its_input_and_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    left: Callable[[Patience], float] = lambda self: 0.001  # noqa: E731 - every look but the last is too early
-    monkeypatch.setattr(Patience, "left", property(left))
+    monkeypatch.setattr(Patience, "step", lambda self: 0.001)  # every look but the last is too early
     done = run_process(hang("print(input() * 2)"), seconds=9.0, input="ab", capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "abab\n", "")
     with pytest.raises(subprocess.CalledProcessError):

@@ -15,7 +15,7 @@ import pytest
 from proxy.app import App
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine, Turn
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO, gateway, until
 from tests.ops.kit import OPS, tool
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.kit.engine import Engine, Turn
-from tests.kit.redis_server import free_port
+from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.running import until
 from tests.ops.kit import OPS, ROOT, tool
 
@@ -90,7 +91,7 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
             start_new_session=True,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(SECONDS):
+            async with patience(SECONDS):
                 output, _ = await process.communicate()
         finally:
             if process.returncode is None:

@@ -24,7 +24,8 @@ from proxy.redis.url import address
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
-from tests.kit.redis_server import free_port, redis_server
+from tests.kit.ports import free_port
+from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, gateway, lines, until
 from tests.ops.kit import OPS
 

@@ -31,8 +31,8 @@ from proxy.telemetry.otel import FLUSH_SECONDS
 from proxy.upstream.concurrency import MOST
 from tests.kit.certificates import Authority
 from tests.kit.engine import Engine
+from tests.kit.ports import free_port
 from tests.kit.running import gateway, lines
-from tests.proxy.server.test_bind import free_port
 
 
 class Given(dict[str, dict[str, Any]]):

@@ -16,7 +16,7 @@ from tests.kit.certificates import Authority
 from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
-from tests.kit.patience import Patience
+from tests.kit.patience import patience
 from tests.kit.redis_server import Certificate, redis_server, tls_end
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.proxy.access.test_policy import bearer, entry
@@ -57,9 +57,8 @@ class Volume:
 
 async def noticed(fact: Callable[[], bool]) -> None:
     """Within the time in which it has to be."""
-    waiting = Patience(NOTICED)
-    await until(fact)
-    assert waiting.left
+    async with patience(NOTICED):
+        await until(fact)
 
 
 def metric(app: App, name: str) -> float:
@@ -249,10 +248,9 @@ async def test_the_running_program_ends_a_removed_keys_stream_and_reads_new_engi
         turn = await engine.next_request()
         await turn.send("a")
         assert await client.event() is not None
-        waiting = Patience(NOTICED)
-        put(entry("kb", "team-b"), engines=[second.url])
-        assert b'"key_revoked"' in (await client.read()).body
-        assert waiting.left
+        async with patience(NOTICED):
+            put(entry("kb", "team-b"), engines=[second.url])
+            assert b'"key_revoked"' in (await client.read()).body
         await process.logged("engines changed")
         assert (await post_json(process.url, CHAT, HELLO, bearer("kb"))).status == 200
         assert second.generations == 1

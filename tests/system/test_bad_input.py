@@ -198,7 +198,9 @@ async def test_expect_continue_is_answered_before_the_body(engine: Engine) -> No
 
 async def test_over_the_connection_limit_a_client_is_told(engine: Engine) -> None:
     async with gateway(engine, max_connections=1) as app, await Connection.open(app.url) as first:
-        await first.request("GET", "/health")
-        await first.read()
+        await first.request("POST", CHAT, json.dumps(HELLO).encode(), [("content-type", "application/json")])
+        turn = await engine.next_request()  # a connection that is idle would make room
         async with await Connection.open(app.url) as second:
             refused(await second.read(), 503, "queue_full")
+        await turn.answer("a")
+        assert (await first.read()).status == 200

@@ -185,11 +185,13 @@ async def test_an_engine_that_is_slow_gets_little_and_fails_nothing(capsys: pyte
             Load(gateway.url).running() as load,
         ):
             outcomes = await load.more(8 * READERS)
-            assert set(outcomes) == {"whole"}
             there, elsewhere = await slow.generations(), await fast.generations()
+            while elsewhere <= 2 * there:  # on a busy machine they differ by less at first
+                outcomes += await load.more(READERS)
+                there, elsewhere = await slow.generations(), await fast.generations()
+            assert set(outcomes) == {"whole"}
     finally:
         await asyncio.gather(slow.kill(), fast.kill())
-    assert elsewhere > 2 * there
     with capsys.disabled():
         print(f"\nslow: {there} there and {elsewhere} at the other")
 

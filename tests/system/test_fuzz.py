@@ -147,14 +147,14 @@ EXAMPLES = max(500, settings().max_examples)
 def talk(port: int, data: bytes) -> Answers:
     """Send all of it and take what comes: until the end, or until nothing more does after an answer."""
     answers = Answers()
-    with socket.create_connection(("127.0.0.1", port), timeout=10.0) as sock, contextlib.suppress(ConnectionError):
+    with socket.create_connection(("127.0.0.1", port), timeout=50.0) as sock, contextlib.suppress(ConnectionError):
         try:
             sock.sendall(data)
             while got := sock.recv(65536):
                 answers.feed(got)
-                sock.settimeout(0.1 if answers.statuses and answers.statuses[-1] >= 200 else 10.0)
+                sock.settimeout(0.1 if answers.statuses and answers.statuses[-1] >= 200 else 50.0)
         except TimeoutError:
-            assert answers.statuses, f"no answer and no end within 10 s to {data!r}"
+            assert answers.statuses, f"no answer and no end within 50 s to {data!r}"
     return answers
 
 

@@ -243,7 +243,7 @@ async def test_head_has_the_answer_s_head_and_no_body(engine: Engine) -> None:
         parts = urlsplit(app.url)
 
         def ask() -> list[tuple[int, bytes, str | None]]:
-            link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+            link = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=300)
             seen = []
             for method in ("HEAD", "GET", "HEAD"):
                 link.request(method, "/v1/models")

@@ -16,6 +16,7 @@ from proxy.resources import prepare
 from tests.kit.client import Connection, call, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines
 from tests.proxy.access.test_policy import bearer, entry
 from tests.proxy.server.page.test_page import ends, told
@@ -53,12 +54,6 @@ def keys(tmp_path: Path) -> str:
     path.write_text(entry("ku", "user") + entry("ko", "ops", 'role = "operator"'))
     path.chmod(0o600)
     return str(path)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def raw(url: str, method: str, target: str, headers: Sequence[tuple[str, str]]) -> tuple[int, bytes]:

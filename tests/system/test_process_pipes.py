@@ -6,17 +6,16 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, NoAnswer, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO
 from tests.proxy.test_terminal import fill
 
@@ -75,18 +74,15 @@ async def test_with_full_pipes_for_stdout_and_stderr_it_serves_and_sigterm_ends_
     flags = ("--backend", engine.url, "--redis", "off", "--log-level", level)
     async with program(*flags, out=full, err=full) as (process, url):
         await serves(process, url)
-        slowest = 0.0
         for number in range(200):  # some 100 KB of log
             async with await Connection.open(url) as client:
                 await client.send(b"no request of HTTP\r\n\r\n")
                 assert (await client.read()).status == 400
-            began = time.monotonic()
-            assert (await get(url, "/health")).status == 200
-            slowest = max(slowest, time.monotonic() - began)
+            async with patience(5):
+                assert (await get(url, "/health")).status == 200
             if number % 20 == 0:
                 assert (await post_json(url, CHAT, HELLO)).status == 200
                 assert (await post_json(url, CHAT, {"model": "x" * 5000})).status == 400
-        assert slowest < 5
         process.send_signal(signal.SIGTERM)
         assert await ends(process) == 0
 

@@ -12,10 +12,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 
 import pytest
 
-from proxy.embedded.engine import free_port
 from tests.kit.client import get
 from tests.kit.engine import Engine
 from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.running import until
 
 PATIENCE = 60.0

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from proxy.config.keys_file import hash_of
-from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, call, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO, HELLO_STREAM, until
 
 CANARY = "Canary-7f3a91"

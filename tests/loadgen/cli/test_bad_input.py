@@ -7,7 +7,6 @@ a person sees.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import pytest
 
 from loadgen.record import Kind, Record
 from loadgen.store import read_records
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.servers import (
     DONE,
     EVENT,
@@ -46,10 +46,10 @@ class Seen(NamedTuple):
     report: str  # report.md; empty: there is none
 
 
-async def loadgen(tmp_path: Path, *words: str, limit: int | None = None) -> Seen:
+async def loadgen(tmp_path: Path, *words: str, limit: int | None = None, plots: bool = False) -> Seen:
     """`python -m loadgen` with these words, under `ulimit -n LIMIT` where one is given."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "loadgen", *words, "--result-dir", str(out)]
+    command = program(*words, "--result-dir", str(out), plots=plots)
     if limit is not None:
         command = ["bash", "-c", f'ulimit -n {limit} && exec "$@"', "-", *command]
     process = await asyncio.create_subprocess_exec(
@@ -65,11 +65,11 @@ async def loadgen(tmp_path: Path, *words: str, limit: int | None = None) -> Seen
     return Seen(process.returncode, said, records, report)
 
 
-async def asked(tmp_path: Path, handler: Handler, *more: str) -> Seen:
+async def asked(tmp_path: Path, handler: Handler, *more: str, plots: bool = False) -> Seen:
     """Two requests to a server of these bytes."""
     async with serving(handler) as url:
         words = ("run", "--base-url", url, "--model", "m", "--prompt", "hi", "--num-prompts", "2")
-        return await loadgen(tmp_path, *words, *LENIENT, *more)
+        return await loadgen(tmp_path, *words, *LENIENT, *more, plots=plots)
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +119,7 @@ async def test_a_bad_answer_is_a_failure_with_its_kind_and_words(
 
 
 async def test_a_server_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
-    seen = await asked(tmp_path, silent, "--request-timeout", "0.05")
+    seen = await asked(tmp_path, silent, "--request-timeout", "0.05", plots=True)
     assert (seen.code, [record.failure for record in seen.records]) == (1, ["timeout"] * 2)
     assert "--request-timeout" in seen.records[0].detail
     assert "timeout" in seen.report
@@ -156,7 +156,7 @@ async def test_every_spelling_of_a_good_answer_is_read(tmp_path: Path, handler: 
 
 
 async def test_missing_usage_is_no_failure_and_no_count(tmp_path: Path) -> None:
-    seen = await asked(tmp_path, answering(HEAD + chunk(EVENT + FINAL + DONE) + LAST))
+    seen = await asked(tmp_path, answering(HEAD + chunk(EVENT + FINAL + DONE) + LAST), plots=True)
     assert (seen.code, [record.completion_tokens for record in seen.records]) == (0, [None] * 2)
     assert "usage" in seen.report
 
@@ -226,7 +226,7 @@ async def test_out_of_descriptors_is_said_before_starting_with_the_limit_to_set(
 @pytest.mark.parametrize("command", ["ab", "sweep", "calibrate"])
 async def test_workers_are_refused_where_there_are_none_with_the_reason(tmp_path: Path, command: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadgen", command, "--workers", "2"), cwd=ROOT, stderr=asyncio.subprocess.PIPE
+        *program(command, "--workers", "2"), cwd=ROOT, stderr=asyncio.subprocess.PIPE
     )
     _, said = await process.communicate()
     assert process.returncode == 2

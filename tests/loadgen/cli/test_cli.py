@@ -16,6 +16,7 @@ from loadgen.record import GENERATED, Record, Run
 from loadgen.store import read_records, read_run
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.servers import EVENT, HEAD, chunk, read_request, serving
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -56,11 +57,11 @@ Start = Callable[..., "asyncio.Future[Process]"]
 async def start(tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
     started: list[asyncio.subprocess.Process] = []
 
-    async def begin(*words: str, home: Path | None = None, **env: str) -> Process:
+    async def begin(*words: str, home: Path | None = None, plots: bool = False, **env: str) -> Process:
         out = tmp_path / f"out{len(started)}"
         given = () if words[0] in ("calibrate",) or "--help" in words else ("--result-dir", str(out))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadgen", *words, *given),
+            *program(*words, *given, plots=plots),
             cwd=ROOT,
             env={**os.environ, "XDG_CACHE_HOME": str(home or tmp_path / "cache"), **env},
             stdout=asyncio.subprocess.PIPE,
@@ -86,6 +87,7 @@ async def test_a_run_leaves_its_records_and_its_run_and_exits_0(start: Start, ec
     process = await start(
         *("run", "--base-url", echo.url, "--num-prompts", "20", "--num-warmups", "3", "--max-concurrency", "4"),
         *("--label", "a b", "--metadata", "k=v", *LENIENT),
+        plots=True,
     )
     code, said = await process.wait()
     assert code == 0, said
@@ -295,9 +297,8 @@ async def test_a_secret_is_in_no_file_and_in_no_output(start: Start) -> None:
         await turn.respond(401, {"error": {"message": f"bad key {turn.headers['authorization']}"}})
 
     async with Engine(script) as engine:
-        process = await start(
-            "run", "--base-url", engine.url, "--num-prompts", "2", "--api-key", "sk-hush", *LENIENT
-        )
+        words = ("run", "--base-url", engine.url, "--num-prompts", "2", "--api-key", "sk-hush", *LENIENT)
+        process = await start(*words, plots=True)
         code, said = await process.wait()
         assert engine.requests[0].headers["authorization"] == "Bearer sk-hush"
     assert code == 1

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from loadgen.cli.report import main_report
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.servers import serving, whole
 
 pytestmark = pytest.mark.timeout(
@@ -54,7 +54,7 @@ def with_places(count: int, seconds: float) -> Script:
 async def loadgen(out: Path, *words: str) -> tuple[int, str, dict[str, Any]]:
     """Exit code, all output, and result.json if there is one."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadgen", *words, "--result-dir", str(out)),
+        *program(*words, "--result-dir", str(out)),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     said, _ = await process.communicate()

@@ -7,8 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,13 @@ from loadgen.record import Machine, Record, Run, Share
 from loadgen.store import append, read_records, read_run, write_run
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.kit.ports import free_port
 from tests.kit.running import until
 from tests.loadgen.cli.test_bad_input import LENIENT, ROOT
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.sampling import Load, records, run_of
 
 MACHINES = 3
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 Begin = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -50,7 +43,7 @@ async def begin(tmp_path: Path) -> AsyncIterator[Begin]:
 
     async def begun(engine: Engine, port: int, machine: int, *words: str) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadgen", "run", "--base-url", engine.url, "--model", "m1", *LENIENT[:-2]),
+            *program("run", "--base-url", engine.url, "--model", "m1", *LENIENT[:-2]),
             *("--machines", str(MACHINES), "--meet", f"127.0.0.1:{port}"),
             *("--result-dir", str(tmp_path / str(machine)), *words),
             cwd=ROOT,

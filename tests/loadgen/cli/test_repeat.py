@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -17,6 +16,7 @@ from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.loadgen.cli.test_bad_input import LENIENT, ROOT
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.sampling import run_of
 
 
@@ -48,7 +48,7 @@ def test_the_exit_code_is_that_of_the_worst_run() -> None:
 async def started(*words: str) -> tuple[int, str]:
     """Exit code and output of `python -m loadgen`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadgen", *words),
+        *program(*words),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -40,6 +40,7 @@ from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import timed_script
 from tests.kit.redis_server import redis_server
 from tests.kit.running import gateway
+from tests.loadgen.kit.program import program
 from tests.loadgen.kit.running import on_our_loop
 from tests.loadgen.kit.servers import EVENT, HEAD, Handler, answering, chunk, read_request, serving, whole
 
@@ -363,8 +364,7 @@ async def test_a_server_of_errors_ends_the_command_before_the_load(tmp_path: Pat
 
     async with Engine(script) as engine:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadgen", "run", "--base-url", engine.url, "--model", "m"),
-            *("--result-dir", str(tmp_path)),
+            *program("run", "--base-url", engine.url, "--model", "m", "--result-dir", str(tmp_path)),
             cwd=ROOT,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.loadgen.cli.test_vllm_flags import ROOT
+from tests.loadgen.kit.program import program
 
 LISTS = (
     *("input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors", "latencies"),
@@ -35,7 +35,7 @@ async def echo() -> AsyncIterator[Engine]:
 
 async def bench(folder: Path, echo: Engine, *words: str) -> Seen:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadgen", "vllm-bench-serve", "--base-url", echo.url, "--model", "m1", *words),
+        *program("vllm-bench-serve", "--base-url", echo.url, "--model", "m1", *words),
         cwd=folder,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "XDG_CACHE_HOME": str(folder / "cache")},
         stdout=asyncio.subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.requests import ScheduledRequest
 from loadgen.spec import Http
 from tests.kit.engine import full_backlog
+from tests.kit.ports import free_port
 from tests.kit.running import until
 from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.kit.servers import (
@@ -37,15 +37,9 @@ async def failing(answer: bytes, http: Http = QUICK, **more: Any) -> tuple[str |
     return record.failure, record.detail
 
 
-def unused_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @on_our_loop
 async def test_a_server_that_is_not_there_refuses() -> None:
-    record = (await sent(f"http://127.0.0.1:{unused_port()}"))[0]
+    record = (await sent(f"http://127.0.0.1:{free_port()}"))[0]
     assert record.failure == "refused"
     assert "127.0.0.1" in record.detail
     assert (record.sent_ns, record.status, record.end_ns) == (None, None, None)

@@ -15,7 +15,7 @@ from proxy.app import App
 from tests.kit.client import Answer, Connection, IncompleteBody, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
-from tests.kit.patience import Patience
+from tests.kit.patience import patience
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.proxy.access.test_policy import bearer, entry
 
@@ -62,10 +62,9 @@ async def test_a_stream_of_a_removed_key_ends_with_a_typed_error_within_seconds_
                 event = await client.event()
                 assert event is not None
             await until(lambda: app.group.subscribers == 2)
-            waiting = Patience(5.0)
-            write(tmp_path / "keys.toml", B, OPS)  # nobody is told: it is noticed
-            body = await mine.read()
-            assert waiting.left
+            async with patience(5.0):
+                write(tmp_path / "keys.toml", B, OPS)  # nobody is told: it is noticed
+                body = await mine.read()
             last = body.events()[-1]
             assert b'"key_revoked"' in last
             assert b"[DONE]" not in body.body
@@ -133,13 +132,18 @@ async def test_a_reader_that_lags_is_ended_too(engine: Engine, tmp_path: Path) -
 
 async def test_a_key_expires_by_the_clock_in_force_and_under_way(engine: Engine, tmp_path: Path) -> None:
     engine.auto(echo_script())
-    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
-    async with keyed(engine, tmp_path) as app:
-        write(tmp_path / "keys.toml", B, OPS, entry("ka", "team-a", f"expires = {soon}"))
+
+    async def expires_in(seconds: float) -> None:
+        expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+        write(tmp_path / "keys.toml", B, OPS, entry("ka", "team-a", f"expires = {expiry}"))
         await app.reload()
-        assert (await post_json(app.url, CHAT, HELLO, bearer("ka"))).status == 200
+
+    async with keyed(engine, tmp_path) as app:
+        await expires_in(3600)
         async with await Connection.open(app.url) as upload:
             await upload.send(UPLOAD.encode() + b"{")
+            assert (await post_json(app.url, CHAT, HELLO, bearer("ka"))).status == 200
+            await expires_in(2)
             answer = await upload.read_head()
             assert answer.status == 401
         assert code(await post_json(app.url, CHAT, HELLO, bearer("ka"))) == (401, "key_expired")

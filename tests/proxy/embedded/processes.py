@@ -24,7 +24,7 @@ class Watched:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         waiting = Patience(seconds)
-        while not (ended := bool(poll.poll(waiting.left * 1000))) and waiting.left:
+        while not (ended := bool(poll.poll(waiting.step() * 1000))) and waiting.left:
             pass
         os.close(self._fd)
         return ended

@@ -18,8 +18,9 @@ from proxy.redis.client import RedisClient
 from proxy.redis.resp import Login, Lost, ReplyError
 from proxy.redis.url import RedisAddress, address
 from tests.kit.missing import REDIS_WITH_TLS, lacking
+from tests.kit.ports import free_port
 from tests.kit.raw_server import RawServer
-from tests.kit.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
+from tests.kit.redis_server import Certificate, redis_server, server_with_tls, tls_end
 
 SECONDS = 10.0  # a loaded machine is slow
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from proxy.redis.refusal import ADVICE, MAX_TEXT, REASONS, explained, kind_of, reason_of
 from proxy.redis.resp import Lost, ReplyError
+from tests.kit.cpu import cpu_seconds
 
 SCRIPT = "ERR Error running script (call to f_0a1b): @user_script:27: "
 
@@ -80,7 +79,8 @@ def test_a_remedy_is_one_line_for_a_log_and_reasons_that_share_it_are_of_one_kin
 
 
 def test_an_endless_error_is_read_to_its_first_words_only() -> None:
-    began = time.process_time()
-    error = ReplyError("ERR Error running script: -A " * 1_000_000 + "-OOM x")
-    assert (error.reason, time.process_time() - began < 5) == ("ERR", True)
+    endless = "ERR Error running script: -A " * 1_000_000 + "-OOM x"
+    assert cpu_seconds(lambda: ReplyError(endless)) < 5
+    error = ReplyError(endless)
+    assert error.reason == "ERR"
     assert len(str(error)) < MAX_TEXT

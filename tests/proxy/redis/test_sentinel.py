@@ -12,8 +12,10 @@ from proxy.embedded.redis import server_binary
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.patience import patience
+from tests.kit.ports import free_port
 from tests.kit.redis_fleet import Watched, eventually, redis_sentinels
-from tests.kit.redis_server import free_port, server_with_tls
+from tests.kit.redis_server import server_with_tls
 from tests.kit.redis_users import SLOW, Users, claim, keys, users
 from tests.kit.running import HELLO, gateway, lines, until
 
@@ -23,13 +25,11 @@ SERVERS = list(dict.fromkeys(path for path in (server_binary(), server_with_tls(
 
 async def moved(one: Users, watched: Watched) -> None:
     """Until the gateway uses the replica, with requests meanwhile: none waits for the election."""
-    loop = asyncio.get_running_loop()
     stored = keys(5)
     while one.deployment.servers != [watched.replica.name]:
         await asyncio.sleep(0)
-        began = loop.time()
-        await one.hits(stored)
-        assert loop.time() - began < 2.0
+        async with patience(2.0):
+            await one.hits(stored)
     await until(lambda: one.cache.available and one.limits.available)
 
 

@@ -10,6 +10,7 @@ from proxy.errors import GatewayError, ListenError
 from proxy.server.bind import hosts_of
 from tests.kit.client import Connection, get
 from tests.kit.engine import Engine
+from tests.kit.ports import free_port
 from tests.kit.running import gateway
 
 EVIL = "evil.example"
@@ -23,13 +24,6 @@ async def test_a_name_that_stands_for_loopback_is_loopback() -> None:
             hosts.check(EVIL)
     for listens in ("0.0.0.0", "name.that.is.none.invalid"):
         (await hosts_of(listens, ())).check(EVIL)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def test_the_operators_listener_on_loopback_checks_hosts_though_the_public_one_is_open(

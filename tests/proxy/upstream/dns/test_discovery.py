@@ -19,7 +19,7 @@ from tests.kit.client import get, post_json, streaming
 from tests.kit.dns_server import DnsServer, dns_server
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 
 CHAT = "/v1/chat/completions"
