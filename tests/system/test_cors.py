@@ -16,7 +16,8 @@ from tests.kit.client import Answer, Connection, call, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_turn import Turn
-from tests.kit.redis_server import free_port, redis_server
+from tests.kit.ports import free_port
+from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.proxy.server.page.test_page import KEY, keys
 

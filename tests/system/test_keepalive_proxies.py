@@ -20,7 +20,7 @@ from proxy.server.respond import SocketPipe
 from tests import golden
 from tests.kit.client import post_json
 from tests.kit.engine import Engine, Turn
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 from tests.kit.running import HELLO_STREAM, gateway, until
 from tests.ops.test_balancer import TEMPORARY, program, started
 

@@ -21,7 +21,7 @@ from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_turn import Turn
 from tests.kit.engine_wire import error_body
 from tests.kit.missing import CHROMIUM, needs
-from tests.kit.redis_server import free_port
+from tests.kit.ports import free_port
 from tests.kit.running import gateway
 
 USER, OPERATOR = "sk-" + "u" * 40, "sk-" + "o" * 40
