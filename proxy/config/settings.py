@@ -281,6 +281,12 @@ class Settings:
     share_scope: Literal["tenant", "global"] = _choice(
         "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
     )
+    fleet: Literal["auto", "off"] = _choice(
+        "auto",
+        "off",
+        help="Share generations under way with other gateways: where `redis` is yours, or with several workers; "
+        "`off`: each process alone.",
+    )
     merge_max: int = _count(
         16,
         "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",

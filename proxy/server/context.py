@@ -312,6 +312,7 @@ class RequestContext(msgspec.Struct, eq=False):
             self.client,
             self.hold.limit if self.hold is not None else None,
             sent_as if sent_as != self.id else None,
+            reader.flight.leader or None if reader is not None else None,
         )
         if owner is None:
             log.request(record)

@@ -72,6 +72,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     client: str | None = None  # client address of a refused request without a key
     limit: str | None = None  # the limit that refused it: requests, tokens, streams; prefix `global.`: everyone's
     upstream_id: str | None = None  # its id at the engine, where that is another
+    leader: str | None = None  # the gateway that fed the answer, where another did
 
 
 class Log:

@@ -39,7 +39,7 @@ ENDPOINTS: Final = (
     "unknown",
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
-OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
+OUTCOMES: Final = ("hit", "landed", "followed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
 STATUSES: Final = range(100, 600)
 MAX_BACKENDS: Final = 256  # distinct values of `backend`
