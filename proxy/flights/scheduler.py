@@ -335,8 +335,10 @@ class Scheduler:
                     if fence and self.fleet is not None:
                         self.fleet.unwanted(flight, fence)
                     continue
-                if self.fleet is not None and (self.fleet.takes(flight, fence) if fence else flight in self.fleet):
+                if fence and self.fleet is not None and self.fleet.takes(flight, fence):
                     continue
+                if held is None and self.fleet is not None and flight in self.fleet:
+                    continue  # it was before this raised
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
                 if waits or misses or not self._place(flight):
@@ -515,7 +517,9 @@ class Scheduler:
         key = flight.spec.key
         if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
             self._on_unknown_shape(exchange.lease.backend, flight)
-        fence = self.fleet.landed(flight) if self.fleet is not None else b""
+        fence = b""
+        if self.fleet is not None and flight.spec.mode is Mode.STREAM:  # no other is led: a call less
+            fence = self.fleet.landed(flight)
         stored = False
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)

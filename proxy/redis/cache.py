@@ -18,7 +18,7 @@ import msgspec
 from proxy.redis.availability import Availability, OnChange, is_away
 from proxy.redis.client import RedisClient
 from proxy.redis.deployment import Deployment, SingleServer
-from proxy.redis.flight_scripts import LOOK, STORE, FlightKeys
+from proxy.redis.flight_scripts import END, INTEREST, LOOK, STORE, FlightKeys
 from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, WireError, Word
 from proxy.redis.url import address
 from proxy.telemetry import raised
@@ -244,6 +244,7 @@ class Cache:
         """As `lookup`, and in the same round trip claim what is not stored. `done` gets for each key the fence
         that holds its claim, or nothing where it is stored or not claimed; None where Redis made no claims."""
         asked = list(map(self._prefix.__add__, map(hexlify, keys)))
+        begin = self.flight_keys.begin
         names: list[bytes] = []
         words: list[Word] = []
         for n, claim in enumerate(claims):
@@ -253,8 +254,8 @@ class Cache:
                 beside = len(asked)
             if claim is not None:
                 key, lead, both, fence, instead = claim
-                name = self.flight_keys.claim(key)
-                names += (name, name + b":interest")
+                name = begin + hexlify(key) + END  # as `FlightKeys` does, without its calls
+                names += (name, name + INTEREST)
                 words += (n + 1, beside if both else 0, lead, fence, instead)
 
         def answered(reply: Any) -> None:
@@ -394,6 +395,11 @@ class Cache:
             return False
 
         def done(reply: Any) -> None:
+            nonlocal fence
+            if fence and isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+                fence = b""
+                self._stores.send(command, STORE_SECONDS, done)  # the claim ends when its leader is asked for it
+                return
             try:
                 if isinstance(reply, TooManyPending):
                     self._record("store_skipped", 1)
@@ -404,22 +410,16 @@ class Cache:
             finally:
                 settled()
 
-        name = self._prefix + hexlify(key)
-        command = [b"SET", name, value, b"EX", self._ttl, *(() if replace else (b"NX",))]
-        if not fence:
+        name = hexlify(key)
+        command = [b"SET", self._prefix + name, value, b"EX", self._ttl, *(() if replace else (b"NX",))]
+        if fence:
+            claim = self.flight_keys.begin + name + END
+            keys = (self._prefix + name, claim, claim + INTEREST)
+            words: tuple[Word, ...] = (value, self._ttl, int(replace), fence)
+            script = (b"EVALSHA", STORE.sha, 3, *keys, *words)
+            self._stores.send(script, STORE_SECONDS, done)
+        else:
             self._stores.send(command, STORE_SECONDS, done)
-            return True
-
-        def ended(reply: Any) -> None:
-            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
-                self._stores.send(command, STORE_SECONDS, done)  # the claim expires, or its leader is asked for it
-            else:
-                done(reply)
-
-        claim = self.flight_keys.claim(key)
-        keys = (name, claim, self.flight_keys.interest(claim))
-        words = (value, self._ttl, int(replace), fence)
-        self._stores.send((b"EVALSHA", STORE.sha, 3, *keys, *words), STORE_SECONDS, ended)
         return True
 
     async def flush(self, begin: bytes = b"") -> int:

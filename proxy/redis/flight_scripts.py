@@ -178,22 +178,26 @@ return tell(KEYS[2], ARGV[2], ARGV[3])
 FLIGHT_SCRIPTS: Final = (LOOK, STORE, APPEND, FETCH, LEAVE, QUIT, RELEASE)
 
 
+END: Final = b"}"
+INTEREST: Final = b":interest"
+
+
 class FlightKeys:
     """The names of keys and channels. `namespace`: the prefix of all of them."""
 
     def __init__(self, namespace: str) -> None:
         self._prefix = namespace.encode() + b":"
-        self._flight = self._prefix + b"flight:{" + self._prefix
+        self.begin = self._prefix + b"flight:{" + self._prefix  # of a claim: the key and END follow
         self.inbox = self._prefix + b"flight:inbox:"  # of channels: a node's name follows
         self.node = self._prefix + b"flight:node:"  # of heartbeats: a node's name follows
 
     def claim(self, key: bytes) -> bytes:
         """Its hash tag is the name of the stored answer, as a key without a tag is hashed whole."""
-        return self._flight + hexlify(key) + b"}"
+        return self.begin + hexlify(key) + END
 
     @staticmethod
     def interest(claim: bytes) -> bytes:
-        return claim + b":interest"
+        return claim + INTEREST
 
     @staticmethod
     def log(claim: bytes, fence: bytes) -> bytes:

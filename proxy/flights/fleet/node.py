@@ -136,6 +136,8 @@ class Node:
         self._beat_key = self._keys.node + self.name
         self._leads: dict[Flight, bytes] = {}  # its fence, from the claim to the end
         self._led: dict[bytes, Flight] = {}  # the same by fence
+        self._asked: set[bytes] = set()  # fences of the look-up under way
+        self._early: dict[bytes, Message] = {}  # followers that joined before its reply was here, by fence
         self._published: dict[bytes, Publication] = {}  # by fence
         self._followers: dict[Flight, _Follower] = {}
         self._by_fence: dict[bytes, list[_Follower]] = {}
@@ -221,6 +223,8 @@ class Node:
     def claims(self, batch: Sequence[Flight]) -> list[Claim | None]:
         """For each flight of a look-up what to claim; None: it is not shared between nodes."""
         claims: list[Claim | None] = []
+        asked = self._asked = set()  # the look-up before has been answered: there is one at a time
+        self._early.clear()
         for flight in batch:
             spec = flight.spec
             if spec.key is None or spec.api_request is None or spec.api_request.endpoint not in _ENDPOINTS:
@@ -228,6 +232,7 @@ class Node:
             elif spec.mode is _STREAM:
                 self._count += 1
                 fence = b"%b%d" % (self._own, self._count)
+                asked.add(fence)
                 instead = self._instead[flight][0] if flight in self._instead else b""
                 claims.append((spec.key, 1 if flight.storable else 0, False, fence, instead))
             else:
@@ -241,12 +246,16 @@ class Node:
             self.led += 1
             self._leads[flight] = fence
             self._led[fence] = flight
+            self._asked.discard(fence)
+            if fence in self._early:
+                self._joined(self._early.pop(fence))
             return False
         return self._follow(flight, fence)
 
     def unwanted(self, flight: Flight, fence: bytes) -> None:
         """A look-up has claimed or joined for a flight that does not need it."""
         if fence.startswith(self._own):
+            self._asked.discard(fence)
             self._release(self._claim_of(flight), fence)
         elif leader_of(fence) is not None:
             self._leave(self._claim_of(flight), fence)
@@ -286,6 +295,9 @@ class Node:
         """Another node follows a flight of this one: publish it."""
         fence = message.fence
         if fence in self._published:
+            return
+        if fence in self._asked:
+            self._early[fence] = message  # it has overtaken the reply to the claim
             return
         flight = self._led.get(fence)
         key = flight.spec.key if flight is not None else None
