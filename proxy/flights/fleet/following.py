@@ -48,7 +48,7 @@ class Following:
         if message.offset == 0 == self.tail.size and not message.head:
             return None
         new = self.tail.take(message.offset, message.data, message.digest)
-        if new is not None:
+        if new:
             self._heard = now
         return new
 
