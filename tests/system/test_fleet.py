@@ -119,24 +119,30 @@ async def test_a_body_is_folded_from_a_stream_at_another_gateway(redis: str) -> 
 
 
 async def test_the_last_reader_anywhere_cancels(redis: str) -> None:
-    async with Engine() as engine, two(engine, redis) as (one, other):
-        async with followed(engine, one, other) as (turn, first, second):
-            await first.abort()
-            await turn.send("c")
-            assert await texts(second, 1) == ["c"]
-            assert not turn.is_cancelled
-            await second.abort()
-            await turn.cancelled()
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        await first.abort()
+        await turn.send("c")
+        assert await texts(second, 1) == ["c"]
+        assert not turn.is_cancelled
+        await second.abort()
+        await turn.cancelled()
 
 
 async def test_a_follower_that_leaves_harms_nobody(redis: str) -> None:
-    async with Engine() as engine, two(engine, redis) as (one, other):
-        async with followed(engine, one, other) as (turn, first, second):
-            await second.abort()
-            await until(lambda: node(other).following == 0)
-            await turn.send("c")
-            await turn.finish()
-            assert (await rest(first))[-1] == b"data: [DONE]\n\n"
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        await second.abort()
+        await until(lambda: node(other).following == 0)
+        await turn.send("c")
+        await turn.finish()
+        assert (await rest(first))[-1] == b"data: [DONE]\n\n"
 
 
 async def test_a_client_without_followers_cancels_at_once(redis: str) -> None:
@@ -154,36 +160,43 @@ async def test_a_client_without_followers_cancels_at_once(redis: str) -> None:
 
 
 async def test_a_follower_generates_itself_where_the_leader_fails_before_the_first_token(redis: str) -> None:
-    async with Engine() as engine, two(engine, redis, retries=0) as (one, other):
-        async with (
-            streaming(one.url, CHAT, HELLO_STREAM) as first,
-            streaming(other.url, CHAT, HELLO_STREAM) as second,
-        ):
-            turn = await engine.next_request()
-            await until(lambda: node(one).following + node(other).following == 1)
-            await turn.respond(500, {"error": {"message": "no", "type": "InternalServerError", "code": 500}})
-            again = await engine.next_request()
-            await again.finish("x")
-            answers = [await first.read_head(), await second.read_head()]
-            assert sorted(head.status for head in answers) == [200, 500]
-            assert engine.generations == 2
+    async with (
+        Engine() as engine,
+        two(engine, redis, retries=0) as (one, other),
+        streaming(one.url, CHAT, HELLO_STREAM) as first,
+        streaming(other.url, CHAT, HELLO_STREAM) as second,
+    ):
+        turn = await engine.next_request()
+        await until(lambda: node(one).following + node(other).following == 1)
+        await turn.respond(500, {"error": {"message": "no", "type": "InternalServerError", "code": 500}})
+        again = await engine.next_request()
+        await again.finish("x")
+        answers = [await first.read_head(), await second.read_head()]
+        assert sorted(head.status for head in answers) == [200, 500]
+        assert engine.generations == 2
 
 
 async def test_an_engine_that_fails_in_the_middle_ends_all_streams_alike(redis: str) -> None:
-    async with Engine() as engine, two(engine, redis) as (one, other):
-        async with followed(engine, one, other) as (turn, first, second):
-            await turn.drop()
-            for client in (first, second):
-                *_, last = await rest(client)
-                assert b'"upstream_truncated"' in last
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        await turn.drop()
+        for client in (first, second):
+            *_, last = await rest(client)
+            assert b'"upstream_truncated"' in last
 
 
 async def test_an_error_in_the_stream_is_the_same_for_all(redis: str) -> None:
-    async with Engine() as engine, two(engine, redis) as (one, other):
-        async with followed(engine, one, other) as (turn, first, second):
-            await turn.end(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n', b"data: [DONE]\n\n")
-            assert await rest(first) == (frames := await rest(second))
-            assert len(frames) == 1
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        await turn.end(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n', b"data: [DONE]\n\n")
+        assert await rest(first) == (frames := await rest(second))
+        assert len(frames) == 1
 
 
 async def test_a_refused_request_is_answered_by_each_engine(redis: str) -> None:
@@ -213,36 +226,42 @@ async def test_no_store_leads_nothing_and_follows(redis: str) -> None:
 
 
 async def test_redis_that_dies_in_the_middle_ends_followers_honestly_and_leaders_not(tmp_path: Path) -> None:
-    async with Engine() as engine, bare_redis(tmp_path) as (url, process):
-        async with two(engine, url, redis_timeout_ms=200) as (one, other):
-            async with followed(engine, one, other) as (turn, first, second):
-                process.kill()
-                await process.wait()
-                await turn.send("c")
-                assert await texts(first, 1) == ["c"]
-                *_, last = await rest(second)
-                assert b'"upstream_truncated"' in last
-                await turn.finish()
-                assert (await rest(first))[-1] == b"data: [DONE]\n\n"
-            engine.auto(echo_script(3))  # each alone from now on
-            for app in (one, other):
-                async with streaming(app.url, CHAT, OTHER) as client:
-                    assert (await rest(client))[-1] == b"data: [DONE]\n\n"
+    async with (
+        Engine() as engine,
+        bare_redis(tmp_path) as (url, process),
+        two(engine, url, redis_timeout_ms=200) as (one, other),
+    ):
+        async with followed(engine, one, other) as (turn, first, second):
+            process.kill()
+            await process.wait()
+            await turn.send("c")
+            assert await texts(first, 1) == ["c"]
+            *_, last = await rest(second)
+            assert b'"upstream_truncated"' in last
+            await turn.finish()
+            assert (await rest(first))[-1] == b"data: [DONE]\n\n"
+        engine.auto(echo_script(3))  # each alone from now on
+        for app in (one, other):
+            async with streaming(app.url, CHAT, OTHER) as client:
+                assert (await rest(client))[-1] == b"data: [DONE]\n\n"
 
 
 async def test_redis_that_freezes_before_the_first_token_leaves_each_alone(tmp_path: Path) -> None:
-    async with Engine() as engine, bare_redis(tmp_path) as (url, process):
-        async with two(engine, url, redis_timeout_ms=200) as (one, other):
-            async with streaming(one.url, CHAT, HELLO_STREAM) as first:
-                turn = await engine.next_request()
-                async with streaming(other.url, CHAT, HELLO_STREAM) as second:
-                    await until(lambda: node(other).following == 1)
-                    process.send_signal(signal.SIGSTOP)
-                    own = await engine.next_request()
-                    for each, client in ((turn, first), (own, second)):
-                        await each.finish("x")
-                        assert (await rest(client))[-1] == b"data: [DONE]\n\n"
-            process.send_signal(signal.SIGCONT)
+    async with (
+        Engine() as engine,
+        bare_redis(tmp_path) as (url, process),
+        two(engine, url, redis_timeout_ms=200) as (one, other),
+    ):
+        async with streaming(one.url, CHAT, HELLO_STREAM) as first:
+            turn = await engine.next_request()
+            async with streaming(other.url, CHAT, HELLO_STREAM) as second:
+                await until(lambda: node(other).following == 1)
+                process.send_signal(signal.SIGSTOP)
+                own = await engine.next_request()
+                for each, client in ((turn, first), (own, second)):
+                    await each.finish("x")
+                    assert (await rest(client))[-1] == b"data: [DONE]\n\n"
+        process.send_signal(signal.SIGCONT)
 
 
 async def test_hostile_records_change_no_answer(redis: str) -> None:
