@@ -281,11 +281,11 @@ class Settings:
     share_scope: Literal["tenant", "global"] = _choice(
         "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
     )
-    fleet: Literal["auto", "off"] = _choice(
-        "auto",
+    fleet: Literal["off", "auto"] = _choice(
         "off",
-        help="Share generations under way with other gateways: where `redis` is yours, or with several workers; "
-        "`off`: each process alone.",
+        "auto",
+        help="Share generations under way with other gateways; `auto`: where `redis` is yours, or with several "
+        "workers.",
     )
     merge_max: int = _count(
         16,

@@ -4,7 +4,6 @@ Must not know what a test checks. `tests/proxy/flights/fleet/test_scripts.py` co
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from collections import deque
@@ -20,8 +19,8 @@ Push = Callable[[list[Any]], None]
 
 
 class ScriptedRedis(Deployment):
-    """The server, and the deployment that makes clients of it. `now` in seconds; `delay` gives the seconds that one
-    way of a message takes."""
+    """The server, and the deployment that makes clients of it. `now` in seconds; `delay` gives the seconds that
+    one way of a message takes."""
 
     def __init__(
         self,
@@ -254,7 +253,7 @@ def _append(r: ScriptedRedis, keys: list[bytes], words: list[bytes]) -> Any:
     size = at + len(data)
     if size > int(most):
         r.keys.pop(log, None)
-    elif (r.get(log) or b"") + data:
+    else:
         r.set(log, (r.get(log) or b"") + data, float(kept))
     r.set(facts, had | {"n": size, "d": after, "s": state} | ({"h": head} if at == 0 else {}), float(kept))
     r.lapse(interest)
@@ -311,8 +310,3 @@ _SCRIPTS = {
     LOOK.sha: _look, STORE.sha: _store, APPEND.sha: _append, FETCH.sha: _fetch,
     LEAVE.sha: _leave, QUIT.sha: _quit, RELEASE.sha: _release,
 }  # fmt: skip
-
-
-def in_loop(loop: asyncio.AbstractEventLoop, delay: Callable[[], float]) -> ScriptedRedis:
-    """A server on an event loop's time."""
-    return ScriptedRedis(loop.time, delay, loop.call_later)

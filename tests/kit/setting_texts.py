@@ -49,6 +49,7 @@ TYPED: dict[str, str] = {
     "top_priority": "high",
     "share": "all",
     "share_scope": "global",
+    "fleet": "auto",
     "merge_max": "4",
     "redis": "redis://:secret@cache:6379/1",
     "state_redis": "redis+sentinel://:secret@a,b:26380/mymaster/0",

@@ -40,7 +40,8 @@ def node(app: App) -> Node:
 
 @asynccontextmanager
 async def two(engine: Engine, redis: str, **changes: Any) -> AsyncIterator[tuple[App, App]]:
-    async with gateway(engine, redis=redis, **changes) as one, gateway(engine, redis=redis, **changes) as other:
+    changes = {"redis": redis, "fleet": "auto"} | changes
+    async with gateway(engine, **changes) as one, gateway(engine, **changes) as other:
         await until(lambda: node(one).live and node(other).live)
         yield one, other
         await until(lambda: not (node(one).publishing or node(other).publishing))

@@ -43,7 +43,10 @@ async def reaches(gateway: Gateway, name: str, value: float) -> None:
 
 @asynccontextmanager
 async def pair(engine: Engine) -> AsyncIterator[tuple[Gateway, Gateway]]:
-    async with redis_server() as path, two(engine, f"unix://{path}", "--probe", "off") as (one, other):
+    async with (
+        redis_server() as path,
+        two(engine, f"unix://{path}", "--fleet", "auto", "--probe", "off") as (one, other),
+    ):
         await reaches(one, "fleet_live", 1)
         await reaches(other, "fleet_live", 1)
         yield one, other
@@ -119,7 +122,7 @@ async def test_a_leader_that_freezes_and_a_follower_that_is_killed() -> None:
 
 async def test_twins_at_the_workers_of_one_gateway_are_one_generation(tmp_path: Path) -> None:
     async with Engine() as engine, redis_server() as path:
-        flags = ("--backend", engine.url, "--redis", f"unix://{path}")
+        flags = ("--backend", engine.url, "--redis", f"unix://{path}", "--fleet", "auto")
         async with workers(2, tmp_path / "log", *flags) as gateway:
             async with asyncio.timeout(60):
                 while await gateway.counter("fleet_live") < 2:  # noqa: ASYNC110 - as in `reaches`

@@ -1,7 +1,7 @@
-"""A fleet of gateways in virtual time, with a Redis that delays, loses, forgets and dies, and nodes that are killed
-and frozen: no reader ever gets a wrong transcript, every stream ends, and no engine works for nobody.
+"""A fleet of gateways in virtual time, with a Redis that delays, loses, forgets and dies, and nodes that are
+killed and frozen: no reader ever gets a wrong transcript, every stream ends, and no engine works for nobody.
 
-`FLEET_EXAMPLES=2000 python -m pytest tests/proxy/flights/fleet/test_model.py -s` runs more and shows the counts."""
+`FLEET_EXAMPLES=2000 python -m pytest tests/proxy/flights/fleet/test_model.py -s` runs more, and shows counts."""
 
 from __future__ import annotations
 
@@ -430,7 +430,11 @@ class World(RuleBasedStateMachine):
 
 TestFleet = World.TestCase
 TestFleet.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=50, deadline=None, phases=[Stage.generate], suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES,
+    stateful_step_count=50,
+    deadline=None,
+    phases=[Stage.generate],
+    suppress_health_check=list(HealthCheck),
 )
 
 
