@@ -155,22 +155,34 @@ return redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 )
 
-# KEYS: the claim, the interest. ARGV: fence. Returns 1 where no node is interested any more: the claim has ended.
+# A log that does not reach its end is known by its facts no more: a follower that asks is told that it has gone.
+_CLOSE: Final = """
+local function close(facts)
+  if redis.call('HGET', facts, 's') == 'open' then redis.call('DEL', facts) end
+end
+"""
+
+# KEYS: the claim, the interest, the log's facts. ARGV: fence. Returns 1 where no node is interested any more: the
+# claim has ended.
 QUIT: Final = FlightScript.of(
     _NOW
+    + _CLOSE
     + """
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
 if redis.call('ZCARD', KEYS[2]) > 0 then return 0 end
 if redis.call('MGET', KEYS[1])[1] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+close(KEYS[3])
 return 1
 """
 )
 
-# KEYS: the claim, the interest. ARGV: fence, the inboxes' prefix, the message `gone`.
+# KEYS: the claim, the interest, the log's facts. ARGV: fence, the inboxes' prefix, the message `gone` or `alone`.
 RELEASE: Final = FlightScript.of(
     _TELL
+    + _CLOSE
     + """
 if redis.call('MGET', KEYS[1])[1] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+close(KEYS[3])
 return tell(KEYS[2], ARGV[2], ARGV[3])
 """
 )

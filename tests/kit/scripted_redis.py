@@ -83,6 +83,10 @@ class ScriptedRedis(Deployment):
             self.publish(inbox + node, message)
         return len(nodes)
 
+    def close_log(self, facts: bytes) -> None:
+        if (self.get(facts) or {}).get("s") == b"open":
+            del self.keys[facts]
+
     # -- commands -----------------------------------------------------------------------------------
 
     def execute(self, words: Sequence[bytes]) -> Any:
@@ -94,6 +98,10 @@ class ScriptedRedis(Deployment):
                 script = next(script for script in FLIGHT_SCRIPTS if script.sha.encode() == sha)
                 if script.text.encode() not in self.scripts:
                     return ReplyError("NOSCRIPT No matching script.")
+                return _SCRIPTS[script.sha](self, rest[: int(count)], rest[int(count) :])
+            case [b"EVAL", text, count, *rest]:
+                self.scripts.add(text)
+                script = next(script for script in FLIGHT_SCRIPTS if script.text.encode() == text)
                 return _SCRIPTS[script.sha](self, rest[: int(count)], rest[int(count) :])
             case [b"MGET", *keys]:
                 return [value if isinstance(value := self.get(key), bytes) else None for key in keys]
@@ -297,12 +305,14 @@ def _quit(r: ScriptedRedis, keys: list[bytes], words: list[bytes]) -> Any:
         return 0
     if r.get(keys[0]) == words[0]:
         r.keys.pop(keys[0], None)
+    r.close_log(keys[2])
     return 1
 
 
 def _release(r: ScriptedRedis, keys: list[bytes], words: list[bytes]) -> Any:
     if r.get(keys[0]) == words[0]:
         r.keys.pop(keys[0], None)
+    r.close_log(keys[2])
     return r.tell(keys[1], words[1], words[2])
 
 

@@ -39,6 +39,7 @@ from proxy.redis import (
     Lost,
     NodeAway,
     OnChange,
+    ReplyError,
     WireError,
     Word,
 )
@@ -52,6 +53,7 @@ KEPT: Final = 60.0  # seconds that a published log stays in Redis after its last
 SECONDS: Final = 1.0  # timeout of one script; no client waits for it
 UNBOUNDED: Final = 3600.0  # seconds that a claim lasts where an answer may take any time
 MARGIN: Final = 60.0  # seconds that a claim lasts beyond the longest wait and the longest answer
+MOST_OWED: Final = 4096  # claims that are released later; others expire
 TRIES: Final = 3  # leaders that a flight follows in succession; then it is generated here, without a claim
 _LOST: Final = "The gateway that generated this answer was lost before the answer was complete."
 _ENDPOINTS: Final = ("chat", "completions")
@@ -141,6 +143,7 @@ class Node:
         self._published: dict[bytes, Publication] = {}  # by fence
         self._followers: dict[Flight, _Follower] = {}
         self._by_fence: dict[bytes, list[_Follower]] = {}
+        self._owed: dict[bytes, bytes] = {}  # claims to be released once Redis serves again, by fence
         self._unstored: set[bytes] = set()  # published, and their answers are not stored
         self._instead: dict[Flight, tuple[bytes, int]] = {}  # the last leader of a flight that is looked up again
         self._alive: dict[bytes, float] = {}  # leaders, and when each was last known to live
@@ -195,14 +198,14 @@ class Node:
         for script in FLIGHT_SCRIPTS:
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=SECONDS)
         claim = self._keys.claim(b"probe:" + self.name)
-        interest = self._keys.interest(claim)
+        interest, facts = self._keys.interest(claim), self._keys.facts(claim, b"0")
         words = (0, self.name, 1000, 1000, self._keys.inbox, 0, 0, 1, self._own + b"0", b"")
         try:
             held = await self._link.call(b"EVALSHA", LOOK.sha, 2, claim, interest, *words, timeout=SECONDS)
             if held != [self._own + b"0"]:
                 raise Lost("it does not accept claims")
             release = (self._own + b"0", self._keys.inbox, b"")
-            await self._link.call(b"EVALSHA", RELEASE.sha, 2, claim, interest, *release, timeout=SECONDS)
+            await self._link.call(b"EVALSHA", RELEASE.sha, 3, claim, interest, facts, *release, timeout=SECONDS)
         except NodeAway:
             pass  # the other masters of a Cluster accept claims
         await self._subscriber.call(b"SUBSCRIBE", self._inbox, timeout=SECONDS)
@@ -305,8 +308,8 @@ class Node:
             self._release(message.claim, fence)  # it has ended, or can be joined no more
             return
         if flight.size > MOST_LOG or sum(each.tail.size for each in self._published.values()) > MOST_LOGS:
-            self._run(RELEASE, (message.claim, self._keys.interest(message.claim)),
-                      (fence, self._keys.inbox, b"alone %b %b" % (message.claim, fence)))  # fmt: skip
+            alone = b"alone %b %b" % (message.claim, fence)
+            self._run(RELEASE, self._ending(message.claim, fence), (fence, self._keys.inbox, alone))
             return
         publication = Publication(
             flight,
@@ -349,12 +352,21 @@ class Node:
             if reply != 0 and publication.unread_here:
                 publication.end(complete=True)
 
-        keys = (publication.claim, self._keys.interest(publication.claim))
-        self._run(QUIT, keys, (publication.fence,), decided)
+        self._run(QUIT, self._ending(publication.claim, publication.fence), (publication.fence,), decided)
+
+    def _ending(self, claim: bytes, fence: bytes) -> tuple[bytes, ...]:
+        """The keys of a script that ends a claim."""
+        return claim, self._keys.interest(claim), self._keys.facts(claim, fence)
 
     def _release(self, claim: bytes, fence: bytes) -> None:
+        """End a claim and tell its followers; again later where Redis does not do it now."""
+
+        def done(reply: Any) -> None:
+            if isinstance(reply, WireError) and len(self._owed) < MOST_OWED:
+                self._owed[fence] = claim
+
         words = (fence, self._keys.inbox, b"gone %b %b" % (claim, fence))
-        self._run(RELEASE, (claim, self._keys.interest(claim)), words)
+        self._run(RELEASE, self._ending(claim, fence), words, done)
 
     # -- following ----------------------------------------------------------------------------------
 
@@ -585,6 +597,10 @@ class Node:
             if follower.flight in self._followers:
                 dead = follower.following.leader in self._dead
                 self._do(follower, follower.following.tick(now, dead=dead, away=away))
+        if self._owed and self.live:
+            owed, self._owed = self._owed, {}
+            for fence, claim in owed.items():
+                self._release(claim, fence)
         for publication in list(self._published.values()):
             publication.look()
             if publication.unread_here and not publication.flight.ended:
@@ -632,13 +648,20 @@ class Node:
         words: tuple[Word, ...],
         done: Callable[[Any], None] = lambda reply: None,
     ) -> None:
-        self._send((b"EVALSHA", script.sha, len(keys), *keys, *words), done)
+        def answered(reply: Any) -> None:
+            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":  # a master that was a replica before
+                self._send((b"EVAL", script.text, len(keys), *keys, *words), done)
+            else:
+                done(reply)
+
+        self._send((b"EVALSHA", script.sha, len(keys), *keys, *words), answered)
 
     def _send(self, command: tuple[Word, ...], done: Callable[[Any], None] = lambda reply: None) -> None:
         """Send a command. A failure ends the use of Redis until a probe succeeds; `done` gets it too."""
 
         def answered(reply: Any) -> None:
-            if isinstance(reply, WireError) and not isinstance(reply, NodeAway) and not self._stopped:
+            missing = isinstance(reply, ReplyError) and reply.code == "NOSCRIPT"
+            if isinstance(reply, WireError) and not (missing or isinstance(reply, NodeAway) or self._stopped):
                 self._failed(reply)
             done(reply)
 

@@ -28,6 +28,7 @@ DIGESTS = [b"%032x" % n for n in (1, 2)]
 HOUR = 3_600_000
 
 nodes, fences, digests = st.sampled_from(NODES), st.sampled_from(FENCES), st.sampled_from(DIGESTS)
+states = st.sampled_from([b"open", b"landed"])
 values = st.sampled_from([b"", b"x", b"0" * 16 + b".", b"\xff", *FENCES])
 Step = tuple[FlightScript | None, tuple[bytes, ...], tuple[bytes | int, ...]]
 
@@ -36,9 +37,9 @@ def look(node: bytes, lead: int, fence: bytes, instead: bytes) -> Step:
     return LOOK, (ANSWER, CLAIM, INTEREST), (1, node, HOUR, HOUR, KEYS.inbox, 1, 0, lead, fence, instead)
 
 
-def append(fence: bytes, offset: int, before: bytes, data: bytes, after: bytes, most: int) -> Step:
+def append(fence: bytes, offset: int, before: bytes, data: bytes, after: bytes, most: int, state: bytes) -> Step:
     keys = (INTEREST, KEYS.log(CLAIM, fence), KEYS.facts(CLAIM, fence))
-    return APPEND, keys, (offset, before, data, after, b"open", b"ab", b"line", most, HOUR, KEYS.inbox)
+    return APPEND, keys, (offset, before, data, after, state, b"ab", b"line", most, HOUR, KEYS.inbox)
 
 
 def fetch(fence: bytes, node: bytes, offset: int) -> Step:
@@ -49,12 +50,21 @@ def fetch(fence: bytes, node: bytes, offset: int) -> Step:
 steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(look, nodes, st.integers(0, 1), fences, st.sampled_from([b"", *FENCES])),
     st.builds(
-        append, fences, st.integers(0, 6), digests, st.binary(max_size=4), digests, st.sampled_from([5, 99])
+        append,
+        fences,
+        st.integers(0, 6),
+        digests,
+        st.binary(max_size=4),
+        digests,
+        st.sampled_from([5, 99]),
+        states,
     ),
     st.builds(fetch, fences, nodes, st.integers(0, 6)),
     st.builds(lambda node: (LEAVE, (INTEREST,), (node, KEYS.inbox + NODES[0], b"left")), nodes),
-    st.builds(lambda fence: (QUIT, (CLAIM, INTEREST), (fence,)), fences),
-    st.builds(lambda fence: (RELEASE, (CLAIM, INTEREST), (fence, KEYS.inbox, b"gone")), fences),
+    st.builds(lambda fence: (QUIT, (CLAIM, INTEREST, KEYS.facts(CLAIM, fence)), (fence,)), fences),
+    st.builds(
+        lambda fence: (RELEASE, (CLAIM, INTEREST, KEYS.facts(CLAIM, fence)), (fence, KEYS.inbox, b"gone")), fences
+    ),
     st.builds(
         lambda fence, value, again: (STORE, (ANSWER, CLAIM, INTEREST), (value, 3600, again, fence)),
         fences,
