@@ -11,6 +11,7 @@
 - `Exchange` is a dispatched Flight: its lease, its attempts, its retries. `ExchangeContext` is what all share.
 - `Ingest` reads an engine's answer into the Flight: frames, end, limits, timeouts.
 - `merging/` sends sampled twins as one request with `n`; `embeddings/` batches inputs of several requests.
+- `fleet/` shares flights with other gateway processes, through Redis.
 - `Cost` estimates tokens before an engine sees a request; `Memory` is the budget that logs are charged to.
 - `Shapes` learns how engines stream, which decides whether a stream can answer a client that wants one body.
 - `Watchdog` ends what containment should have ended. Each thing that it finds is a bug.
