@@ -15,6 +15,7 @@ MAY_SLEEP = {
     "kit/engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
     "kit/test_clock.py::divide": "virtual time, by run_virtual",
     "system/test_drain.py::finish": "virtual time, by @virtual",
+    "proxy/flights/fleet/test_model.py::passes": "virtual time, by a VirtualLoop",
     "proxy/flights/test_exchange.py::play": "virtual time, by run_virtual",
     "proxy/flights/test_exchange_faults.py::half_open": "virtual time, by @virtual",
     "system/test_paused.py::_pace": "the pace of an engine in front of a real process",

@@ -21,6 +21,7 @@ from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, until
+from tests.ops.kit import ROOT
 from tests.system.test_limits_processes import bare_redis
 
 CHAT = "/v1/chat/completions"
@@ -301,4 +302,26 @@ async def test_hostile_records_change_no_answer(redis: str) -> None:
                         await each.finish("x")
                         assert (await rest(client))[-1] == b"data: [DONE]\n\n"
             await call(b"DEL", claim)
+    await link.close()
+
+
+async def test_the_documented_rights_are_enough(redis: str) -> None:
+    """Those of the fleet's page, besides those of any gateway; without them each gateway is alone."""
+    link = RedisClient(address(redis), connect_timeout=5.0)
+    pages = ((ROOT / "ops" / "docs" / name).read_text().splitlines() for name in ("redis.md", "fleet.md"))
+    usual, more = (next(line for line in page if line.startswith("ACL SETUSER gateway")) for page in pages)
+    await link.call(*usual.replace(">PASSWORD", ">p").split(), timeout=5.0)
+    url = redis.replace("unix://", "unix://gateway:p@")
+    async with Engine() as engine, gateway(engine, redis=url, fleet="auto") as app:
+        assert not node(app).live
+        assert app.cache is not None
+        assert app.cache.available
+        await link.call(*more.split(), timeout=5.0)
+        await until(lambda: node(app).live)
+        async with (
+            gateway(engine, redis=url, fleet="auto") as other,
+            followed(engine, app, other) as (turn, one, two),
+        ):
+            await turn.finish("c")
+            assert await rest(one) == await rest(two)
     await link.close()

@@ -35,7 +35,7 @@ from proxy.wire import DONE, LAST_CHUNK, ApiRequest, decode, unchunks
 from tests.kit.clock import VirtualLoop
 from tests.kit.scripted_redis import ScriptedClient, ScriptedRedis
 
-EXAMPLES = int(os.environ.get("FLEET_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FLEET_EXAMPLES", "40"))
 TOKENS = 6
 KEYS = [b"tag_" + bytes([65 + n]) * 32 for n in range(2)]
 SSE = [("content-type", "text/event-stream")]

@@ -4,7 +4,7 @@ model of the fleet is checked."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -77,7 +77,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def path() -> AsyncIterator[str]:
+def path() -> Iterator[str]:
     """One server for all examples."""
     runner = asyncio.Runner()
     server = redis_server()
@@ -99,9 +99,9 @@ async def run(path: str, todo: list[Step]) -> None:
     try:
         await listener.call(b"SUBSCRIBE", *inboxes, b"end", timeout=10.0)
         await link.call(b"FLUSHALL", timeout=10.0)
-        for script in FLIGHT_SCRIPTS:
-            await link.call(b"SCRIPT", b"LOAD", script.text, timeout=10.0)
-            model.scripts.add(script.text.encode())
+        for known in FLIGHT_SCRIPTS:
+            await link.call(b"SCRIPT", b"LOAD", known.text, timeout=10.0)
+            model.scripts.add(known.text.encode())
         for script, keys, given_words in todo:
             words = [word if isinstance(word, bytes) else b"%d" % word for word in given_words]
             command: list[bytes]
