@@ -43,6 +43,7 @@ from proxy.flights import (
     memory_for,
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
+from proxy.flights.fleet import Host, Node
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
 from proxy.resources import EngineReload, FileReloads, Naming, Prepared, paths_of, prepare
@@ -232,6 +233,17 @@ async def running(
             cache=cache,
             loop=loop,
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end all
+            fleet=partial(
+                _node,
+                settings,
+                redis if settings.redis != "auto" or member is not None else None,
+                cache,
+                group,
+                exchange_context,
+                shapes.waits,
+                log,
+                loop,
+            ),
             on_complete=ticket_factory.landed,
             on_unknown_shape=shapes.passed,
         )
@@ -275,6 +287,9 @@ async def running(
         )
         close = closing(embedder, scheduler.close)
         origins = Origins(settings.cors_origins)
+        if scheduler.fleet is not None:
+            await scheduler.fleet.start()
+            stack.push_async_callback(scheduler.fleet.stop)  # after the flights have ended
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -632,6 +647,54 @@ def _watchdog(
         fault=containment,
         patience=max(PATIENCE, 2 * settings.redis_timeout_ms / 1000),
     )
+
+
+def _node(
+    settings: Settings,
+    redis: Deployment | None,
+    cache: Cache | None,
+    group: FlightGroup,
+    exchange_context: ExchangeContext,
+    folds: Callable[[Flight], bool],
+    log: Log,
+    loop: asyncio.AbstractEventLoop,
+    host: Host,
+) -> Node | None:
+    """This process in the fleet. None: it shares no Redis, or nothing may be stored there."""
+    if redis is None or cache is None or settings.fleet == "off" or settings.cache_ttl_seconds == 0:
+        return None
+
+    def changed(trouble: WireError | None) -> None:
+        if trouble is None:
+            log.event("info", "fleet back", node=name)
+        else:
+            log.event("warning", "fleet away", node=name, detail=str(trouble))
+
+    def lost(flight: Flight, leader: str) -> None:
+        log.often("warning", "fleet flight lost", leader, leader=leader, request_id=flight.spec.request_id)
+
+    node = Node(
+        host,
+        cache=cache,
+        deployment=redis,
+        group=group,
+        exchange_context=exchange_context,
+        loop=loop,
+        fault=exchange_context.fault,
+        timeout=settings.redis_timeout_ms / 1000,
+        longest_wait=settings.queue_timeout or math.inf,
+        folds=folds,
+        on_change=changed,
+        on_lost=lost,
+    )
+    name = node.name.decode()
+    metrics = exchange_context.metrics
+    metrics.gauge("fleet_live", "1 while this process shares generations with other gateways.", lambda: node.live)
+    metrics.gauge("fleet_following", "Flights that another gateway feeds.", lambda: node.following)
+    metrics.gauge("fleet_publishing", "Flights that other gateways read.", lambda: node.publishing)
+    metrics.counter("fleet_led_total", "Flights that this process claimed.", lambda: node.led)
+    log.event("info", "fleet", node=name)
+    return node
 
 
 def _retry_rules(settings: Settings) -> RetryRules:

@@ -16,6 +16,7 @@ MAY_SLEEP = {
     "kit/redis_fleet.py::eventually": "processes that come up tell of nothing, and need the CPU",
     "kit/test_clock.py::divide": "virtual time, by run_virtual",
     "system/test_drain.py::finish": "virtual time, by @virtual",
+    "proxy/flights/fleet/test_model.py::passes": "virtual time, by a VirtualLoop",
     "proxy/flights/test_exchange.py::play": "virtual time, by run_virtual",
     "proxy/flights/test_exchange_faults.py::half_open": "virtual time, by @virtual",
     "system/test_paused.py::_pace": "the pace of an engine in front of a real process",

@@ -35,6 +35,7 @@ class Case:
     connections: int
     per_event: bool
     bound: float  # Python calls per event or request: measured, plus some per cent
+    fleet: bool = False  # with claims, as where several gateways share one Redis
 
 
 CASES: Final = (
@@ -44,6 +45,9 @@ CASES: Final = (
     Case(
         "a small JSON request, with look-up and store", Spec(0, 1, 0, stream=False, shared=True), 8, False, 140.0
     ),
+    Case("the same in a fleet", Spec(0, 1, 0, stream=False, shared=True), 8, False, 143.0, fleet=True),
+    Case("a stream of one token, with look-up and store", Spec(0, 1, 0, shared=True), 8, False, 275.0),
+    Case("the same in a fleet, claimed", Spec(0, 1, 0, shared=True), 8, False, 278.0, fleet=True),
 )
 
 
@@ -67,13 +71,15 @@ async def count(case: Case, port: int, seconds: float) -> tuple[float, list[tupl
 
 
 async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
-    settings = Settings(backends=(f"http://127.0.0.1:{engine}",), port=0, redis=redis)
-    log = Log(os.open(os.devnull, os.O_WRONLY), settings.log_format, settings.log_level)
     kept = True
     print("| | Python calls | bound | |\n|---|---|---|---|")
-    try:
-        async with running(settings, log) as app:
-            for case in CASES:
+    for case in CASES:
+        settings = Settings(
+            backends=(f"http://127.0.0.1:{engine}",), port=0, redis=redis, fleet="auto" if case.fleet else "off"
+        )
+        log = Log(os.open(os.devnull, os.O_WRONLY), settings.log_format, settings.log_level)
+        try:
+            async with running(settings, log) as app:
                 calls, dearest = await count(case, app.port, seconds)
                 fine = calls <= case.bound
                 kept = kept and fine
@@ -82,8 +88,8 @@ async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
                 )
                 for each, name in dearest[:show]:
                     print(f"    {each:6.2f}  {name}")
-    finally:
-        log.close()
+        finally:
+            log.close()
     return kept
 
 

@@ -323,6 +323,12 @@ class Settings:
         hidden=True,
     )
     cache_salt_file: str = _file("File that holds only that secret.")
+    fleet: Literal["off", "auto"] = _choice(
+        "off",
+        "auto",
+        help="Share generations under way with other gateways; `auto`: where `redis` is yours, or with several "
+        "workers.",
+    )
     merge_max: int = _count(
         16,
         "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",

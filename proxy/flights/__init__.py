@@ -13,6 +13,7 @@
 - `continuing/` goes on with a stream that broke, by a second answer that repeats the first.
 - `events/` reads answers of Anthropic's Messages and OpenAI's Responses.
 - `merging/` sends sampled twins as one request with `n`; `embeddings/` batches inputs of several requests.
+- `fleet/` shares flights with other gateway processes, through Redis.
 - `Cost` estimates tokens before an engine sees a request; `Memory` is the budget that logs are charged to.
 - `Shapes` learns how engines stream, which decides whether a stream can answer a client that wants one body.
 - `Watchdog` ends what containment should have ended. Each thing that it finds is a bug.

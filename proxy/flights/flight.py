@@ -35,8 +35,8 @@ BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
 """The end of a chat's stream whose handling raised."""
 
 Origin = Literal["miss", "hit", "attached", "merged", "bypass"]
-"""Where an answer is from: generated and shareable, stored, generated for other requests (vectors), generated in
-one request with others, generated for one client alone."""
+"""Where an answer is from: generated and shareable, stored, generated for other requests (vectors, or at another
+gateway), generated in one request with others, generated for one client alone."""
 
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
@@ -84,6 +84,7 @@ class Flight:
         "head",
         "held",
         "items",
+        "leader",
         "log",
         "log_without_usage",
         "look",
@@ -150,6 +151,7 @@ class Flight:
         self.held: Held | None = None  # its charge to the memory budget, until its last reader has left
         self.storable = spec.storable  # whether a reader allows its answer to be stored
         self.carried_as = ""  # the id of the request that went to an engine for it and for others
+        self.leader = ""  # the gateway that feeds it, where another does
         self.refused_by = ""  # the engine that refused it together with others
         self.replace = False  # overwrite the store's entry of this key
         self.folded: bytes | None = None
@@ -246,6 +248,10 @@ class Flight:
     def moves_to(self, backend: str | None) -> None:
         """The merged request that it is part of is at this engine."""
         self.backend = backend
+
+    def follows_node(self, leader: str, shape: Shape | None) -> None:
+        """Another gateway feeds it with a stream of this shape, whatever its readers asked for."""
+        self.leader, self.shape, self.origin, self.mode = leader, shape, "attached", Mode.STREAM
 
     def expects(self, shape: Shape | None) -> None:
         """Its stream will have this shape; None: not known."""

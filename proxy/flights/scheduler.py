@@ -8,10 +8,12 @@ import asyncio
 import math
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from itertools import repeat
 from typing import Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import Exchange, ExchangeContext
+from proxy.flights.fleet import Node
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.merging.merged_flight import MergedFlight
@@ -23,7 +25,7 @@ from proxy.flights.queue.timers import Timers
 from proxy.flights.spec import Mode
 from proxy.flights.stored import WHOLE, replay, snapshot
 from proxy.flights.watchdog import Stray, stray_places
-from proxy.redis import Cache, Stored
+from proxy.redis import Cache, Held, Stored
 from proxy.telemetry import contained, internal
 from proxy.upstream import Backend, Lease
 
@@ -47,10 +49,12 @@ class Scheduler:
         cache: Cache | None,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
+        fleet: Callable[[Scheduler], Node | None] = lambda scheduler: None,
         on_complete: Callable[[Flight], None] = lambda flight: None,
         on_unknown_shape: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
-        """`merge_max`: choices of one merged request, 1 for none. `on_complete` is called with each answer that
+        """`merge_max`: choices of one merged request, 1 for none. `fleet` makes this process' node, where gateways
+        share flights. `on_complete` is called with each answer that
         is complete and was queued with a ticket, `on_unknown_shape` with each complete stream of an engine whose
         streams are not known."""
         self._group = group
@@ -77,6 +81,7 @@ class Scheduler:
         self._turns = 0
         self._failed_turns = 0
         self._closed = False
+        self.fleet = fleet(self)
         self._backends.subscribe(
             capacity_changed=self._capacity_changed,
             gone=partial(self._tell_exchanges, Exchange.engine_gone),
@@ -309,19 +314,31 @@ class Scheduler:
             streams = spec.mode is Mode.STREAM
             keys.append(stream if streams else whole)
             others.append(whole if streams else stream if spec.fold else b"")
-        self._cache.lookup(keys, partial(self._looked_up, batch), others)
+        if self.fleet is not None and self.fleet.live:
+            self._cache.look(keys, partial(self._looked_up, batch), others, self.fleet.claims(batch))
+        else:
+            self._cache.lookup(keys, partial(self._looked_up, batch), others)
         self._metrics.batch(len(batch))
 
-    def _looked_up(self, batch: list[Flight], found: list[Stored | None]) -> None:
-        """The reply: hits land, misses are dispatched or queued. May be called again after it raised."""
+    def _looked_up(self, batch: list[Flight], found: list[Stored | None], held: Held = None) -> None:
+        """The reply: hits land, those that another gateway leads follow it, other misses are dispatched or queued.
+        `held`: for each, the fence that holds its claim, or nothing. May be called again after it raised."""
         misses: list[Flight] = []
         looking, waits = self.queue.looking, self.queue.waits
-        for flight, stored in zip(batch, found, strict=True):
+        for flight, stored, fence in zip(batch, found, held or repeat(b"", len(batch)), strict=True):
             try:
                 if flight not in looking or flight.ended or flight.times.dispatched is not None:
+                    if fence and self.fleet is not None:
+                        self.fleet.unwanted(flight, fence)
                     continue  # its last reader left meanwhile, or it was served before this raised
                 if stored is not None and self._answer_from_store(flight, stored):
+                    if fence and self.fleet is not None:
+                        self.fleet.unwanted(flight, fence)
                     continue
+                if fence and self.fleet is not None and self.fleet.takes(flight, fence):
+                    continue
+                if held is None and self.fleet is not None and flight in self.fleet:
+                    continue  # it was before this raised
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
                 if waits or misses or not self._place(flight):
@@ -475,6 +492,8 @@ class Scheduler:
             self.queue.discard(merged)  # should it wait for its next attempt
             self._abort_upstream(merged)
             return
+        if self.fleet is not None:
+            self.fleet.ended(flight)
         exchange = self._flying.pop(flight, None)
         if exchange is not None:
             try:
@@ -502,22 +521,59 @@ class Scheduler:
         key = flight.spec.key
         if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
             self._on_unknown_shape(exchange.lease.backend, flight)
+        fence = b""
+        if self.fleet is not None and flight.spec.mode is Mode.STREAM:  # no other is led: a call less
+            fence = self.fleet.landed(flight)
+        stored = False
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)
-            return
-        if flight.size > self._cache.max_entry:
+        elif flight.size > self._cache.max_entry:
             self._cache.skip()  # before up to 64 MiB are copied
             self._group.remove(flight)
+        else:
+            replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
+            build = self._backends.build_of(flight.backend, flight.spec.model, flight.times.dispatched)
+            if build is None:
+                self._cache.skip()
+                self._group.remove(flight)
+            else:
+                stored = self._cache.store(
+                    key if flight.mode is Mode.STREAM else key + WHOLE,
+                    snapshot(flight, build),
+                    partial(self._group.remove, flight),
+                    replace=replace,
+                    asked=flight.times.created,
+                    fence=fence,
+                )
+        if fence and not stored and self.fleet is not None:
+            self.fleet.release(flight, fence)
+
+    # -- other gateways -----------------------------------------------------------------------------
+
+    def look_again(self, flight: Flight) -> None:
+        """It was followed at another gateway, and nothing has come: look it up again."""
+        if flight.ended:
             return
-        replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
-        build = self._backends.build_of(flight.backend, flight.spec.model, flight.times.dispatched)
-        if build is None:
-            self._cache.skip()
+        try:
+            self.queue.offer(flight, self._loop.time(), lookup=True, on_pushed=self._pushed)
+        except GatewayError as e:
+            self._refuse(flight, e)
+        self._soon()
+
+    def go_alone(self, flight: Flight) -> None:
+        """It is not followed at another gateway, and nothing has come: an engine is to answer it."""
+        if not flight.ended:
+            self._enqueue_again(flight, self._loop.time())
+            self._soon()
+
+    def followed(self, flight: Flight, error: GatewayError | None) -> None:
+        """A flight that another gateway fed has ended there. With an error it was lost in the middle: whoever
+        continues broken streams begins here."""
+        if error is not None:
+            self._end(flight, error)
+        else:
             self._group.remove(flight)
-            return
-        name = key if flight.mode is Mode.STREAM else key + WHOLE
-        settled = partial(self._group.remove, flight)
-        self._cache.store(name, snapshot(flight, build), settled, replace=replace, asked=flight.times.created)
+            self._measure(flight, "followed")
 
     # -- for the watchdog --------------- -----------------------------------------------------------
 
@@ -532,13 +588,21 @@ class Scheduler:
         for flight in tuple(self._group.live):
             if flight.ended:
                 yield Stray("flight", flight, partial(self._group.remove, flight))
-            elif not (flight in self._flying or flight in self._merger or flight in self.queue or known(flight)):
+            elif not (
+                flight in self._flying
+                or flight in self._merger
+                or flight in self.queue
+                or (self.fleet is not None and flight in self.fleet)
+                or known(flight)
+            ):
                 yield Stray("flight", flight, partial(self.abandon, flight))
 
     # -- ends -------------------------------------------------------------------------------------
 
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
+        if self.fleet is not None:
+            self.fleet.ended(flight)
         if flight in self._flying:  # it waited for its next attempt
             self._abort_upstream(flight)
             if isinstance(flight, MergedFlight):
@@ -571,6 +635,9 @@ class Scheduler:
     def _measure(self, flight: Flight, outcome: str) -> None:
         """Count it. An exception here affects no Flight."""
         try:
+            if flight.leader:  # its tokens are counted there
+                self._metrics.flight_landed(outcome, flight.spec.model, None)
+                return
             times, gap = flight.times, None
             events = flight.usage.completion_tokens if flight.usage else flight.content_events
             if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:

@@ -18,13 +18,27 @@ A reader meets, in this order:
 - `RedisState` is what operators are shown of them: in use, away, or refusing.
 - `Cache` looks up and stores answers; a `Stored` is one answer in the bytes that a client gets.
 - `Places` knows which engine keeps a response of the Responses API.
+- A `FlightScript` is one step by which gateways share a flight, over `FlightKeys`; with a look-up a `Claim` is
+  made, and the fence that is `Held` comes back.
 
 Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
 
 from proxy.redis.availability import Availability, OnChange
-from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
+from proxy.redis.cache import TAG_BYTES, Cache, Claim, Held, Stored, stream_views, wall_clock
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
+from proxy.redis.flight_scripts import (
+    APPEND,
+    FENCE,
+    FETCH,
+    FLIGHT_SCRIPTS,
+    LEAVE,
+    LOOK,
+    QUIT,
+    RELEASE,
+    FlightKeys,
+    FlightScript,
+)
 from proxy.redis.health import RedisState, Use
 from proxy.redis.places import Places
 from proxy.redis.refusal import REASONS
@@ -32,12 +46,24 @@ from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandl
 from proxy.redis.url import RedisUrl, address, files_of, read_url
 
 __all__ = [
+    "APPEND",
+    "FENCE",
+    "FETCH",
+    "FLIGHT_SCRIPTS",
+    "LEAVE",
+    "LOOK",
+    "QUIT",
     "REASONS",
+    "RELEASE",
     "TAG_BYTES",
     "Availability",
     "Cache",
     "Change",
+    "Claim",
     "Deployment",
+    "FlightKeys",
+    "FlightScript",
+    "Held",
     "Lost",
     "NodeAway",
     "OnChange",

@@ -10,6 +10,7 @@ import time
 from binascii import hexlify
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
@@ -17,7 +18,8 @@ import msgspec
 from proxy.redis.availability import Availability, OnChange, is_away
 from proxy.redis.client import RedisClient
 from proxy.redis.deployment import Deployment, SingleServer
-from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, WireError
+from proxy.redis.flight_scripts import END, INTEREST, LOOK, STORE, FlightKeys
+from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, WireError, Word
 from proxy.redis.url import address
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
@@ -34,6 +36,11 @@ STORE_SECONDS: Final = 1.0  # timeout of one store; no client waits for it
 FLUSH_SECONDS: Final = 60.0  # timeout of a flush
 FLUSH_STEP: Final = 512  # keys per SCAN: well under a millisecond of Redis' time
 MAX_FLUSHED: Final = 1024  # models whose last flush is remembered
+
+Claim = tuple[bytes, int, bool, bytes, bytes]
+"""Of one flight: the key of its stream, whether this node may lead it (1 or 0), whether an answer under either key
+makes it needless, its fence, and the fence that it replaces or nothing."""
+Held = list[bytes] | None
 
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
@@ -164,11 +171,14 @@ class Cache:
         self._ttl = ttl
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
+        self.flight_keys = FlightKeys(namespace)
         self._record = record
         self.availability = Availability(self._try_lookup, on_breaker)  # of look-ups
         self.accepts = Availability(self._try_store, on_stores)  # of stores alone
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
+        self._claimant: tuple[Word, ...] = ()
+        self._claims_refused: Callable[[WireError], None] = lambda error: None
         self._flushed: dict[bytes, float] = {}  # time of the last flush of each key prefix, monotonic
 
     def __repr__(self) -> str:
@@ -216,6 +226,109 @@ class Cache:
                 asked.append(prefix + hexlify(key))
         self._lookups.send([b"MGET", *asked], self._timeout, answered)
 
+    def claim_as(
+        self, node: bytes, interest: float, expiry: float, on_refused: Callable[[WireError], None]
+    ) -> None:
+        """Claim as this node from now on: `interest` and `expiry` of a claim in seconds. `on_refused` is called
+        where Redis refuses the claims, not the look-up."""
+        self._claimant = (node, int(interest * 1000), int(expiry * 1000), self.flight_keys.inbox)
+        self._claims_refused = on_refused
+
+    def look(
+        self,
+        keys: Sequence[bytes],
+        done: Callable[[list[Stored | None], Held], None],
+        others: Sequence[bytes],
+        claims: Sequence[Claim | None],
+    ) -> None:
+        """As `lookup`, and in the same round trip claim what is not stored. `done` gets for each key the fence
+        that holds its claim, or nothing where it is stored or not claimed; None where Redis made no claims."""
+        asked = list(map(self._prefix.__add__, map(hexlify, keys)))
+        begin = self.flight_keys.begin
+        names: list[bytes] = []
+        words: list[Word] = []
+        for n, claim in enumerate(claims):
+            beside = 0
+            if others[n]:
+                asked.append(self._prefix + hexlify(others[n]))
+                beside = len(asked)
+            if claim is not None:
+                key, lead, both, fence, instead = claim
+                name = begin + hexlify(key) + END  # as `FlightKeys` does, without its calls
+                names += (name, name + INTEREST)
+                words += (n + 1, beside if both else 0, lead, fence, instead)
+
+        def answered(reply: Any) -> None:
+            held: Held = None
+            if isinstance(reply, ReplyError) and not is_away(reply):
+                self._claims_refused(reply)
+                self.lookup(keys, alone, others)
+                return
+            if type(reply) is list and len(reply) == len(asked) + len(names) // 2:
+                fences = iter(reply[len(asked) :])
+                held = [next(fences) if claim is not None else b"" for claim in claims]
+                reply = reply[: len(asked)]
+            try:
+                done(self._read(keys, others, reply), held)
+            except Exception as e:  # noqa: BLE001 - as in `lookup`
+                raised("the reply to a look-up", e)
+                alone([None] * len(keys))
+
+        def alone(values: list[Stored | None]) -> None:
+            done(values, None)
+
+        if self.availability.open:
+            self.lookup(keys, alone, others)
+        elif self._redis.sharded:
+            self._look_apart(asked, names, words, answered)
+        else:
+            count = len(asked)
+            command: list[Word] = [b"EVALSHA", LOOK.sha, count + len(names), *asked, *names, count]
+            command += self._claimant
+            command += words
+            self._lookups.send(command, self._timeout, answered)
+
+    def _look_apart(
+        self, asked: Sequence[bytes], names: Sequence[bytes], words: Sequence[Word], done: Callable[[Any], None]
+    ) -> None:
+        """In a Cluster each claim goes to its slot, with the answer that is there; the other answers go beside."""
+        values: list[Any] = [None] * len(asked)
+        fences: list[Any] = [b""] * (len(names) // 2)
+        left = 1 + len(fences)
+        problem: WireError | None = None
+        rest = set(range(len(asked)))
+
+        def take(place: Callable[[list[Any]], None], reply: Any) -> None:
+            nonlocal left, problem
+            left -= 1
+            if type(reply) is list:
+                place(reply)
+            elif not isinstance(reply, NodeAway):
+                problem = reply if isinstance(reply, WireError) else Lost("an invalid reply to a look-up")
+            if left == 0:
+                done(problem if problem is not None else [*values, *fences])
+
+        def claimed(claim: int, at: int, reply: list[Any]) -> None:
+            values[at], fences[claim] = reply
+
+        def looked(places: Sequence[int], reply: list[Any]) -> None:
+            for at, value in zip(places, reply, strict=True):
+                values[at] = value
+
+        for claim in range(len(fences)):
+            at, beside, lead, fence, instead = words[5 * claim : 5 * claim + 5]
+            place = int(beside or at) - 1
+            rest.discard(place)
+            ours = (asked[place], names[2 * claim], names[2 * claim + 1])
+            command = (b"EVALSHA", LOOK.sha, 3, *ours, 1, *self._claimant, 1, 0, lead, fence, instead)
+            self._lookups.send(command, self._timeout, partial(take, partial(claimed, claim, place)))
+        places = sorted(rest)
+        if places:
+            command = (b"MGET", *[asked[at] for at in places])
+            self._lookups.send(command, self._timeout, partial(take, partial(looked, places)))
+        else:
+            take(lambda reply: None, [])
+
     def _read(self, keys: Sequence[bytes], others: Sequence[bytes], reply: Any) -> list[Stored | None]:
         if type(reply) is not list or len(reply) != len(keys) + len(others) - others.count(b""):
             self._failed(reply if isinstance(reply, WireError) else Lost("an invalid reply to MGET"))
@@ -258,28 +371,35 @@ class Cache:
         *,
         replace: bool = True,
         asked: float = math.inf,
-    ) -> None:
+        fence: bytes = b"",
+    ) -> bool:
         """Store an answer; `settled` is called once it is stored or given up. `replace=False` keeps an existing
-        value. `asked`: time of its request, monotonic; an answer requested before a flush is not stored."""
+        value. `asked`: time of its request, monotonic; an answer requested before a flush is not stored. `fence`:
+        of its claim, which ends in the same step. False: nothing is sent."""
         if self._flushed and asked <= max(self._flushed.get(begin, -math.inf) for begin in (b"", key[:TAG_BYTES])):
             self.skip()
             settled()
-            return
+            return False
         try:
             value = _ENCODE(stored)
         except (OverflowError, ValueError, TypeError):  # a number or text that msgpack cannot encode
             self.skip()
             settled()
-            return
+            return False
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
         if self._ttl <= 0 or len(value) > self.max_entry or self.availability.open or self.accepts.open:
             self._record("store_skipped", 1)
             settled()
-            return
+            return False
 
         def done(reply: Any) -> None:
+            nonlocal fence
+            if fence and isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+                fence = b""
+                self._stores.send(command, STORE_SECONDS, done)  # the claim ends when its leader is asked for it
+                return
             try:
                 if isinstance(reply, TooManyPending):
                     self._record("store_skipped", 1)
@@ -290,8 +410,17 @@ class Cache:
             finally:
                 settled()
 
-        command = [b"SET", self._prefix + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
-        self._stores.send(command, STORE_SECONDS, done)
+        name = hexlify(key)
+        command = [b"SET", self._prefix + name, value, b"EX", self._ttl, *(() if replace else (b"NX",))]
+        if fence:
+            claim = self.flight_keys.begin + name + END
+            keys = (self._prefix + name, claim, claim + INTEREST)
+            words: tuple[Word, ...] = (value, self._ttl, int(replace), fence)
+            script = (b"EVALSHA", STORE.sha, 3, *keys, *words)
+            self._stores.send(script, STORE_SECONDS, done)
+        else:
+            self._stores.send(command, STORE_SECONDS, done)
+        return True
 
     async def flush(self, begin: bytes = b"") -> int:
         """Remove the answers whose keys begin with `begin`, in small steps over a separate connection, and return

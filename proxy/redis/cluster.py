@@ -18,7 +18,7 @@ from proxy.redis.client import MAX_PENDING, Client, RedisClient
 from proxy.redis.deployment import Deployment, OnServer
 from proxy.redis.resp import Done, Lost, NodeAway, ReplyError, TooManyPending, WireError, Word
 from proxy.redis.topology import SLOTS, Place, read_slots
-from proxy.redis.url import RedisUrl
+from proxy.redis.url import RedisAddress, RedisUrl
 from proxy.telemetry import raised
 
 HOPS: Final = 5
@@ -108,6 +108,18 @@ class Cluster(Deployment):
         self._clients.add(client)
         return client
 
+    def subscriber(self, on_push: Callable[[list[Any]], None], *, connect_timeout: float) -> RedisClient:
+        """To any master: each message goes to all of them."""
+        return RedisClient(
+            self._url.address, connect_timeout=connect_timeout, on_push=on_push, find=self._any_place
+        )
+
+    async def _any_place(self) -> RedisAddress:
+        for master in self._masters.values():
+            if not master.availability.open:
+                return self._at(master.place)
+        raise Lost(str(self._unread or "no master serves"))
+
     def masters(self, *, connect_timeout: float) -> list[RedisClient]:
         """Raises WireError where not all are known."""
         if self._unread is not None or self._uncovered:
@@ -192,7 +204,7 @@ class Cluster(Deployment):
     def dial(self, place: Place, connect_timeout: float, max_pending: int) -> RedisClient:
         return RedisClient(self._at(place), connect_timeout=connect_timeout, max_pending=max_pending)
 
-    def _at(self, place: Place) -> Any:
+    def _at(self, place: Place) -> RedisAddress:
         return replace(self._url.address, host=place[0], port=place[1])
 
     # -- the topology -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from weakref import WeakSet
 
 from proxy.redis.client import MAX_PENDING, Client, RedisClient
@@ -27,6 +27,10 @@ class Deployment(ABC):
     @abstractmethod
     def client(self, *, connect_timeout: float, max_pending: int = MAX_PENDING) -> Client:
         """A client with connections of its own. Whoever has it closes it."""
+
+    @abstractmethod
+    def subscriber(self, on_push: Callable[[list[Any]], None], *, connect_timeout: float) -> RedisClient:
+        """A client for subscriptions, whose push messages `on_push` gets. Whoever has it closes it."""
 
     @abstractmethod
     def masters(self, *, connect_timeout: float) -> list[RedisClient]:
@@ -67,6 +71,11 @@ class SingleServer(Deployment):
 
     def client(self, *, connect_timeout: float, max_pending: int = MAX_PENDING) -> RedisClient:
         client = RedisClient(self._where, connect_timeout=connect_timeout, max_pending=max_pending)
+        self._clients.add(client)
+        return client
+
+    def subscriber(self, on_push: Callable[[list[Any]], None], *, connect_timeout: float) -> RedisClient:
+        client = RedisClient(self._where, connect_timeout=connect_timeout, on_push=on_push)
         self._clients.add(client)
         return client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -43,6 +44,11 @@ class Sentinels(Deployment):
         client = RedisClient(
             self._url.address, connect_timeout=connect_timeout, max_pending=max_pending, find=self._find
         )
+        self._clients.add(client)
+        return client
+
+    def subscriber(self, on_push: Callable[[list[Any]], None], *, connect_timeout: float) -> RedisClient:
+        client = RedisClient(self._url.address, connect_timeout=connect_timeout, on_push=on_push, find=self._find)
         self._clients.add(client)
         return client
 

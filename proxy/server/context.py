@@ -340,6 +340,7 @@ class RequestContext(msgspec.Struct, eq=False):
             reader.flight.continued if reader is not None else None,
             self.asked_model,
             self.fallback_from,
+            reader.flight.leader or None if reader is not None else None,
         )
         if owner is None:
             log.request(record)

@@ -75,6 +75,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     continued: str | None = None  # how its stream was continued after it broke: replay
     asked_model: str | None = None  # the client's name for the model, where another one answers
     fallback_from: str | None = None  # the model that no engine could serve
+    leader: str | None = None  # the gateway that fed the answer, where another did
 
 
 class Log:

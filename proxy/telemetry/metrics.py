@@ -41,7 +41,7 @@ ENDPOINTS: Final = (
     "unknown",
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
-OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
+OUTCOMES: Final = ("hit", "landed", "followed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
 CONTINUED_BY: Final = ("replay",)
 CONTINUED: Final = ("exact", "differs", "failed", "cancelled")

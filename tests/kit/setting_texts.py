@@ -54,6 +54,7 @@ TYPED: dict[str, str] = {
     "share_scope": "global",
     "cache_salt": "a-secret-of-20-chars",
     "cache_salt_file": "salt.txt",
+    "fleet": "auto",
     "merge_max": "4",
     "redis": "redis://:secret@cache:6379/1",
     "state_redis": "redis+sentinel://:secret@a,b:26380/mymaster/0",

@@ -223,7 +223,7 @@ class Reservation:
     def _flight_ended(self, flight: Flight) -> None:
         self._paying = None
         flight.when_ended(None)
-        hit = flight.stored_at is not None
+        hit = flight.stored_at is not None or bool(flight.leader)  # stored, or paid for at another gateway
         if not hit or self._limiter.followers == "reader":
             self._spent += actual_cost(flight, self._cost)
             if flight.items is not None and self._limiter.followers == "generation":

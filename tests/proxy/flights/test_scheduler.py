@@ -54,9 +54,17 @@ class Store:
             done([None] * len(keys))
 
     def store(
-        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True, asked: float = 0.0
-    ) -> None:
+        self,
+        key: bytes,
+        stored: Stored,
+        settled: Callable[[], None],
+        *,
+        replace: bool = True,
+        asked: float = 0.0,
+        fence: bytes = b"",
+    ) -> bool:
         self.storing.append(settled)
+        return True
 
     def answer(self) -> None:
         keys, done = self.asked.pop(0)

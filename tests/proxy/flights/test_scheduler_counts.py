@@ -209,10 +209,11 @@ class Seen:
         self.done.append(done)
 
     def store(
-        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool, asked: float
-    ) -> None:
+        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool, asked: float, fence: bytes
+    ) -> bool:
         self.stored.append((key, stored.kind, replace, asked))
         self.settled.append(settled)
+        return True
 
     def skip(self) -> None:
         self.skipped += 1

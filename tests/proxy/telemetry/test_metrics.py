@@ -308,7 +308,7 @@ ZEROS = {
     "cache_breaker_changes_total": ("to", "open closed"),
     "cache_operations_total": ("op", "hit miss error garbage bypassed store store_skipped other_build"),
     "embed_items_total": ("source", "cache joined asked"),
-    "flights_ended_total": ("outcome", "hit landed error failed cancelled"),
+    "flights_ended_total": ("outcome", "hit landed followed error failed cancelled"),
     "keys_refused_total": ("reason", "missing unknown expired not_operator ended"),
     "queue_refused_total": (
         "why",

@@ -1,0 +1,91 @@
+"""The fleet on a Redis Cluster and behind Sentinels: claims in every slot, and a failover in the middle of a
+stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from proxy.redis import WireError
+from tests.kit.client import Connection, post_json
+from tests.kit.engine import Engine
+from tests.kit.redis_fleet import RedisNode, eventually, redis_cluster, redis_sentinels
+from tests.kit.running import HELLO, HELLO_STREAM, until
+from tests.system.test_fleet import CHAT, followed, node, rest, texts, two
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+DONE = b"data: [DONE]\n\n"
+
+
+async def asked(url: str, seed: int) -> Connection:
+    client = await Connection.open(url)
+    await client.request("POST", CHAT, json.dumps(HELLO_STREAM | {"seed": seed}).encode())
+    return client
+
+
+async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader() -> None:
+    async with (
+        redis_cluster(replicas=True) as cluster,
+        Engine() as engine,
+        two(engine, cluster.url(), probe="on", redis_timeout_ms=1000) as (one, other),
+    ):
+        clients = []
+        for seed in range(9):
+            first = await asked(one.url, seed)
+            turn = await engine.next_request()
+            await turn.send("a")
+            assert await texts(first, 2) == ["", "a"]
+            second = await asked(other.url, seed)
+            assert await texts(second, 2) == ["", "a"]
+            clients.append((turn, first, second))
+        places = await cluster.keys()
+        assert all(any(b":facts:" in key for key in keys) for keys in places.values()), "each master has some"
+        alone = await asked(one.url, 100)
+        turn = await engine.next_request()
+        body = asyncio.ensure_future(post_json(other.url, CHAT, HELLO | {"seed": 100}))
+        await until(lambda: node(other).following == 10)
+        await turn.finish("c")
+        assert (await body).json()["choices"][0]["message"]["content"] == "c"
+        assert (await rest(alone))[-1] == DONE
+        await alone.close()
+        for turn, first, second in clients[:5]:
+            await turn.finish("b")
+            assert await rest(first) == (frames := await rest(second))
+            assert frames[-1] == DONE
+        await cluster.replicas[0].call("CLUSTER", "FAILOVER")
+        await eventually(lambda: _is_master(cluster.replicas[0]))
+        for turn, first, second in clients[5:]:
+            await turn.finish("b")
+            whole = await rest(first)
+            assert whole[-1] == DONE
+            frames = await rest(second)
+            assert frames == whole or b'"upstream_truncated"' in frames[-1]
+        assert engine.generations == 10
+        for _, first, second in clients:
+            await first.close()
+            await second.close()
+
+
+async def _is_master(replica: RedisNode) -> bool:
+    try:
+        return b"role:master" in await replica.call("INFO", "replication")
+    except WireError:
+        return False  # it closes its connections as it changes its part
+
+
+async def test_a_failover_by_sentinels_cuts_no_leader() -> None:
+    async with (
+        redis_sentinels() as watched,
+        Engine() as engine,
+        two(engine, watched.url(), redis_timeout_ms=1000) as (one, other),
+    ):
+        async with followed(engine, one, other) as (turn, first, second):
+            await watched.sentinels[0].call("SENTINEL", "FAILOVER", "mymaster")
+            await eventually(lambda: _is_master(watched.replica))
+            await turn.finish("c")
+            whole, frames = await rest(first), await rest(second)
+            assert whole[-1] == DONE
+            assert frames == whole or b'"upstream_truncated"' in frames[-1]
+        await until(lambda: node(one).live and node(other).live)
