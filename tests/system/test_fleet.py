@@ -181,7 +181,7 @@ async def test_a_follower_generates_itself_where_the_leader_fails_before_the_fir
 async def test_an_engine_that_fails_in_the_middle_ends_all_streams_alike(redis: str) -> None:
     async with (
         Engine() as engine,
-        two(engine, redis) as (one, other),
+        two(engine, redis, resume="off") as (one, other),
         followed(engine, one, other) as (turn, first, second),
     ):
         await turn.drop()
@@ -190,10 +190,26 @@ async def test_an_engine_that_fails_in_the_middle_ends_all_streams_alike(redis: 
             assert b'"upstream_truncated"' in last
 
 
-async def test_an_error_in_the_stream_is_the_same_for_all(redis: str) -> None:
+async def test_a_stream_that_breaks_is_continued_for_the_readers_of_all_gateways(redis: str) -> None:
     async with (
         Engine() as engine,
         two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        await turn.drop()
+        again = await engine.next_request()
+        await again.send("a", "b", "c")
+        assert await texts(first, 1) == await texts(second, 1) == ["c"]
+        await again.finish()
+        assert await rest(first) == (last := await rest(second))
+        assert last[-1] == b"data: [DONE]\n\n"
+        assert engine.generations == 2
+
+
+async def test_an_error_in_the_stream_is_the_same_for_all(redis: str) -> None:
+    async with (
+        Engine() as engine,
+        two(engine, redis, resume="off") as (one, other),
         followed(engine, one, other) as (turn, first, second),
     ):
         await turn.end(b'data: {"error": {"message": "out of memory", "code": 500}}\n\n', b"data: [DONE]\n\n")
