@@ -17,7 +17,7 @@ from tests.kit.leaks import check_groups, check_tasks, recorded_groups
 from tests.kit.patience import Alarm
 
 # HYPOTHESIS_PROFILE=deep is the nightly look; `fast` keeps the pure tests under seconds.
-settings.register_profile("fast", deadline=None, max_examples=60)
+settings.register_profile("fast", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 settings.register_profile("deep", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
