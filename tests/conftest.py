@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -33,9 +34,15 @@ LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/"
 
 
 def pytest_configure() -> None:
-    """Compile each file once, whatever the environment says: else it is a third of the start of each program."""
+    """The same for programs that tests start, wherever pytest was started.
+
+    A file is compiled once: else it is a third of the start of each program. A background job of a shell ignores
+    Ctrl-C, and so would what it starts.
+    """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
