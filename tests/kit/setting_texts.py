@@ -39,6 +39,7 @@ TYPED: dict[str, str] = {
     "retry_max_wait": "1.5",
     "retry_budget": "10",
     "retry_burst": "5",
+    "resume": "off",
     "breaker_failures": "3",
     "breaker_rate": "25",
     "breaker_window": "20",

@@ -13,6 +13,7 @@ import pytest
 from proxy.app import App
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.cutting_relay import CuttingRelay, Shears
+from tests.kit.missing import lacking
 from tests.kit.running import gateway
 from tests.proxy.flights.continuing.test_seam import merged
 from tests.real.test_vllm import CASES, CHAT, MESSAGES, TOOL, body
@@ -119,7 +120,7 @@ async def test_what_vllm_aborts_when_it_is_paused_is_continued_when_it_resumes(a
         first = [await client.event() for _ in range(4)]
         paused = await call(engine, "POST", "/pause?mode=abort&clear_cache=false")
         if paused.status == 404:
-            pytest.skip("this vLLM has no /pause: it was started without VLLM_SERVER_DEV_MODE=1")
+            lacking("a vLLM with /pause", "VLLM_SERVER_DEV_MODE=1 python ops/vllm.py serve")
         assert paused.status == 200
         assert (await call(engine, "POST", "/resume")).status == 200
         rest = [event.raw async for event in client.events()]

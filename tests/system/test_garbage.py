@@ -58,7 +58,7 @@ async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine, limi
 
 @pytest.mark.parametrize("folds", [True, False])
 async def test_a_body_that_waits_for_a_stream_leaves_no_circle_behind(engine: Engine, folds: bool) -> None:
-    async with gateway(engine, probe="on") as app:
+    async with gateway(engine, probe="on", resume="off") as app:
 
         async def wait() -> None:
             for _ in range(ROUNDS):

@@ -105,7 +105,7 @@ async def test_no_cache_generates_anew_and_replaces_what_is_stored(engine: Engin
 
 
 async def test_a_truncated_stream_is_not_stored(engine: Engine, redis: EmbeddedRedis) -> None:
-    async with gateway(engine, redis=url(redis)) as app:
+    async with gateway(engine, redis=url(redis), resume="off") as app:
         async with streaming(app.url, CHAT, HELLO_STREAM) as first:
             turn = await engine.next_request()
             await turn.send("a")
