@@ -511,6 +511,12 @@ class Exchange:
         self._broke = self._broke or error
         return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
 
+    def take_over(self, error: GatewayError) -> None:
+        """Begin by continuing a stream that another gateway fed, and that broke with this error."""
+        self._broke = error
+        self._replay(error.code.code)
+        self.begin()
+
     def _replay(self, cause: str) -> None:
         flight, fed = self.flight, self._fed
         if isinstance(fed, Replay):

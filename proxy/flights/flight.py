@@ -313,6 +313,8 @@ class Flight:
     def continues(self, how: str) -> None:
         """Its stream broke, and another attempt continues it in this way."""
         self.continued = how
+        if self.times.dispatched is None:  # another gateway fed it until now
+            self.times.dispatched = self.clock()
         self.attempts += 1
 
     # -- feeding ------------------------------------------------------------------------------------

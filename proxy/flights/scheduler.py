@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Final
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.continuing import continuable
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.fleet import Node
 from proxy.flights.flight import Flight, Subscriber
@@ -567,13 +568,36 @@ class Scheduler:
             self._soon()
 
     def followed(self, flight: Flight, error: GatewayError | None) -> None:
-        """A flight that another gateway fed has ended there. With an error it was lost in the middle: whoever
-        continues broken streams begins here."""
-        if error is not None:
-            self._end(flight, error)
-        else:
+        """A flight that another gateway fed has ended there. With an error it was lost in the middle."""
+        if error is None:
             self._group.remove(flight)
             self._measure(flight, "followed")
+        elif not self._take_over(flight, error):
+            self._end(flight, error)
+
+    def _take_over(self, flight: Flight, error: GatewayError) -> bool:
+        """Continue a stream whose gateway was lost at an engine. False: that is not possible, or all are full."""
+        if error.code is not Code.UPSTREAM_TRUNCATED or not (self._context.resume and continuable(flight)):
+            return False
+        spec = flight.spec
+        try:
+            lease = self._backends.acquire(spec.model, affinity=spec.affinity, only=spec.engine)
+        except GatewayError:
+            return False
+        if lease is None:
+            return False
+        self._begin(flight, lease, lambda exchange: exchange.take_over(error))
+        return True
+
+    def _begin(self, flight: Flight, lease: Lease, begin: Callable[[Exchange], None]) -> None:
+        """Give a Flight to an engine. `begin` starts the exchange."""
+        try:
+            exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
+            begin(exchange)
+        except Exception as e:  # noqa: BLE001 - the lease is released, and only this flight fails
+            self._fault("sending a flight to an engine", e)
+            self._fail_all(flight)
+            lease.release()
 
     # -- for the watchdog --------------- -----------------------------------------------------------
 
@@ -635,7 +659,7 @@ class Scheduler:
     def _measure(self, flight: Flight, outcome: str) -> None:
         """Count it. An exception here affects no Flight."""
         try:
-            if flight.leader:  # its tokens are counted there
+            if flight.leader and flight.continued is None:  # its tokens are counted there
                 self._metrics.flight_landed(outcome, flight.spec.model, None)
                 return
             times, gap = flight.times, None

@@ -243,7 +243,9 @@ async def test_no_store_leads_nothing_and_follows(redis: str) -> None:
                 assert await rest(first) == await rest(second)
 
 
-async def test_redis_that_dies_in_the_middle_ends_followers_honestly_and_leaders_not(tmp_path: Path) -> None:
+async def test_redis_that_dies_in_the_middle_costs_followers_a_generation_and_leaders_nothing(
+    tmp_path: Path,
+) -> None:
     async with (
         Engine() as engine,
         bare_redis(tmp_path) as (url, process),
@@ -254,8 +256,11 @@ async def test_redis_that_dies_in_the_middle_ends_followers_honestly_and_leaders
             await process.wait()
             await turn.send("c")
             assert await texts(first, 1) == ["c"]
-            *_, last = await rest(second)
-            assert b'"upstream_truncated"' in last
+            again = await engine.next_request()
+            await again.send("a", "b", "c")
+            await again.finish("d")
+            assert b'"d"' in b"".join(frames := await rest(second))
+            assert frames[-1] == b"data: [DONE]\n\n"
             await turn.finish()
             assert (await rest(first))[-1] == b"data: [DONE]\n\n"
         engine.auto(echo_script(3))  # each alone from now on

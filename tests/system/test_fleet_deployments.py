@@ -29,7 +29,7 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
     async with (
         redis_cluster(replicas=True) as cluster,
         Engine() as engine,
-        two(engine, cluster.url(), probe="on", redis_timeout_ms=1000) as (one, other),
+        two(engine, cluster.url(), probe="on", redis_timeout_ms=1000, resume="off") as (one, other),
     ):
         clients = []
         for seed in range(9):
@@ -79,7 +79,7 @@ async def test_a_failover_by_sentinels_cuts_no_leader() -> None:
     async with (
         redis_sentinels() as watched,
         Engine() as engine,
-        two(engine, watched.url(), redis_timeout_ms=1000) as (one, other),
+        two(engine, watched.url(), redis_timeout_ms=1000, resume="off") as (one, other),
     ):
         async with followed(engine, one, other) as (turn, first, second):
             await watched.sentinels[0].call("SENTINEL", "FAILOVER", "mymaster")
