@@ -661,7 +661,11 @@ def _node(
     host: Host,
 ) -> Node | None:
     """This process in the fleet. None: it shares no Redis, or nothing may be stored there."""
-    if redis is None or cache is None or settings.fleet == "off" or settings.cache_ttl_seconds == 0:
+    if settings.fleet == "off":
+        return None
+    if redis is None or cache is None or settings.cache_ttl_seconds == 0:
+        why = "answers are not stored" if settings.cache_ttl_seconds == 0 else "no other process has its Redis"
+        log.event("warning", "fleet off", detail=why)
         return None
 
     def changed(trouble: WireError | None) -> None:

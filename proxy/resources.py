@@ -80,6 +80,10 @@ def prepare(settings: Settings) -> Prepared:
         prepared.warnings.append(
             f"admin_host = {settings.admin_host}: without api_keys_file everyone who reaches it is an operator"
         )
+    if ring is None and not settings.listen_unix and settings.host not in LOOPBACK:
+        prepared.warnings.append(
+            f"host = {settings.host}: without api_keys_file everyone who reaches it may use the engines"
+        )
     if settings.forward_authorization and settings.api_keys_file:
         prepared.warnings.append("forward_authorization: engines receive the API keys of this gateway's callers")
     if "*" in settings.cors_origins:

@@ -461,6 +461,8 @@ def salt_secret(raw: object) -> str:
         text = secret(raw)
     except ValueError:
         text = "?"
+    if isinstance(raw, str) and raw and not raw.strip():
+        text = "?"  # a blank is a mistake, which must not switch the salt off
     if text not in ("", "auto") and len(text) < LEAST_SECRET:
         raise ValueError(
             f"must be auto, none, or at least {LEAST_SECRET} printable ASCII characters without spaces"

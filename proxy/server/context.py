@@ -293,7 +293,8 @@ class RequestContext(msgspec.Struct, eq=False):
             items, times, usage = flight.items, flight.times, flight.usage
             if times.dispatched is not None:
                 sent_as = flight.carried_as or flight.spec.request_id
-            queue = min(max(0.0, (times.dispatched or times.ended or began) - began), total)
+            left = times.dispatched or (times.first if flight.leader else None) or times.ended or began
+            queue = min(max(0.0, left - began), total)
             if times.first is not None:
                 ttft = max(0.0, times.first - began)
             if usage is not None:

@@ -38,6 +38,9 @@ def integer(value: Any) -> int | None:
 
 def number(value: Any) -> float | None:
     if isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            return None
     match = _NUMBER.fullmatch(value.strip(_SPACES)) if isinstance(value, str) else None
     return float(match[0]) if match else None

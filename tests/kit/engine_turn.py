@@ -257,14 +257,14 @@ class Turn:
     def is_cancelled(self) -> bool:
         return not self.done and self._connection.lost.done()
 
-    async def cancelled(self) -> None:
+    async def cancelled(self, seconds: float = PATIENCE) -> None:
         """Waits until the client has closed the connection before the answer's end."""
         assert not self.done, f"{self!r} was answered to its end: it can no longer be cancelled"
         try:
-            async with patience(PATIENCE):
+            async with patience(seconds):
                 await asyncio.shield(self._connection.lost)
         except TimeoutError:
-            raise AssertionError(f"{self!r}: the client did not leave within {PATIENCE} s") from None
+            raise AssertionError(f"{self!r}: the client did not leave within {seconds} s") from None
         assert not self.done, f"{self!r} was ended by the engine while waiting"
 
     @property

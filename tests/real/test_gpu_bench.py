@@ -22,7 +22,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
         [sys.executable, PROGRAM, "path"], check=True, capture_output=True, text=True, seconds=60
     ).stdout.strip()
     flags = ["--small", "--vllm", python, "--streams", "2", "--duplicates", "0.5", "--rounds", "1"]
-    flags += ["--seconds", "4", "--requests", "8", "--budget", "3000", "--out", str(tmp_path)]
+    flags += ["--seconds", "10", "--requests", "8", "--budget", "3000", "--out", str(tmp_path)]
     done = run_process(
         [sys.executable, "-m", "ops.bench.gpu", *flags], cwd=ROOT, capture_output=True, text=True, seconds=580
     )

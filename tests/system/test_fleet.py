@@ -256,6 +256,7 @@ async def test_redis_that_dies_in_the_middle_costs_followers_a_generation_and_le
             await process.wait()
             await turn.send("c")
             assert await texts(first, 1) == ["c"]
+            await until(lambda: engine.generations == 2)
             again = await engine.next_request()
             await again.send("a", "b", "c")
             await again.finish("d")

@@ -17,7 +17,7 @@ from tests.kit.client import Connection, get, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO_STREAM
+from tests.kit.running import HELLO_STREAM, until
 from tests.system.test_fleet import CHAT, OTHER, rest, texts
 from tests.system.test_limits_processes import two
 from tests.system.test_process import Gateway
@@ -81,10 +81,12 @@ async def test_a_leader_that_is_killed_is_replaced() -> None:
             await reaches(other, "fleet_following", 2)
             one.process.kill()
             await turn.cancelled()
+            await until(lambda: engine.generations == 3)
             again = await engine.next_request()
             await again.finish("x")
             assert (await rest(waiting))[-1] == DONE
             assert await figure(other, 'fleet_flights_total{what="taken_over"}') == 1
+            await until(lambda: engine.generations == 4)
             second = await engine.next_request()
             await second.send("a", "b")
             await second.finish("c")
@@ -110,6 +112,7 @@ async def test_a_leader_that_freezes_and_a_follower_that_is_killed() -> None:
         # For longer, before the first token: the follower takes over, and the leader goes on for its own readers.
         async with followed(engine, one, other, body=OTHER) as (turn, first, second):
             one.process.send_signal(signal.SIGSTOP)
+            await until(lambda: engine.generations == 3)
             again = await engine.next_request()
             await again.finish("from the second")
             assert b"from the second" in b"".join(await rest(second))
@@ -123,7 +126,7 @@ async def test_a_leader_that_freezes_and_a_follower_that_is_killed() -> None:
             await first.abort()
             await turn.send("b")
             other.process.kill()
-            await turn.cancelled()
+            await turn.cancelled(30)
 
 
 async def test_twins_at_the_workers_of_one_gateway_are_one_generation(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from proxy.server.handlers import responses
 from tests import golden
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
+from tests.kit.engine_scripts import echo_script
 from tests.kit.redis_server import redis_server
-from tests.kit.running import gateway, lines, until
+from tests.kit.running import HELLO, gateway, lines, until
 from tests.proxy.access.ratelimit.test_admission import levels
 from tests.proxy.access.test_policy import bearer, entry
 
@@ -92,6 +93,10 @@ def keys_file(tmp_path: Path) -> str:
 
 def client_of(app: App, key: str = "k") -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(api_key=key, base_url=f"{app.url}/v1", max_retries=0)
+
+
+CHAT = "/v1/chat/completions"
+TEXT = {"type": "text", "text": "z"}
 
 
 def code_of(answer: Answer) -> tuple[int, str]:
@@ -347,3 +352,33 @@ async def test_a_large_request_that_is_read_in_another_process_goes_to_its_engin
             ask = ASK_STREAM | {"previous_response_id": id, "input": "word " * 500_000}
             answer = await post_json(app.url, PATH, ask)
             assert (answer.status, answer.head["content-type"][:17]) == (200, "text/event-stream")
+
+
+async def test_a_conversation_that_a_fallback_began_goes_on_with_its_model() -> None:
+    async def busy(turn: Turn) -> None:
+        await turn.respond(503, b'{"error": {}}')
+
+    async with Engine(busy, models=["m1"]) as one, Engine(Keeper(), models=["m2"]) as two:
+        falls = (("m1", ("m2",)),)
+        async with gateway(one, two, models=(("chat", (("m1", 1.0),)),), model_fallbacks=falls, retries=0) as app:
+            for name in ("m1", "chat"):
+                first = await post_json(app.url, PATH, ASK | {"model": name})
+                assert (first.status, first.head["x-gateway-fallback"]) == (200, "m1")
+                ask = ASK | {"model": name, "previous_response_id": first.json()["id"]}
+                second = await post_json(app.url, PATH, ask)
+                assert (second.status, second.head["x-gateway-model"]) == (200, "m2")
+                assert json.loads(two.requests[-1].body)["model"] == "m2"
+
+
+@pytest.mark.parametrize("header", ["cache-control", "x-gateway-share", "x-session-id"])
+async def test_a_header_that_is_no_text_costs_a_large_request_no_reading_process(header: str) -> None:
+    async with Engine(echo_script()) as engine, gateway(engine) as app:
+        body = json.dumps(HELLO | {"messages": [{"role": "user", "content": [TEXT] * 15_000}]}).encode()
+        honest = await call(app.url, "POST", CHAT, body, [("content-type", "application/json")])
+        assert honest.status == 200
+        assert app.large is not None
+        pids = list(app.large.pool.pids)
+        odd = [("content-type", "application/json"), (header, "\xff")]
+        answer = await call(app.url, "POST", CHAT, body, odd)
+        assert answer.status in (200, 400)
+        assert list(app.large.pool.pids) == pids

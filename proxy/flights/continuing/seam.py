@@ -165,7 +165,7 @@ class Seam:
     @property
     def _repeated(self) -> bool:
         """All that was read of the first answer has come again."""
-        return all(choice.repeated for choice in self._choices.values())
+        return self._ahead == 0
 
     @property
     def _over(self) -> bool:

@@ -94,17 +94,22 @@ class PassThrough:
         return await self._responder.stream(context, self._launch(context, path, body, salt))
 
     async def _named_there(self, context: RequestContext, checked: Checked, engine: str) -> Checked:
-        """The request for a model of the one engine that may answer, where its client's name has several."""
-        backend = self._backends.named(engine)
-        shares = self._rules.names.aliases.get(context.asked_model or "", ())
-        if backend is None or context.model in backend.served:
+        """The request for a model of the one engine that may answer: its client's name may have several models,
+        and a fallback may have begun the conversation."""
+        backend, names = self._backends.named(engine), self._rules.names
+        if backend is None or context.model is None or context.model in backend.served:
             return checked
-        model = next((model for model, _ in shares if model in backend.served), None)
-        if model is None:
-            return checked
-        body = await self._body_for(context, checked, model)
-        context.answered_by(model)
-        return checked._replace(body=body)
+        shares = [model for model, _ in names.aliases.get(context.asked_model or "", ())]
+        standbys = names.standbys.get(context.model, ())
+        for model in (*shares, *standbys):
+            if model in backend.served:
+                body = await self._body_for(context, checked, model)
+                if model in shares:
+                    context.answered_by(model)
+                else:
+                    context.falls_back(model)
+                return checked._replace(body=body)
+        return checked
 
     def _launch(
         self,

@@ -13,6 +13,7 @@ from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.upstream.http import HOP_BY_HOP
 from proxy.wire import COUNTS
+from proxy.wire.event_apis import is_responses
 
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
@@ -77,17 +78,19 @@ def is_allowed(path: str) -> bool:
     decodes it once more, or drops parameters after a semicolon."""
     if not (path.startswith("/v1/") or path in _PATHS):
         return False
+    kept = is_responses(path)
     if _PLAIN_PATH.fullmatch(path) is not None:
-        return path.lower() not in _BLOCKED
+        return path.lower() not in _BLOCKED and (kept or not is_responses(path.lower()))
     for _ in range(_DECODED):
-        if not _harmless(path):
+        if not _harmless(path, kept=kept):
             return False
         path = unquote(path)
-    return _harmless(path)
+    return _harmless(path, kept=kept)
 
 
-def _harmless(path: str) -> bool:
-    """Whether a path stays what it is where parameters, a query or spaces are cut off, and forms are folded."""
+def _harmless(path: str, *, kept: bool) -> bool:
+    """Whether a path stays what it is where parameters, a query or spaces are cut off, and forms are folded.
+    `kept`: it is of the Responses API, whose ids belong to tenants; no other spelling may lead there."""
     text = unicodedata.normalize("NFKC", path)
     segments = [_CUT.split(part, maxsplit=1)[0].strip() for part in text.split("/")]
     return not (
@@ -97,6 +100,7 @@ def _harmless(path: str) -> bool:
         or "\\" in text
         or any(ord(c) < 0x20 or c == "\x7f" for c in text)
         or "/".join(segments).rstrip("/").lower() in _BLOCKED
+        or (not kept and is_responses("/".join(segments).lower()))
         or _CUT.split(text, maxsplit=1)[0].strip().rstrip("/").lower() in _BLOCKED
     )
 

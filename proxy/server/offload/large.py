@@ -164,12 +164,12 @@ class LargeRequests:
         headers = context.request.headers
         return ApiRequestJob(
             endpoint,
-            headers.get("cache-control", ""),
-            headers.get("x-gateway-share", ""),
+            _encodable(headers.get("cache-control", "")),
+            _encodable(headers.get("x-gateway-share", "")),
             self._scope(context),
             session_of(headers),
             tuple(
-                (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
+                (name, _encodable(value))
                 for name, value in headers_in_common(engine_headers(headers, self._passed_on))
             ),
             model,
@@ -213,3 +213,8 @@ class LargeRequests:
 
     def _tell(self, what: str, detail: str) -> None:
         self._log.event("warning", f"a reading process {what}", detail=detail)
+
+
+def _encodable(value: str) -> str:
+    """A header's value as a job can carry it: one byte that is not UTF-8 would fail the whole job."""
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")

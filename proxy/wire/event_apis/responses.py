@@ -53,7 +53,9 @@ def is_responses(path: str) -> bool:
 def response_named(path: str) -> str | None:
     """The id in a path of this API such as `/v1/responses/ID/cancel`; None: it names no response."""
     segments = path.split("/")
-    return segments[3] if len(segments) > 3 and segments[3] not in _NO_ID else None
+    if len(segments) < 4 or (len(segments) == 4 and segments[3] in _NO_ID):
+        return None
+    return segments[3]
 
 
 class ResponsesApi(EventApi):

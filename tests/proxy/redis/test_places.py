@@ -34,6 +34,17 @@ async def test_the_place_that_was_needed_longest_ago_is_forgotten(monkeypatch: p
     assert [await known.get(b"", id) for id in ("1", "2", "3")] == ["e", None, "e"]
 
 
+async def test_a_tenant_with_many_places_forgets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "MAX_PLACES", 4)
+    known = local()
+    known.put(b"b", "r", "e")
+    for number in range(100):
+        known.put(b"a", str(number), "e")
+    assert len(known) == 4
+    assert await known.get(b"b", "r") == "e"
+    assert [await known.get(b"a", id) for id in ("96", "97", "98", "99")] == [None, "e", "e", "e"]
+
+
 async def test_another_process_finds_it_for_a_day_and_what_else_lies_there_is_none() -> None:
     async with redis_server() as path:
         redis = SingleServer(address(f"unix://{path}"))

@@ -65,3 +65,8 @@ def test_what_clients_write_is_read(reader: Callable[[Any], Any], values: list[A
 @pytest.mark.parametrize("value", [None, "", "x", [], {}, [1], "null", "9" * 5000, " " * 5000 + "x", "0x1", "٤"])
 def test_what_is_none_is_refused(reader: Callable[[Any], Any], value: Any) -> None:
     assert reader(value) is None
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_an_integer_beyond_a_float_is_no_number(value: int) -> None:
+    assert number(value) is None
