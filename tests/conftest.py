@@ -26,9 +26,10 @@ LONGEST = (
     *("tests/system/test_contained.py", "tests/system/test_chaos.py", "tests/loadgen/cli/test_find.py"),
     *("tests/loadgen/cli/test_loads.py", "tests/ops/bench/vllm/test_admission.py", "tests/ops/test_mutation.py"),
     *("tests/proxy/test_terminal_streams.py", "tests/proxy/redis/test_cluster.py"),
-    "tests/proxy/redis/test_sentinel.py",
+    *("tests/proxy/redis/test_sentinel.py", "tests/real/test_gpu_bench.py"),
 )
-"""Files of half a minute and more: one that a worker takes late is what the others wait for."""
+"""Files of half a minute and more: one that a worker takes late is what the others wait for. The last one measures a
+vLLM of its own, so it comes before the tests that share one."""
 LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/", "tests/proxy/server/page/")
 """Folders of tests that start processes."""
 
