@@ -28,8 +28,8 @@ LONGEST = (
     *("tests/proxy/test_terminal_streams.py", "tests/proxy/redis/test_cluster.py"),
     *("tests/proxy/redis/test_sentinel.py", "tests/real/test_gpu_bench.py"),
 )
-"""Files of half a minute and more: one that a worker takes late is what the others wait for. The last one measures a
-vLLM of its own, so it comes before the tests that share one."""
+"""Files of half a minute and more: one that a worker takes late is what the others wait for. The last one measures
+a vLLM of its own, so it comes before the tests that share one."""
 LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/", "tests/proxy/server/page/")
 """Folders of tests that start processes."""
 
