@@ -92,7 +92,7 @@ class Report(msgspec.Struct, tag="report"):
 
     number: int  # of the last Allot
     engines: dict[str, tuple[int, int, int]]  # in flight, queued, the most that its controller would send
-    queues: list[tuple[list[str], PoolQueue]] = []  # what waits, each with the engines that serve it
+    queues: list[tuple[list[str], PoolQueue]] = []  # queued requests, each summary with the engines that serve it
 
 
 class Ask(msgspec.Struct, tag="ask"):

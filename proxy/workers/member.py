@@ -35,7 +35,7 @@ ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker a
 
 STEP: Final = 0.25
 """Seconds between the turns of workers to probe a breaker: much more than a message takes."""
-MAX_DETAIL: Final = 1000  # characters of what is told of an engine
+MAX_DETAIL: Final = 1000  # characters of a message about an engine
 
 
 class Engine(Protocol):
@@ -120,10 +120,10 @@ class Member:
         hear: Callable[[str, News, float, str], None],
         metrics: Metrics,
     ) -> None:
-        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queues`: what waits
-        for an engine; `serving`: the engines of a pool; `charge` is called with pool, class and tenant, and the
-        tokens that other workers have served it, `room` when there may be an engine, `hear` with what other
-        workers `tell`."""
+        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queues`: the
+        requests queued for an engine; `serving`: the engines of a pool; `charge` is called with pool, class and
+        tenant, and the tokens that other workers have served it, `room` when there may be an engine, `hear` with
+        what other workers `tell`."""
         self._engines, self._queues, self._serving = engines, queues, serving
         self._charge, self._room, self._hear, self._metrics = charge, room, hear, metrics
         for engine in engines():

@@ -38,7 +38,7 @@ class Place:
         return self.queued > 0 and self.inflight >= self.allotted
 
     def report(self, inflight: int, queued: int, most: int, queues: Sequence[PoolQueue]) -> None:
-        """What it has, and what waits there for this engine."""
+        """A worker's permits, and the requests that are queued there for this engine."""
         self.inflight, self.queued, self.most = inflight, queued, most
         self.waiting = [each for queue in queues for each in queue.waiting]
         self.oldest = min((queue.oldest for queue in queues), default=math.inf)
@@ -59,7 +59,7 @@ class Place:
         return self.held - before
 
     def queue(self) -> Sequence[Waiting]:
-        """What waits. Requests of tenants that are not known are of one."""
+        """The queued requests. Those of tenants that are not known are of one."""
         return self.waiting or [Waiting(NORMAL, None, 1, 1, self.queued, 0)]
 
     def wants(self) -> list[tuple[Waiting, float]]:
@@ -84,7 +84,7 @@ class Ledger:
         return f"<Ledger of {len(self._spent)} tenants>"
 
     def report(self, worker: int, queues: Iterable[PoolQueue]) -> None:
-        """What waits at a worker now."""
+        """The requests that are queued at a worker now."""
         before = self._last.get(worker, {})
         now = {
             (queue.pool, each.priority, each.tenant): each.served
@@ -194,8 +194,8 @@ def _whole(limit: int, shares: dict[int, float], places: Mapping[int, Place]) ->
 
 
 def _few(limit: int, places: Mapping[int, Place], ledger: Ledger, turn: int) -> dict[int, int]:
-    """Fewer places than workers: one for each next request, in the order of all that wait. Places that no queued
-    request takes stay where requests are in flight."""
+    """Fewer places than workers: one for each next request, in the order of all queued requests. Places that none
+    of them takes stay where requests are in flight."""
     lines = [(at, each, _name(at, each)) for at, place in places.items() for each in place.queue()]
     queued = [each.queued for _, each, _ in lines]
     counts = dict.fromkeys(places, 0)

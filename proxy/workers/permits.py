@@ -47,8 +47,8 @@ class Permits:
         engines: Mapping[str, tuple[int, int, int]],
         queues: Sequence[tuple[Sequence[str], PoolQueue]] = (),
     ) -> None:
-        """What it has and wants. `number`: the last allotment that it has applied; `queues`: what waits there,
-        each with the engines that serve it."""
+        """What it has and wants. `number`: the last allotment that it has applied; `queues`: its queued
+        requests, each summary with the engines that serve it."""
         known = self._workers.get(worker)
         if known is None:
             return

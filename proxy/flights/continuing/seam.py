@@ -126,7 +126,7 @@ class _Choice:
 
 
 class Seam:
-    """Compares a second answer with the log of a first one, frame by frame, and gives what comes after it."""
+    """Compares a second answer with the log of a first one, frame by frame, and gives the rest of the second."""
 
     def __init__(self, log: Sequence[bytes]) -> None:
         """`log`: frames in HTTP chunks. What is appended later is not part of the first answer."""

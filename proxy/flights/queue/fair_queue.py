@@ -143,7 +143,7 @@ class FairQueue(Generic[T]):
         return [entry.item for entry in entries]
 
     def summary(self) -> list[PoolQueue]:
-        """What waits, by pool."""
+        """The queued items, by pool."""
         return [
             PoolQueue(
                 pool,

@@ -173,7 +173,7 @@ class RequestQueue(Generic[T]):
             self.estimates.forget_dispatches()
 
     def summary(self) -> list[PoolQueue]:
-        """What waits for an engine, by pool; dispatched items that need another one are of the highest class."""
+        """The queued items, by pool; dispatched items that need another one are of the highest class."""
         queues = self.line.summary() if self.line.entries else []
         if self._back:
             pools: dict[str | None, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What waits for an engine, in a bounded summary: by pool, class and tenant."""
+"""A bounded summary of the requests that are queued for an engine: by pool, class and tenant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
 
 
 class PoolQueue(NamedTuple):
-    """All that waits for the engines of one pool; the tenants of each class in the order of their turns."""
+    """The queued requests of one pool of engines; the tenants of each class in the order of their turns."""
 
     pool: str | None
     oldest: float  # arrival of the oldest request, by the monotonic clock

@@ -1,4 +1,4 @@
-"""The order of all workers' queues: classes, tenants over all workers, users, and what is told of them."""
+"""The order of all workers' queues: classes, tenants over all workers, users, and the reports about them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def spec(
 
 
 class Reader:
-    """A client that reads all that it is given."""
+    """A client that reads everything."""
 
     def __init__(self, flight: Flight, *, usage: bool = True) -> None:
         self.data = b""
