@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
@@ -40,9 +41,27 @@ class EventApi(ABC):
     keep_alive: bytes
     """An event or a comment that clients ignore."""
 
+    decoder: msgspec.json.Decoder[Any]
+    """Of an event's data."""
+
+    delta: re.Pattern[bytes]
+    """The beginning of an event with generated content, as nearly every one is: its JSON is not read."""
+
     @abstractmethod
+    def read(self, event: Any) -> Seen:
+        """What a decoded event says."""
+
     def read_event(self, frame: bytes) -> Seen:
         """What one raw event says. Never raises: what cannot be read says nothing."""
+        if self.delta.match(frame) is not None:
+            return CONTENT
+        data = event_data(frame)
+        if isinstance(data, Seen):
+            return data
+        try:
+            return self.read(self.decoder.decode(data))
+        except NOT_JSON:
+            return NOTHING
 
     @abstractmethod
     def read_body(self, body: bytes) -> Seen:
@@ -55,6 +74,11 @@ class EventApi(ABC):
     @abstractmethod
     def passed_event(self, error: Any, status: int, request_id: str, number: int) -> bytes:
         """The same for the JSON value of an engine's error, under this status."""
+
+
+def is_under(path: str, root: str) -> bool:
+    """Whether a path in its normal form is `root` or below it."""
+    return path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/")
 
 
 def event_data(frame: bytes) -> bytes | Seen:

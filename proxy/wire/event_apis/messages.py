@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -16,14 +17,14 @@ from proxy.wire.event_apis.event_api import (
     OPENING,
     EventApi,
     Seen,
-    event_data,
+    is_under,
     plausible,
     words_in,
 )
 from proxy.wire.frames import Usage
 
 PATH: Final = "/v1/messages"
-_DELTA: Final = b"event: content_block_delta\n"  # nearly every event: its JSON is not read
+_DELTA: Final = re.compile(rb"event: content_block_delta\n")
 _IN: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 """Together they are the prompt: the first one is without cached tokens."""
 
@@ -39,22 +40,16 @@ _EVENT: Final = msgspec.json.Decoder(_Event)
 
 def is_messages(path: str) -> bool:
     """Whether a path in its normal form is of this API, whose errors have Anthropic's shape."""
-    return path.startswith(PATH) and path[len(PATH) : len(PATH) + 1] in ("", "/")
+    return is_under(path, PATH)
 
 
 class MessagesApi(EventApi):
     keep_alive = b'event: ping\ndata: {"type": "ping"}\n\n'
 
-    def read_event(self, frame: bytes) -> Seen:
-        if frame.startswith(_DELTA):
-            return CONTENT
-        data = event_data(frame)
-        if isinstance(data, Seen):
-            return data
-        try:
-            event = _EVENT.decode(data)
-        except NOT_JSON:
-            return NOTHING
+    decoder = _EVENT
+    delta = _DELTA
+
+    def read(self, event: Any) -> Seen:
         match event.type:
             case "content_block_delta":
                 return CONTENT

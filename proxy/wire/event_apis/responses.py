@@ -15,7 +15,7 @@ from proxy.wire.event_apis.event_api import (
     NOTHING,
     EventApi,
     Seen,
-    event_data,
+    is_under,
     plausible,
     words_in,
 )
@@ -23,7 +23,7 @@ from proxy.wire.frames import Usage
 
 PATH: Final = "/v1/responses"
 LONGEST_ID: Final = 256  # characters
-_DELTA: Final = re.compile(rb"event: response\.[a-z_.]{1,64}\.delta\n")  # nearly every event: its JSON is not read
+_DELTA: Final = re.compile(rb"event: response\.[a-z_.]{1,64}\.delta\n")
 _OPENING: Final = frozenset({"response.created", "response.queued", "response.in_progress"})
 _END: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _NO_ID: Final = ("compact", "input_tokens")  # methods in the place of an id
@@ -47,7 +47,7 @@ _RESPONSE: Final = msgspec.json.Decoder(_Response)
 
 def is_responses(path: str) -> bool:
     """Whether a path in its normal form is of this API."""
-    return path.startswith(PATH) and path[len(PATH) : len(PATH) + 1] in ("", "/")
+    return is_under(path, PATH)
 
 
 def response_named(path: str) -> str | None:
@@ -61,16 +61,10 @@ def response_named(path: str) -> str | None:
 class ResponsesApi(EventApi):
     keep_alive = b": keep-alive\n\n"
 
-    def read_event(self, frame: bytes) -> Seen:
-        if _DELTA.match(frame) is not None:
-            return CONTENT
-        data = event_data(frame)
-        if isinstance(data, Seen):
-            return data
-        try:
-            event = _EVENT.decode(data)
-        except NOT_JSON:
-            return NOTHING
+    decoder = _EVENT
+    delta = _DELTA
+
+    def read(self, event: Any) -> Seen:
         kind = event.type
         if kind.endswith(".delta"):
             return CONTENT
