@@ -12,7 +12,7 @@ from proxy.access.request_limits import RequestLimits
 from proxy.config import ModelNames
 from proxy.errors import Code, GatewayError
 from proxy.flights import Keyer, Share, estimate, estimate_raw, sharing_of
-from proxy.upstream import affinity, by_session, key_of, mixed, raw_affinity
+from proxy.upstream import affinity, by_raw_session, by_session, key_of, mixed, raw_affinity
 from proxy.wire import (
     NO_FACTS,
     NO_TEXT_FIELDS,
@@ -182,13 +182,7 @@ def resolve_raw(names: ModelNames, passed: RawBody, session: str) -> RawBody:
     name = passed.model
     if name is None or name not in names.aliases:
         return passed
-    user = passed.members.get("user")
-    if session:
-        number = key_of(b"session", session.encode())
-    elif isinstance(user, str) and user:
-        number = key_of(b"user", msgspec.json.encode(user))
-    else:
-        number = key_of(b"body", passed.body[:PROMPT_BYTES])
+    number = by_raw_session(passed, session, passed.body[:PROMPT_BYTES])
     return passed.with_model(names.model_of(name, place_of(name, number)))
 
 

@@ -30,7 +30,7 @@ from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.monitor import Task, each, first_look, watch
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
-from proxy.upstream.routing import affinity, by_session, key_of, mixed, raw_affinity, session_of
+from proxy.upstream.routing import affinity, by_raw_session, by_session, key_of, mixed, raw_affinity, session_of
 
 __all__ = [
     "GONE",
@@ -49,6 +49,7 @@ __all__ = [
     "State",
     "Task",
     "affinity",
+    "by_raw_session",
     "by_session",
     "each",
     "first_look",

@@ -191,22 +191,28 @@ def by_prefix(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
     return key_of((api_request.model or "").encode(), beginning(api_request)[:PREFIX_BYTES])
 
 
+def by_raw_session(passed: RawBody, session: str, prompt: bytes) -> int:
+    """`by_session` for a request for Messages, Responses or another path. `session`: of its headers. `prompt`: the
+    bytes that decide where neither a session nor a user is named."""
+    if session:
+        return key_of(b"session", session.encode())
+    members = passed.members
+    metadata = members.get("metadata")
+    # Claude Code's session is in `user_id`
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    user = user or members.get("prompt_cache_key") or members.get("user")
+    if isinstance(user, str) and user:
+        return key_of(b"user", b'"%s"' % user.encode("utf-8", "surrogatepass"))  # as JSON has it in a chat
+    return key_of(b"body", prompt)
+
+
 def raw_affinity(policy: str, passed: RawBody, session: str) -> int:
     """The affinity key of a request for Messages or Responses, by the same rules. `session`: of its headers."""
-    if policy not in ("hash", "prefix"):
+    if policy == "hash":
+        return by_raw_session(passed, session, passed.body)
+    if policy != "prefix":
         return 0
     members = passed.members
-    if policy == "hash":
-        if session:
-            return key_of(b"session", session.encode())
-        metadata = members.get("metadata")
-        of_claude = (
-            metadata.get("user_id") if isinstance(metadata, dict) else None
-        )  # it holds Claude Code's session
-        user = of_claude or members.get("prompt_cache_key") or members.get("user")
-        if isinstance(user, str) and user:
-            return key_of(b"user", user.encode("utf-8", "surrogateescape"))
-        return key_of(b"prompt", passed.body)
     first = []
     turns = members.get("messages", members.get("input"))
     for turn in turns if isinstance(turns, list) else [turns]:

@@ -26,6 +26,7 @@ from proxy.upstream.routing import (
     affinity,
     beginning,
     by_prefix,
+    by_raw_session,
     by_session,
     key_of,
     mixed,
@@ -352,13 +353,16 @@ def test_messages_and_responses_are_kept_by_session_user_or_prompt() -> None:
     turns = [{"role": "user", "content": "a"}]
     claude = {"metadata": {"user_id": "u_session_1"}}
     assert raw_affinity("power-of-two", raw(messages=turns), "s") == 0
-    by_session = raw_affinity("hash", raw(messages=turns), "s")
-    assert by_session == raw_affinity("hash", raw(input="other", **claude), "s") != 0
+    of_session = raw_affinity("hash", raw(messages=turns), "s")
+    assert of_session == raw_affinity("hash", raw(input="other", **claude), "s") != 0
     by_user = raw_affinity("hash", raw(messages=turns, **claude), "")
-    assert by_user == raw_affinity("hash", raw(messages=[], **claude), "") != by_session
+    assert by_user == raw_affinity("hash", raw(messages=[], **claude), "") != of_session
     assert by_user == raw_affinity("hash", raw(input="x", prompt_cache_key="u_session_1"), "")
     assert raw_affinity("hash", raw(input="x"), "") != raw_affinity("hash", raw(input="y"), "")
     assert raw_affinity("hash", raw(metadata=[1], user=7), "") != 0
+    assert raw_affinity("hash", raw(user="\ud800"), "") != 0
+    in_a_chat = decode("chat", b'{"model": "m", "messages": [], "user": "ann"}')
+    assert by_raw_session(raw(user="ann"), "", b"") == by_session(in_a_chat, {})
 
 
 def test_messages_and_responses_are_kept_by_their_beginning() -> None:
