@@ -319,6 +319,32 @@ REDIS: Final = Row(
     ),
 )
 
+FLEET: Final = Row(
+    "The fleet",
+    (
+        Panel(
+            "Shares with other gateways",
+            ((f"gateway_fleet_live{{{ONE}}}", "{{instance}}"),),
+            kind="state-timeline",
+            words={"0": "alone", "1": "shares"},
+            green=1,
+            help="With --fleet auto. Alone: Redis is away, or refuses the fleet's commands.",
+        ),
+        Panel(
+            "Generations begun",
+            ((f"sum by (instance) (rate(gateway_fleet_led_total{{{ONE}}}[{RATE}]))", "{{instance}}"),),
+            "ops",
+            help="By the gateway that generates. One far above the others gets more connections than its part.",
+        ),
+        Panel(
+            "Flights of several gateways",
+            ((rate("fleet_flights_total", by="what"), "{{what}}"),),
+            "ops",
+            help="followed: answered by another gateway's generation. lost: cut with that gateway.",
+        ),
+    ),
+)
+
 PROCESS: Final = Row(
     "Process",
     (
@@ -348,4 +374,4 @@ PROCESS: Final = Row(
     ),
 )
 
-ROWS: Final = (HEAD, TRAFFIC, LATENCY, SHARING, ENGINES, WAITING, LIMITS, EMBEDDINGS, REDIS, PROCESS)
+ROWS: Final = (HEAD, TRAFFIC, LATENCY, SHARING, ENGINES, WAITING, LIMITS, EMBEDDINGS, REDIS, FLEET, PROCESS)

@@ -18,6 +18,7 @@ class Mood:
     """How the engine answers from now on; times in seconds."""
 
     ttft: float = 0.0
+    gap: float = 0.0  # between two tokens
     tokens: int = 8
     fail: float = 0.0  # share of requests that fail
     status: int = 500  # their status
@@ -97,6 +98,7 @@ class Engine:
             if mood.cut and at == 3 and request.transport is not None:
                 request.transport.abort()
                 return
+            await asyncio.sleep(mood.gap)
             await answer.write(_frame(_delta({"content": f" w{at}"})))
         await answer.write(_frame(_delta({}, "stop")))
         if (asked.get("stream_options") or {}).get("include_usage"):

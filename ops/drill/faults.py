@@ -97,6 +97,44 @@ async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
             stage.redis.thaw()
 
 
+@_fault("Redis stopped under a gateway of a fleet", "GatewayFleetAlone")
+async def fleet_without_redis(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway("--fleet", "auto") as gateway, clients(gateway.address, 4):
+        stage.redis.freeze()
+        try:
+            yield
+        finally:
+            stage.redis.thaw()
+
+
+@_fault("the gateway that generates for two is killed, and streams are not continued", "GatewayFleetStreamsLost")
+async def leader_killed(stage: Stage) -> AsyncIterator[None]:
+    flags = ("--fleet", "auto", "--resume", "off")
+    async with (
+        _mood(stage, Mood(tokens=200, gap=0.1)),
+        stage.gateway(*flags) as leader,
+        stage.gateway(*flags) as follower,
+        clients(leader.address, 1, same=True),
+    ):
+        leads = f'gateway_fleet_led_total{{instance="{leader.address}"}} > 0'
+        await stage.prometheus.until_data(leads, seconds=10)
+        async with clients(follower.address, 1, same=True):
+            follows = f'gateway_fleet_following{{instance="{follower.address}"}} > 0'
+            await stage.prometheus.until_data(follows, seconds=10)
+            await leader.kill()
+            yield
+
+
+@_fault("all clients of two gateways at one of them", "GatewayFleetUneven")
+async def one_gateway_leads(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        stage.gateway("--fleet", "auto") as gateway,
+        stage.gateway("--fleet", "auto"),
+        clients(gateway.address, 8),
+    ):
+        yield
+
+
 @_fault("a user that Redis does not know", "GatewayRedisRefuses")
 async def redis_refuses(stage: Stage) -> AsyncIterator[None]:
     url = stage.redis.url.replace("unix://", "unix://nobody:guess@")

@@ -38,7 +38,7 @@ async def test_every_query_of_the_dashboard_has_data_and_faults_raise_their_aler
     recorded = {rule["name"] for rule in await rules(on) if rule["type"] == "recording"}
     assert not any("$" in query for query in queries), "a variable that nothing resolves"
     async with (
-        on.gateway() as gateway,
+        on.gateway("--fleet", "auto") as gateway,
         clients(gateway.address, 2) as unique,
         clients(gateway.address, 4, same=True) as same,
     ):
