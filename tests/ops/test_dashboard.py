@@ -52,6 +52,7 @@ def test_rows_are_what_an_operator_looks_for() -> None:
         "Limits and admission",
         "Embeddings and tokens",
         "Redis",
+        "The fleet",
         "Process",
     ]
 
