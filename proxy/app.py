@@ -57,6 +57,7 @@ from proxy.server import (
     Sources,
     Times,
     Tracing,
+    host_of,
     hosts_of,
     in_use,
     limit,
@@ -137,7 +138,7 @@ class App:
     def url(self) -> str:
         if self.host.startswith("/"):
             return f"unix://{self.host}"
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self.scheme}://{host_of(self.host)}:{self.port}"
 
 
 @asynccontextmanager

@@ -33,8 +33,8 @@ REPLACEMENTS: Final = 20
 CLIENTS: Final = 8
 SPREADS: Final = (4, 8, 16, 64, 256)  # connections
 TRIALS: Final = 10
-MORE_BYTES: Final = 8 << 20  # that a worker may ask for until it is out of memory
-HUNGRY: Final = 1 << 20  # bytes of a prompt, twice
+MORE_BYTES: Final = 4 << 20  # that a worker may ask for until it is out of memory
+HUNGRY: Final = 200_000  # bytes of a prompt, twice
 
 
 class Workers:

@@ -140,6 +140,7 @@ class Supervisor:
 
     def reload(self) -> None:
         """Every worker reads its settings and files again."""
+        self._log.event("info", "reloading", workers=len(self._all))
         for worker in self._all:
             worker.signal(signal.SIGHUP)
 
