@@ -142,3 +142,15 @@ async def test_a_killed_gateway_s_places_come_back_to_the_workers_of_another(tmp
         said = [json.loads(line)["msg"] for line in (tmp_path / "log").read_text().splitlines()]
         assert said.count("admission shared") == 1
         assert "admission away" not in said
+
+
+async def test_a_gateway_that_begins_without_redis_serves_after_the_time_of_a_lease(tmp_path: Path) -> None:
+    counting = Counting()
+    async with (
+        Engine(counting) as engine,
+        gateway(engine, redis=f"unix://{tmp_path}/none", log_to=tmp_path / "log", **FLEET) as one,
+    ):
+        assert ceilings(one) == [0], "other gateways may have all places"
+        assert await fire(one.url, 20) == {200: 20}
+        assert counting.most == LIMIT
+    assert [line["msg"] for line in lines(tmp_path / "log")].count("admission away") == 1
