@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from proxy.flights.queue import PoolQueue
 from proxy.redis import Client, Deployment, Lost, ReplyError, WireError
-from proxy.telemetry import PREFIX, Family, Log
+from proxy.telemetry import PREFIX, Family, Log, raised
 from proxy.workers.leases import LEASE, Call, Demand, EngineLease, Record, Reply
 
 TICK: Final = 0.05
@@ -202,13 +202,18 @@ class SharedAdmission:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(TICK)
-            self.tick()
+            try:
+                self.tick()
+            except Exception as e:  # noqa: BLE001 - else nothing would be renewed any more
+                raised("the admission of all gateways", e)
 
     def tick(self) -> None:
         """Renew what is due."""
         now, demands = self._clock(), self._engines.demands()
         for name in self._leases.keys() - demands.keys():
-            del self._leases[name], self._bound[name]  # its record in Redis ends by itself
+            del self._leases[name]  # its record in Redis ends by itself
+            self._bound.pop(name, None)
+            self._differs.pop(name, None)
         for name, demand in demands.items():
             lease = self._leases.get(name)
             if lease is None:
@@ -216,16 +221,18 @@ class SharedAdmission:
             lease.look(now, demand)
             due = lease.due(now, demand)
             asked = lease.plan(now, demand) if due else 0
-            self._apply(name, lease)
+            if self._apply(name, lease):
+                demand = self._engines.demands()[name]  # what may be in use has changed
             if due:
-                call = lease.call(now, asked, self._engines.demands()[name])
-                self._send(name, lease, call)
+                self._send(name, lease, lease.call(now, asked, demand))
         self._tell(now)
 
-    def _apply(self, name: str, lease: EngineLease) -> None:
-        if self._bound.get(name) != lease.ceiling:
-            self._bound[name] = lease.ceiling
-            self._engines.bound(name, lease.ceiling)
+    def _apply(self, name: str, lease: EngineLease) -> bool:
+        if self._bound.get(name) == lease.ceiling:
+            return False
+        self._bound[name] = lease.ceiling
+        self._engines.bound(name, lease.ceiling)
+        return True
 
     def _send(self, name: str, lease: EngineLease, call: Call) -> None:
         ms = int(LEASE * 1000)

@@ -190,6 +190,18 @@ async def test_a_redis_that_refuses_costs_no_more_than_the_share_and_is_said_onc
     assert "WRONGTYPE" in str(away["detail"]), away
 
 
+async def test_a_look_that_raises_is_not_the_last_one(tmp_path: Path) -> None:
+    engines, raised = [Engine("http://e:1", 8)], list[str]()
+    loop = asyncio.get_running_loop()
+    async with redis_server() as path, admission(path, tmp_path / "a", engines) as (_, queued):
+        loop.set_exception_handler(lambda _, context: raised.append(context["message"]))
+        queued["http://e:1"] = cast(int, "no number")
+        await until(lambda: "the admission of all gateways" in raised)
+        engines.append(Engine("http://e:2", 8))
+        queued["http://e:1"] = 1
+        await until(lambda: engines[1].places == 8)
+
+
 async def test_an_engine_that_comes_later_has_no_place_before_redis_gave_one(tmp_path: Path) -> None:
     engines = [Engine("http://e:1", 8)]
     async with redis_server() as path, admission(path, tmp_path / "a", engines) as (shared, _):
