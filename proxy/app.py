@@ -57,6 +57,7 @@ from proxy.server import (
     Sources,
     Times,
     Tracing,
+    host_of,
     hosts_of,
     in_use,
     limit,
@@ -93,7 +94,7 @@ from proxy.upstream import (
     watch,
 )
 from proxy.upstream.http import tls_context
-from proxy.workers import Member
+from proxy.workers import Member, OwnEngines, SharedAdmission
 
 _SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
 
@@ -137,7 +138,7 @@ class App:
     def url(self) -> str:
         if self.host.startswith("/"):
             return f"unix://{self.host}"
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"{self.scheme}://{host_of(self.host)}:{self.port}"
 
 
 @asynccontextmanager
@@ -330,6 +331,20 @@ async def running(
                 metrics=metrics,
             )
             backends.share(member.given_back, member.tell, member.step)
+        elif settings.admission == "fleet" and shared_redis is not None:
+            shared = shared_admission(settings, shared_redis, log, loop, stack)
+            for name, doc, value in shared.gauges():
+                metrics.gauge(name, doc, value)
+            backends.divide()
+            await shared.start(
+                OwnEngines(
+                    lambda: backends.all,
+                    queues=request_queue.summary,
+                    serving=backends.serving,
+                    room=lambda: backends.capacity_changed(),
+                    fixed=settings.max_inflight > 0,
+                )
+            )
         await first_look(fleet.health_checks)
         naming = Naming(prepared.rules, backends, large.renew, log)
         naming.begin(settings, strict=member is None or member.hello.first)
@@ -433,6 +448,32 @@ async def running(
         )
 
 
+def shared_admission(
+    settings: Settings, redis: Deployment, log: Log, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack
+) -> SharedAdmission:
+    """The limits of engines that gateways share, not started yet."""
+    shared = SharedAdmission(
+        redis,
+        timeout=settings.redis_timeout_ms / 1000,
+        namespace=settings.redis_namespace,
+        log=log,
+        clock=loop.time,
+    )
+    stack.push_async_callback(shared.close)
+    return shared
+
+
+async def supervised_admission(
+    settings: Settings, redis: str | None, log: Log, stack: AsyncExitStack
+) -> SharedAdmission | None:
+    """The same for all workers of this gateway. `redis`: the URL of the answers' Redis."""
+    setting, url = ("state_redis", settings.state_redis) if settings.state_redis else ("redis", redis)
+    if settings.admission == "local" or url is None:
+        return None
+    deployment = await _deployment(setting, url, settings, log, None, stack)
+    return shared_admission(settings, deployment, log, asyncio.get_running_loop(), stack)
+
+
 async def _totals(member: Member, metrics: Metrics) -> Totals:
     return Totals(await member.families(metrics), PREFIX)
 
@@ -495,9 +536,9 @@ def _listener(
 
 
 async def _deployment(
-    setting: str, url: str, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack
+    setting: str, url: str, settings: Settings, log: Log, metrics: Metrics | None, stack: AsyncExitStack
 ) -> Deployment:
-    """The Redis of a setting, with its servers found."""
+    """The Redis of a setting, with its servers found. `metrics`: None in a supervisor: its workers have them."""
 
     def told(change: Change, server: str, detail: str) -> None:
         level = "warning" if change == "away" else "info"
@@ -506,7 +547,7 @@ async def _deployment(
     deployment = deployment_of(
         url, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace, on_server=told
     )
-    if deployment.sharded:
+    if deployment.sharded and metrics is not None:
         metrics.gauge(
             "redis_servers_away",
             "Masters of a Redis Cluster that are away, by setting.",

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import uvloop
 
-from proxy.app import App, children, running
+from proxy.app import App, children, running, supervised_admission
 from proxy.config import Settings, exposed, load, settings_as_toml
 from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
@@ -124,6 +124,7 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
             prepare(settings)  # its errors come before anything is bound
             sockets = bind(settings, workers, stack.enter_context(ExitStack()))
             engines, redis, redis_words = await children(settings, log, stack)
+            shared = await supervised_admission(settings, redis, log, stack)
             supervisor = Supervisor(
                 Parts(
                     sockets=sockets,
@@ -135,10 +136,15 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
                     delay=settings.drain_delay,
                     log_pipe=relay.pipe,
                     close=os.close,
+                    shared=shared is not None,
+                    fixed=settings.max_inflight > 0,
+                    families=shared.families if shared is not None else list,
                 ),
                 log,
             )
             stack.push_async_callback(supervisor.close)
+            if shared is not None:
+                await shared.start(supervisor)
             try:
                 ready = await supervisor.start()
                 _greet(ready, settings)

@@ -66,6 +66,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: prepared.rules.renew_salt(read_salt(settings, prepared.warnings)))
     attempt(lambda: _client_certs(settings, prepared))
     attempt(lambda: _redis(settings, prepared))
+    attempt(lambda: _listen_unix(settings))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
@@ -150,6 +151,12 @@ def _redis(settings: Settings, prepared: Prepared) -> None:
     if problems:
         raise SettingsError("\n".join(problems))
     prepared.redis_cert_expires = min(expiries, default=0.0)
+
+
+def _listen_unix(settings: Settings) -> None:
+    folder = os.path.dirname(settings.listen_unix)
+    if folder and not os.path.isdir(folder):
+        raise SettingsError(f"listen_unix = {settings.listen_unix!r}: there is no folder {folder}")
 
 
 def _backend_key(settings: Settings, prepared: Prepared) -> None:

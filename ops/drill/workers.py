@@ -1,5 +1,5 @@
 """What several workers of one gateway do, with real processes: `python -m ops.drill.workers [PART...]`. The parts
-are spread, replace, limits, killed and frozen; all take a few minutes."""
+are spread, replace, limits, killed, frozen and memory; all take a few minutes."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ REPLACEMENTS: Final = 20
 CLIENTS: Final = 8
 SPREADS: Final = (4, 8, 16, 64, 256)  # connections
 TRIALS: Final = 10
+MORE_BYTES: Final = 4 << 20  # that a worker may ask for until it is out of memory
+HUNGRY: Final = 200_000  # bytes of a prompt, twice
 
 
 class Workers:
@@ -75,9 +77,9 @@ async def gateway(on: Engine, folder: Path, count: int, *flags: str) -> AsyncIte
             yield running
 
 
-async def ask(session: aiohttp.ClientSession, url: str, said: Counter[str]) -> None:
+async def ask(session: aiohttp.ClientSession, url: str, said: Counter[str], size: int = 8) -> None:
     """One request that shares nothing; its status or the client's error is counted."""
-    message = {"role": "user", "content": os.urandom(8).hex()}
+    message = {"role": "user", "content": os.urandom(size).hex()}
     body = {"model": "m1", "stream": True, "messages": [message]}
     try:
         async with session.post(url, json=body) as response:
@@ -88,8 +90,9 @@ async def ask(session: aiohttp.ClientSession, url: str, said: Counter[str]) -> N
 
 
 @asynccontextmanager
-async def load(url: str, said: Counter[str], count: int = CLIENTS) -> AsyncIterator[None]:
-    """Clients in a closed loop: half keep their connections, half make one for each request."""
+async def load(url: str, said: Counter[str], count: int = CLIENTS, size: int = 8) -> AsyncIterator[None]:
+    """Clients in a closed loop: half keep their connections, half make one for each request. `size`: bytes of each
+    prompt, twice."""
     going = True
 
     async def client(keeps: bool) -> None:
@@ -97,7 +100,7 @@ async def load(url: str, said: Counter[str], count: int = CLIENTS) -> AsyncItera
         timeout = aiohttp.ClientTimeout(total=60)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while going:
-                await ask(session, url, said)
+                await ask(session, url, said, size)
 
     clients = [asyncio.create_task(client(bool(n % 2))) for n in range(count)]
     try:
@@ -186,23 +189,49 @@ async def limits(on: Engine, folder: Path) -> None:
 
 async def killed(on: Engine, folder: Path) -> None:
     """A worker killed under load, as the out-of-memory killer does."""
-    await _struck(on, folder, "killed", signal.SIGKILL, "worker ended")
+    await _struck(on, folder, "killed", lambda pid: os.kill(pid, signal.SIGKILL), "worker ended")
 
 
 async def frozen(on: Engine, folder: Path) -> None:
     """A worker stopped under load: it is killed after its silence."""
-    await _struck(on, folder, "frozen", signal.SIGSTOP, "worker silent")
+    await _struck(on, folder, "frozen", lambda pid: os.kill(pid, signal.SIGSTOP), "worker silent")
 
 
-async def _struck(on: Engine, folder: Path, what: str, number: signal.Signals, event: str) -> None:
+async def memory(on: Engine, folder: Path) -> None:
+    """A worker that gets no more memory, by a cgroup: the kernel kills it."""
+    group = Path(f"/sys/fs/cgroup/memory/gateway-drill-{os.getpid()}")  # cgroup v1
+    most = group / "memory.limit_in_bytes"
+    if not group.parent.is_dir():
+        group = Path(f"/sys/fs/cgroup/gateway-drill-{os.getpid()}")
+        most = group / "memory.max"
+    try:
+        group.mkdir()
+        try:
+            # What it has is not counted, what it asks for from now on is.
+            most.write_text(str(MORE_BYTES))
+            strike = (group / "cgroup.procs").write_text
+            await _struck(on, folder, "out of memory", lambda pid: strike(str(pid)), "worker ended", HUNGRY)
+            counts = "memory.oom_control" if (group / "memory.oom_control").exists() else "memory.events"
+            (kills,) = re.findall(r"^oom_kill (\d+)$", (group / counts).read_text(), re.M)
+            print(f"memory: the kernel killed {kills} process for want of memory")
+        finally:
+            group.rmdir()
+    except OSError as e:
+        print(f"memory: left out, no memory controller may be written here ({e})")
+
+
+async def _struck(
+    on: Engine, folder: Path, what: str, strike: Callable[[int], object], event: str, said_each: int = 8
+) -> None:
+    """`strike` is called with the process of one worker; `said_each`: bytes of each prompt, twice."""
     said: Counter[str] = Counter()
     async with gateway(on, folder, 4, "--redis", "off") as workers:
         on.mood = Mood(ttft=0.2)  # so that requests are in flight at each worker
-        async with load(workers.url, said, 4 * CLIENTS):
+        async with load(workers.url, said, 4 * CLIENTS, said_each):
             while sum(said.values()) < 8 * CLIENTS:  # noqa: ASYNC110 - a count of other tasks
                 await asyncio.sleep(0.05)
             began = time.monotonic()
-            os.kill(workers.pids[0], number)
+            strike(workers.pids[0])
             await workers.until(event, 1)
             noticed = time.monotonic() - began
             await workers.until("engine up", 5)
@@ -223,6 +252,7 @@ PARTS: Final[dict[str, Callable[[Engine, Path], Awaitable[None]]]] = {
     "limits": limits,
     "killed": killed,
     "frozen": frozen,
+    "memory": memory,
 }
 
 

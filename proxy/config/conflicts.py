@@ -84,6 +84,10 @@ def conflicts(settings: Settings) -> list[str]:
             "pace_ttft_ms needs max_inflight = auto: a fixed limit is not adapted",
         ),
         (
+            settings.admission == "fleet" and not settings.state_redis and settings.redis in ("auto", "off"),
+            "admission = fleet needs redis or state_redis: the URL of the Redis that all gateways have",
+        ),
+        (
             settings.max_tokens_action == "refuse" and not settings.max_tokens_cap,
             "max_tokens_action = refuse needs max_tokens_cap",
         ),

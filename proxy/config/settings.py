@@ -288,6 +288,11 @@ class Settings:
         "N|auto",
         "Most requests in flight at one engine; `auto` adapts it to keep the batch full and the queue short.",
     )
+    admission: Literal["local", "fleet"] = _choice(
+        "local",
+        "fleet",
+        help="What `max_inflight` bounds: the requests of this gateway, or of all with one Redis and namespace.",
+    )
     pace_ttft_ms: float = _milliseconds(
         0.0,
         10**6,

@@ -26,6 +26,7 @@ Redis fails open: slow, full, restarting, refusing or absent, requests are serve
 
 from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Claim, Held, Stored, stream_views, wall_clock
+from proxy.redis.client import Client
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
 from proxy.redis.flight_scripts import (
     APPEND,
@@ -60,6 +61,7 @@ __all__ = [
     "Cache",
     "Change",
     "Claim",
+    "Client",
     "Deployment",
     "FlightKeys",
     "FlightScript",

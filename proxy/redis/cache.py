@@ -175,6 +175,7 @@ class Cache:
         self._record = record
         self.availability = Availability(self._try_lookup, on_breaker)  # of look-ups
         self.accepts = Availability(self._try_store, on_stores)  # of stores alone
+        self._stores_lost = False  # their connection was lost, and has not answered since
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
         self._claimant: tuple[Word, ...] = ()
@@ -404,6 +405,7 @@ class Cache:
                 if isinstance(reply, TooManyPending):
                     self._record("store_skipped", 1)
                 elif isinstance(reply, WireError):
+                    self._stores_lost = self._stores_lost or isinstance(reply, Lost)
                     self._failed(reply, self._stores_or_all(reply))
                 else:
                     self._record("store", 1)
@@ -471,11 +473,15 @@ class Cache:
         return self.accepts if isinstance(e, ReplyError) and not is_away(e) else self.availability
 
     async def _try_lookup(self) -> None:
-        """Look up two keys, as a batch does. A node of a Redis Cluster refuses them: they are of two slots."""
+        """Look up two keys, as a batch does. A node of a Redis Cluster refuses them: they are of two slots. After
+        a loss the connection of stores must answer too, or the next store would open the breaker again."""
         keys = (self._prefix + b"probe:1", self._prefix + b"probe:2")
         reply = await self._lookups.call(b"MGET", *keys, timeout=self._timeout)
         if type(reply) is not list or len(reply) != len(keys):
             raise Lost("an invalid reply to MGET")
+        if self._stores_lost:
+            await self._stores.call(b"MGET", keys[0], timeout=self._timeout)
+            self._stores_lost = False
 
     async def _try_store(self) -> None:
         command = (b"SET", self._prefix + b"probe:1", b"", b"PX", 1)
@@ -485,6 +491,7 @@ class Cache:
             return  # the other masters of a Cluster accept stores, or the next one is refused
         except WireError as e:
             if self._stores_or_all(e) is self.availability:
+                self._stores_lost = self._stores_lost or isinstance(e, Lost)
                 self._failed(e)
             raise
 

@@ -20,7 +20,7 @@ exception becomes the client's error, resources are released, one line is logged
 process in order. `Page` is the page at `/` with its state and its playground.
 """
 
-from proxy.server.bind import hosts_of, listen, listen_for_operators
+from proxy.server.bind import host_of, hosts_of, listen, listen_for_operators
 from proxy.server.gateway import Gateway
 from proxy.server.gauges import state_gauges
 from proxy.server.handlers.flush import Flush
@@ -46,6 +46,7 @@ __all__ = [
     "Sources",
     "Times",
     "Tracing",
+    "host_of",
     "hosts_of",
     "in_use",
     "limit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -27,6 +28,12 @@ from proxy.server.listener.unix_socket import unix_socket
 from proxy.telemetry import Log
 
 MAX_OPERATORS: Final = 64  # connections to their listener
+
+
+def host_of(listens: str) -> str:
+    """The host of URLs of a listener at this address, as a browser on this machine opens them."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listens, listens)  # noqa: S104 - of all addresses one
+    return f"[{host}]" if ":" in host else host
 
 
 async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
@@ -98,7 +105,8 @@ async def _accept(
         for each in where:
             await Site(runner, each, backlog=backlog, tls=context, handshake=handshake).start()
     except OSError as e:
-        raise ListenError(e.strerror or str(e)) from e
+        # The event loop's own text names the address, which the message does already.
+        raise ListenError(os.strerror(e.errno) if e.errno and e.errno > 0 else e.strerror or str(e)) from e
 
 
 async def listen_for_operators(
@@ -130,5 +138,4 @@ async def listen_for_operators(
         )
     except ListenError as e:
         raise ListenError(f"{e} (admin_port = {settings.admin_port})") from e
-    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
-    return f"{'http' if tls is None else 'https'}://{host}:{settings.admin_port}"
+    return f"{'http' if tls is None else 'https'}://{host_of(settings.admin_host)}:{settings.admin_port}"

@@ -170,6 +170,7 @@ class Backends:
         self.tell: Callable[[str, News, float, str], None] = lambda *news: None
         """To be called with what other processes should know of an engine. See `share`."""
         self._step = 0.0
+        self._divided = False
         self._on_gone: Callable[[Backend], None] = lambda backend: None
         self._on_silent: Callable[[Backend], None] = lambda backend: None
         self._router = router or LeastOutstanding()
@@ -197,12 +198,17 @@ class Backends:
         called with each check, for the requests that are under way there."""
         self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
 
+    def divide(self) -> None:
+        """Other processes use the same engines: one that is added gets no request before its `allot`."""
+        self._divided = True
+
     def share(
         self, given_back: Callable[[], None], tell: Callable[[str, News, float, str], None], step: float
     ) -> None:
         """Other processes use the same engines. `given_back` is called when a slot beyond an engine's limit is
         released, `tell` with an engine's name and what they should `hear` of it. `step`: seconds after the others'
         turn to probe before it is this one's."""
+        self.divide()
         self.given_back, self.tell, self._step = given_back, tell, step
 
     def hear(self, name: str, news: News, seconds: float, detail: str) -> None:
@@ -512,8 +518,11 @@ class Backends:
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
         """Add and remove engines. A removed one finishes its requests in flight."""
-        gone = list(removed)
-        self.all = [*(b for b in self.all if b not in gone), *added]
+        gone, new = list(removed), list(added)
+        if self._divided:
+            for backend in new:
+                backend.allot(0)
+        self.all = [*(b for b in self.all if b not in gone), *new]
         self._named = {backend.name: backend for backend in self.all}
         self._builds = in_common(backend.build for backend in self.all)
         self._chosen = {}

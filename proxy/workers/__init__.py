@@ -11,6 +11,9 @@ supervisor over a **channel** (`channel.py`: messages of msgspec).
 allotments together never exceed the limit. While an engine is full, they go by class and tenant over the queues of
 all workers (`order.py`).
 
+**Shared admission** (`admission.py`) holds the limits of engines over several gateways, through Redis: each
+gateway has a **lease** (`leases.py`) on places at each engine, which bounds its permits.
+
 What a worker finds out of an engine (down, a breaker that opens, a probe) goes through the supervisor to all
 others.
 
@@ -20,6 +23,7 @@ the counters of workers that have ended.
 The **log relay** (`log_relay.py`) writes whole lines of all workers to the supervisor's standard output.
 """
 
+from proxy.workers.admission import Engines, OwnEngines, SharedAdmission
 from proxy.workers.channel import Ready
 from proxy.workers.log_relay import LogRelay
 from proxy.workers.member import Member
@@ -27,4 +31,17 @@ from proxy.workers.process import CHANNEL
 from proxy.workers.sockets import Sockets, bind
 from proxy.workers.supervisor import CannotStart, Parts, Supervisor
 
-__all__ = ["CHANNEL", "CannotStart", "LogRelay", "Member", "Parts", "Ready", "Sockets", "Supervisor", "bind"]
+__all__ = [
+    "CHANNEL",
+    "CannotStart",
+    "Engines",
+    "LogRelay",
+    "Member",
+    "OwnEngines",
+    "Parts",
+    "Ready",
+    "SharedAdmission",
+    "Sockets",
+    "Supervisor",
+    "bind",
+]

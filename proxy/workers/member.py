@@ -6,13 +6,14 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 from proxy.config import Settings
 from proxy.flights.queue import PoolQueue
 from proxy.telemetry import PREFIX, Family, Metrics, rendered, summed
 from proxy.upstream import News
 from proxy.workers import channel
+from proxy.workers.admission import Engine
 from proxy.workers.channel import (
     Allot,
     Channel,
@@ -36,19 +37,6 @@ ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker a
 STEP: Final = 0.25
 """Seconds between the turns of workers to probe a breaker: much more than a message takes."""
 MAX_DETAIL: Final = 1000  # characters of a message about an engine
-
-
-class Engine(Protocol):
-    """An engine, as permits are about it (`upstream.Backend`)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def inflight(self) -> int: ...
-    @property
-    def most(self) -> int: ...
-    def allot(self, places: int) -> None: ...
-    def mark_reached(self) -> None: ...
 
 
 class Member:
@@ -233,8 +221,6 @@ class Member:
         queues = [(self._serving(queue.pool), queue) for queue in self._queues()]
         engines = {}
         for engine in self._engines():
-            if engine.name not in self._places:
-                engine.allot(0)  # new: the supervisor does not know of it yet
             queued = sum(queue.queued for names, queue in queues if engine.name in names)
             engines[engine.name] = (engine.inflight, queued, engine.most)
         self._places = {name: count for name, count in self._places.items() if name in engines}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxy.flights.queue import PoolQueue
+from proxy.workers.leases import Demand
 from proxy.workers.order import Key, Ledger, Place, parts
 
 
@@ -21,7 +22,11 @@ class _Worker:
 class Permits:
     """Divides the limits of all engines among the workers that have joined."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shared: bool = False) -> None:
+        """`shared`: other gateways use the engines, so none has a place before it is bounded."""
+        self._shared = shared
+        self._ceilings: dict[str, int] = {}  # of shared engines
+        self._reached: set[str] = set()  # engines whose limit all gateways have reached
         self._workers: dict[int, _Worker] = {}
         self._joined: set[str] = set()  # engines whose workers have changed since the last look
         self._ledger = Ledger()
@@ -69,6 +74,36 @@ class Permits:
 
     def limit(self, engine: str) -> int:
         """The limit of an engine: the least that any worker's controller would have."""
+        most = self._most(engine)
+        return min(most, self._ceilings.get(engine, 0)) if self._shared else most
+
+    def bound(self, engine: str, ceiling: int) -> None:
+        """All workers together may have so many requests there."""
+        self._ceilings[engine] = ceiling
+        self._joined.add(engine)
+
+    def reached(self, engine: str) -> None:
+        """The limit of all gateways is reached there."""
+        self._reached.add(engine)
+
+    def demands(self, *, fixed: bool) -> dict[str, Demand]:
+        """What all workers together want, by engine. `fixed`: the limits are not adapted."""
+        engines = {
+            name: self._places(name).values() for worker in self._workers.values() for name in worker.places
+        }
+        self._ceilings = {name: ceiling for name, ceiling in self._ceilings.items() if name in engines}
+        return {
+            name: Demand(
+                self._most(name),
+                sum(place.inflight for place in places),
+                sum(place.queued for place in places),
+                sum(max(place.held, place.allotted) for place in places),
+                fixed,
+            )
+            for name, places in engines.items()
+        }
+
+    def _most(self, engine: str) -> int:
         return min(worker.places[engine].most for worker in self._workers.values() if engine in worker.places)
 
     def short(self, engine: str) -> bool:
@@ -86,11 +121,14 @@ class Permits:
             places = self._places(engine)
             if engine in self._joined or any(place.short for place in places.values()):
                 moved |= self._divide(places, self.limit(engine))
+            if engine in self._reached:
+                moved |= places.keys()  # tell them all
             pending = any(place.held > place.allotted for place in places.values())
             if not pending:
                 self._joined.discard(engine)
         self._joined &= engines
-        short = [engine for engine in engines if self.short(engine)]
+        short = [engine for engine in engines if engine in self._reached or self.short(engine)]
+        self._reached.clear()
         told = {}
         for number in moved:
             worker = self._workers[number]

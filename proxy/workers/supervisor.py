@@ -24,6 +24,7 @@ from proxy.workers.channel import (
     Report,
     Served,
 )
+from proxy.workers.leases import Demand
 from proxy.workers.permits import Permits
 from proxy.workers.process import SILENT, WorkerProcess
 from proxy.workers.sockets import Sockets
@@ -68,6 +69,9 @@ class Parts:
     delay: float  # seconds between the signal and the end of accepting
     log_pipe: Callable[[], int]
     close: Callable[[int], None] = field(default=lambda fd: None)
+    shared: bool = False  # other gateways use the engines: they are bounded by `bound`
+    fixed: bool = True  # the limits of engines are not adapted
+    families: Callable[[], list[Family]] = list  # metrics of the supervisor
 
 
 class Supervisor:
@@ -81,7 +85,7 @@ class Supervisor:
         self._places: list[WorkerProcess | None] = [None] * len(parts.sockets.own)
         self._all: set[WorkerProcess] = set()  # those that leave too
         self._tasks: set[asyncio.Task[None]] = set()
-        self._permits = Permits()
+        self._permits = Permits(shared=parts.shared)
         self._ended: list[Family] = []  # counters of workers that have ended
         self._last: dict[WorkerProcess, list[Family]] = {}
         self._collections: dict[int, _Collection] = {}
@@ -120,8 +124,23 @@ class Supervisor:
         self._own(self._watch())
         return first.ready.result()
 
+    def demands(self) -> dict[str, Demand]:
+        """What all workers together want of each engine."""
+        return self._permits.demands(fixed=self._parts.fixed)
+
+    def bound(self, engine: str, ceiling: int) -> None:
+        """All workers together may have so many requests there."""
+        self._permits.bound(engine, ceiling)
+        self._allot()
+
+    def reached(self, engine: str) -> None:
+        """The limit of all gateways is reached there."""
+        self._permits.reached(engine)
+        self._allot()
+
     def reload(self) -> None:
         """Every worker reads its settings and files again."""
+        self._log.event("info", "reloading", workers=len(self._all))
         for worker in self._all:
             worker.signal(signal.SIGHUP)
 
@@ -365,7 +384,7 @@ class Supervisor:
         collection = self._drop(number)
         if collection is not None:
             families = [last for worker, last in self._last.items() if worker is not collection.asker]
-            collection.asker.send(Collected(collection.number, [self._ended, *families]))
+            collection.asker.send(Collected(collection.number, [self._ended, self._parts.families(), *families]))
 
 
 async def _first_of(worker: WorkerProcess, ending: asyncio.Future[int]) -> None:

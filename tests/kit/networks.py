@@ -38,6 +38,13 @@ class Host:
     def join(self) -> None:
         _ip("link", "set", self._link, "up")
 
+    def lose(self, address: str) -> None:
+        """What it sends to that address is lost; what comes from there arrives."""
+        _ip("-n", self.name, "route", "add", "blackhole", f"{address}/32")
+
+    def find(self, address: str) -> None:
+        _ip("-n", self.name, "route", "del", "blackhole", f"{address}/32")
+
 
 @contextmanager
 def network(count: int) -> Iterator[list[Host]]:

@@ -46,6 +46,7 @@ TYPED: dict[str, str] = {
     "breaker_seconds": "0.5",
     "breaker_max_seconds": "60",
     "max_inflight": "3",
+    "admission": "fleet",
     "pace_ttft_ms": "500",
     "queue_limit": "7",
     "queue_timeout": "30",

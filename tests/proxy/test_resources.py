@@ -34,6 +34,9 @@ from proxy.resources import prepare
         ({"deny_file": "."}, "deny_file = '.': Is a directory"),
         ({"tls_cert": "no-such"}, "tls_cert = 'no-such'"),
         ({"backend_api_key_file": "no-such"}, "backend_api_key_file = 'no-such'"),
+        ({"listen_unix": "/no-such/s"}, "listen_unix = '/no-such/s': there is no folder /no-such"),
+        ({"admission": "fleet"}, "admission = fleet needs redis or state_redis"),
+        ({"admission": "fleet", "redis": "off"}, "admission = fleet needs redis or state_redis"),
     ],
 )
 def test_what_cannot_be_used_is_told(changes: dict[str, Any], says: str) -> None:

@@ -174,7 +174,7 @@ class RedisLimits:
     @property
     def local(self) -> bool:
         """Whether some decisions, or all, are each process's own at present."""
-        return self.availability.trouble is not None or bool(self._deployment.troubles)
+        return self.availability.open or bool(self._deployment.troubles)
 
     async def start(self) -> None:
         """Check whether it answers, and renew permits from now on."""

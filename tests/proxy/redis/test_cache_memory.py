@@ -230,6 +230,7 @@ async def test_a_probe_of_our_own_closes_the_breaker_and_each_failure_makes_it_r
     for _ in range(2):
         began = loop.time()
         house.lookups.answers = [Lost("still"), ReplyError("LOADING x"), [None, None]]
+        house.stores.answers = [[None]]
         house.store()
         house.stores.reply(Lost("gone"))
         await asyncio.sleep(30.0)
@@ -245,6 +246,28 @@ async def test_a_probe_of_our_own_closes_the_breaker_and_each_failure_makes_it_r
     house.store()
     house.stores.reply(Lost("the gateway is shutting down"))
     assert house.cache.available, "the end is no error"
+
+
+@virtual
+async def test_after_a_loss_on_the_connection_of_stores_it_is_back_once_that_answers_too() -> None:
+    house = House()
+    await house.cache.start()
+    house.lookups.answers = [[None, None]] * 3
+    house.stores.answers = [Lost("still"), Lost("still"), [None]]
+    house.store()
+    house.stores.reply(Lost("gone"))
+    seen = []
+    for seconds in (1.7, 0.1):
+        await asyncio.sleep(seconds)
+        seen.append(house.cache.available)
+    assert seen == [False, True]
+    assert (house.told, house.stores.sent[1:]) == (["gone", None], [[b"MGET", b"gateway:probe:1"]] * 3)
+    house.lookups.answers = [[None, None]]
+    house.cache.lookup([KEY], lambda found: None)
+    house.lookups.reply(Lost("gone"))
+    await asyncio.sleep(0.3)
+    assert house.cache.available, "the connection of stores is not asked without a loss there"
+    await house.cache.stop()
 
 
 @virtual

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from proxy.errors import GatewayError, ListenError
-from proxy.server.bind import hosts_of
+from proxy.server.bind import host_of, hosts_of
 from tests.kit.client import Connection, get
 from tests.kit.engine import Engine
 from tests.kit.ports import free_port
@@ -44,3 +44,21 @@ async def test_a_port_of_operators_that_is_taken_is_named(engine: Engine) -> Non
         with pytest.raises(ListenError, match=f"admin_port = {port}"):
             async with gateway(engine, admin_port=port):
                 pass
+
+
+async def test_a_port_that_is_taken_is_told_without_its_address(engine: Engine) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        with pytest.raises(ListenError) as raised:
+            async with gateway(engine, port=sock.getsockname()[1]):
+                pass
+    assert str(raised.value) == "Address already in use"
+
+
+@pytest.mark.parametrize(
+    ("listens", "host"),
+    [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.1", "10.0.0.1"), ("name", "name")],
+)
+def test_the_url_that_is_printed_can_be_opened(listens: str, host: str) -> None:
+    assert host_of(listens) == host

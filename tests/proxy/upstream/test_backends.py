@@ -380,3 +380,15 @@ def test_an_engine_that_answers_too_few_choices_is_sent_none_together_until_it_h
     engines.record_unreachable(one, "gone")
     engines._set(one, up=True)
     assert [*seen, one.merges] == [False, True]
+
+
+async def test_an_engine_that_is_added_has_no_place_before_its_first_allotment_where_others_use_it_too() -> None:
+    backends = Backends([backend("a", "x")])
+    backends.divide()
+    late = backend("b", "y")
+    backends.change([late], [])
+    assert backends.acquire("y") is None
+    late.allot(1)
+    lease = backends.acquire("y")
+    assert lease is not None
+    lease.release()

@@ -175,3 +175,33 @@ def test_an_engine_that_is_full_while_requests_wait_is_said_to_be_short() -> Non
     assert permits.short("e")
     permits.report(1, 1, {"e": (1, 0, 4)})
     assert not permits.short("e")
+
+
+def test_places_bounded_by_other_gateways_are_held_until_the_workers_confirm() -> None:
+    permits = Permits(shared=True)
+    for worker in (1, 2):
+        permits.join(worker)
+        permits.report(worker, 0, {"e": (0, 0, 8)})
+    assert permits.changes() == {}, "no place before Redis gave one"
+    permits.bound("e", 6)
+    assert {at: places for at, (_, places, _) in permits.changes().items()} == {1: {"e": 3}, 2: {"e": 3}}
+    permits.report(1, 1, {"e": (3, 5, 8)})
+    permits.bound("e", 2)
+    assert {at: places for at, (_, places, _) in permits.changes().items()} == {1: {"e": 1}, 2: {"e": 1}}
+    demand = permits.demands(fixed=True)["e"]
+    assert (demand.limit, demand.inflight, demand.queued, demand.held) == (8, 3, 5, 6)
+    permits.report(2, 2, {"e": (0, 0, 8)})
+    permits.report(1, 2, {"e": (2, 5, 8)})
+    assert permits.demands(fixed=True)["e"].held == 3, "what is in flight ends by itself"
+
+
+def test_that_all_gateways_have_reached_a_limit_is_told_to_each_worker() -> None:
+    permits = Permits(shared=True)
+    for worker in (1, 2):
+        permits.join(worker)
+        permits.report(worker, 0, {"e": (0, 0, 8)})
+    permits.bound("e", 4)
+    permits.changes()
+    permits.reached("e")
+    assert {at: short for at, (_, _, short) in permits.changes().items()} == {1: ["e"], 2: ["e"]}
+    assert permits.changes() == {}, "once"

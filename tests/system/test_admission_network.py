@@ -1,0 +1,103 @@
+"""Two gateways and a Redis on hosts of their own: what each may have at an engine while packets to Redis, or only
+those from it, are lost."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ops.drill.process import started
+from proxy.embedded.redis import server_binary
+from tests.kit.client import get
+from tests.kit.engine import Engine
+from tests.kit.networks import Host, network
+from tests.kit.patience import patience
+from tests.kit.redis_fleet import RedisNode
+from tests.kit.running import lines, until
+from tests.system.test_shared_admission import LIMIT, Counting, clients
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+PORT = 8000
+LISTENS = re.compile(r"gateway at (http://\S+)")
+SHARE = LIMIT // 2
+
+
+@asynccontextmanager
+async def gateway(host: Host, engine: Engine, redis: RedisNode, log: Path) -> AsyncIterator[str]:
+    words = ["--host", host.address, "--port", str(PORT), "--backend", f"http://{engine.host}:{engine.port}"]
+    words += ["--redis", f"redis://{redis.name}", "--admission", "fleet", "--max-inflight", str(LIMIT)]
+    words += ["--probe", "off", "--share", "off"]
+    command = [*host.within, sys.executable, "-m", "proxy", *words]
+    with log.open("w") as out:
+        async with started(command, LISTENS, 60.0, stdout=out.fileno()) as process:
+            yield process.address
+
+
+async def value(url: str, name: str) -> float:
+    page = (await get(url, "/metrics")).body.decode()
+    (found,) = re.findall(rf"^gateway_{name}(?:\{{.*\}})? (\S+)$", page, re.M)
+    return float(found)
+
+
+async def become(urls: tuple[str, str], name: str, *expected: float) -> None:
+    """Wait until a metric of both gateways is this."""
+    while [await value(url, name) for url in urls] != [*expected]:
+        pass
+
+
+async def served(a: Counter[int], b: Counter[int]) -> None:
+    """Wait until both have answered some more requests."""
+    before = a[200], b[200]
+    await until(lambda: a[200] >= before[0] + 20 and b[200] >= before[1] + 20)
+
+
+async def test_a_gateway_that_loses_redis_has_its_share_and_both_serve_all_the_time(tmp_path: Path) -> None:
+    counting = Counting(turns=100)
+    with network(3) as hosts:
+        first, second, third = hosts
+        ours = third.address.rsplit(".", 1)[0] + ".1"
+        redis = RedisNode(tmp_path, 6379, on=third)
+        await redis.start(server_binary())
+        try:
+            async with (
+                Engine(counting, host=ours) as engine,
+                gateway(first, engine, redis, tmp_path / "a") as one,
+                gateway(second, engine, redis, tmp_path / "b") as other,
+                clients(one, 12) as a,
+                clients(other, 12) as b,
+                patience(200.0),
+            ):
+                both = (one, other)
+                await become(both, "backend_max_inflight", SHARE, SHARE)
+                assert counting.most <= LIMIT
+                for cut, join in (
+                    (third.cut, third.join),  # neither reaches it
+                    (lambda: third.lose(first.address), lambda: third.find(first.address)),  # one gets no reply
+                    (lambda: first.lose(third.address), lambda: first.find(third.address)),  # one's calls are lost
+                ):
+                    alone = cut != third.cut
+                    counting.most = 0
+                    cut()
+                    await become(both, "admission_live", 0, alone)
+                    await become(both, "backend_max_inflight", SHARE, LIMIT if alone else SHARE)
+                    await served(a, b)
+                    assert counting.most <= (LIMIT + SHARE if alone else LIMIT)
+                    join()
+                    await become(both, "admission_live", 1, 1)
+                    await become(both, "backend_max_inflight", SHARE, SHARE)
+                    counting.most = counting.now
+                    await served(a, b)
+                    assert counting.most <= LIMIT
+            assert {*a, *b} == {200}
+            said = [line["msg"] for line in lines(tmp_path / "a")]
+            assert (said.count("admission away"), said.count("admission back")) == (3, 3)
+            said = [line["msg"] for line in lines(tmp_path / "b")]
+            assert (said.count("admission away"), said.count("admission back")) == (1, 1)
+        finally:
+            await redis.stop()
