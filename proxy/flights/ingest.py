@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -16,7 +15,7 @@ from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
-from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
+from proxy.upstream.http import HOP_BY_HOP, engine_at
 from proxy.wire import (
     FINISH,
     Framer,
@@ -47,7 +46,6 @@ _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
 }  # fmt: skip
 """The headers of a successful answer that several clients may read: no others are passed on."""
-_VALUE: Final = itemgetter(1)
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
@@ -205,10 +203,9 @@ class Ingest:
         shared = flight.spec.many or not flight.private
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
-        engine, named = None, False
+        told = None
         if not chosen and flight.backend is not None:
-            engine = engine_at(flight.backend)
-            named = engine.named("\n".join(map(_VALUE, headers)))  # all at once: in nearly every answer none is
+            told = engine_at(flight.backend).told
         passed = []
         length: int | None = None
         kind = ""
@@ -221,11 +218,11 @@ class Ingest:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
-            if engine is not None and (name in PLACES or (named and engine.named(value))):
-                known = told(name, value, engine)
+            if told is not None:
+                known = told[header]
                 if known is None:
                     continue
-                header = (name, known)
+                header = known
             passed.append(header)
         self._events = kind.lower().startswith("text/event-stream")
         self._head = Head(status, tuple(passed), length)

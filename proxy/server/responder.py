@@ -139,7 +139,7 @@ class Responder:
         status, headers, body = respond.json_response(flight, limited=context.hold is not None)
         ours = context.headers(reader)
         context.begin_response(status)
-        sent, left = respond.write(context.request, status, [*headers, *ours], body)
+        sent, left = respond.write(context.request, status, ours, body, passed=tuple(headers))
         if left is not None:
             context.wrote(sent.bytes)
             await self._rest(context, left, 0)

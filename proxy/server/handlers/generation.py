@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve, scope_of
 from proxy.access.ratelimit import Admission
@@ -38,6 +39,9 @@ from proxy.telemetry import Metrics
 from proxy.upstream import Backends, session_of
 from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers, renamed, without_salt
 from proxy.wire.fold import Unfoldable, foldable
+
+_STREAM: Final = Mode.STREAM  # a global is cheaper to look up than a member of a class
+_WHOLE: Final = Mode.WHOLE
 
 Affinity = Callable[[ApiRequest, Mapping[str, str]], int]
 
@@ -248,7 +252,7 @@ class Generation:
             method="POST",
             path=PATHS[api_request.endpoint],
             body=api_request.body,
-            mode=Mode.STREAM if streamed else Mode.WHOLE,
+            mode=_STREAM if streamed else _WHOLE,
             request_id=name,
             headers=[("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
             api_request=api_request,

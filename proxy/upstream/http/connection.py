@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Start an exchange; none may be in progress."""
         transport = self._transport
-        answer = self._answer = ResponseParser(receiver, bodiless=request.startswith(b"HEAD "))
+        answer = self._answer = ResponseParser(receiver, request.startswith(b"HEAD "))
         self._receiver = receiver
         self.received = False
         if transport is None or transport.is_closing():
