@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
-from proxy.upstream.http import HOP_BY_HOP, engine_at
+from proxy.upstream.http import HOP_BY_HOP, PLACES, KnownHead, engine_at, told
 from proxy.wire import (
     FINISH,
     Framer,
@@ -46,6 +47,8 @@ _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
 }  # fmt: skip
 """The headers of a successful answer that several clients may read: no others are passed on."""
+_VALUE: Final = itemgetter(1)
+Passed = tuple[tuple[tuple[str, str], ...], int | None, bool]
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
@@ -195,17 +198,42 @@ class Ingest:
 
     # -- Receiver ---------------------------------------------------------------------------------
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         if status >= REFUSAL and self._on_head is not None and self._on_head(status, headers):
             return
         flight = self.flight
         self._last = flight.clock()
         shared = flight.spec.many or not flight.private
+        if known is None:
+            passed, length, self._events = self._passed(status, headers, shared=shared)
+        else:
+            key = shared, flight.backend
+            made = known.made.get(key)
+            if made is None:
+                passed, _, events = self._passed(status, headers, shared=shared)
+                made = known.made[key] = passed, events
+            passed, self._events = made
+            length = int(headers[len(known.before)][1])
+        self._head = Head(status, passed, length)
+        if flight.mode is _RAW:
+            flight.start(self._head)
+            if flight.spec.method == "HEAD":
+                self._land()  # its Content-Length is of a body that does not come
+        elif flight.mode is _STREAM:
+            if status == 200 and self._events:
+                flight.begins(self._head)
+            else:
+                flight.is_whole()  # an error, or an engine that does not stream
+
+    def _passed(self, status: int, headers: list[tuple[str, str]], *, shared: bool) -> Passed:
+        """The headers that readers get; the Content-Length; whether it is a stream of events."""
+        backend = self.flight.backend
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
-        told = None
-        if not chosen and flight.backend is not None:
-            told = engine_at(flight.backend).told
+        engine, named = None, False
+        if not chosen and backend is not None:
+            engine = engine_at(backend)
+            named = engine.named("\n".join(map(_VALUE, headers)))  # all at once: in nearly every answer none is
         passed = []
         length: int | None = None
         kind = ""
@@ -218,23 +246,13 @@ class Ingest:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
-            if told is not None:
-                known = told[header]
-                if known is None:
+            if engine is not None and (name in PLACES or (named and engine.named(value))):
+                kept = told(name, value, engine)
+                if kept is None:
                     continue
-                header = known
+                header = (name, kept)
             passed.append(header)
-        self._events = kind.lower().startswith("text/event-stream")
-        self._head = Head(status, tuple(passed), length)
-        if flight.mode is _RAW:
-            flight.start(self._head)
-            if flight.spec.method == "HEAD":
-                self._land()  # its Content-Length is of a body that does not come
-        elif flight.mode is _STREAM:
-            if status == 200 and self._events:
-                flight.begins(self._head)
-            else:
-                flight.is_whole()  # an error, or an engine that does not stream
+        return tuple(passed), length, kind.lower().startswith("text/event-stream")
 
     def body(self, data: bytes) -> None:
         if self.done:

@@ -12,6 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.dial import address_of, dial, tls_context
 from proxy.upstream.http.read_budget import ReadBudget
+from proxy.upstream.http.response import KnownHead
 from proxy.upstream.pulse import Pulse
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
@@ -220,7 +221,7 @@ class _Answer:
         self._status = 0
         self._body = bytearray()
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         self._status = status
 
     def body(self, data: bytes) -> None:

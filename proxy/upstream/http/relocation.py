@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -28,12 +28,6 @@ _REFRESH: Final = re.compile(r"([0-9.]++\s*+(?:[;,]\s*+(?:url\s*+=\s*+)?)?)(['\"
 _LINK: Final = re.compile(r"<([^<>]*+)>")
 
 
-KEPT: Final = 256  # headers of one engine whose passed form is kept
-KEPT_LENGTH: Final = 256  # characters of a value that is kept
-
-Header = tuple[str, str]
-
-
 class Engine(NamedTuple):
     """An engine's address, as its headers may name it."""
 
@@ -41,26 +35,6 @@ class Engine(NamedTuple):
     base: str
     named: Callable[[str], bool]
     """Whether a text contains its address, percent-encoded or not."""
-    told: Mapping[Header, Header | None]
-    """Each header, its name in lower case, as a client gets it; None: it is dropped."""
-
-
-class _Told(dict[Header, Header | None]):
-    """Headers as clients get them. Most are the same in each answer: a look-up takes 0.1 µs, a search 3."""
-
-    engine: Engine
-
-    def __missing__(self, header: Header) -> Header | None:
-        name, value = header
-        engine, known = self.engine, header
-        if name in PLACES or engine.named(value):
-            text = told(name, value, engine)
-            known = None if text is None else (name, text)
-        if len(value) <= KEPT_LENGTH:
-            if len(self) >= KEPT:
-                self.clear()
-            self[header] = known
-        return known
 
 
 @lru_cache(256)
@@ -89,9 +63,7 @@ def engine_at(url: str) -> Engine:
             text = unquote(text)
         return found.search(text) is not None
 
-    kept = _Told()
-    kept.engine = engine = Engine(frozenset(authorities), address.base, named, kept)
-    return engine
+    return Engine(frozenset(authorities), address.base, named)
 
 
 def told(name: str, value: str, engine: Engine) -> str | None:

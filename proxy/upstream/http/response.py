@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Hashable
+from typing import Any, Final, Protocol
 
 import httptools
 import msgspec
@@ -47,22 +47,24 @@ _NAMES: Final = {form.encode(): name for name in _COMMON for form in (name, name
 """Names as engines write them, to lower case: the common headers need no decoding."""
 
 
-class _Known(msgspec.Struct, frozen=True):
-    """A plain head that has come before, without its Content-Length."""
+class KnownHead(msgspec.Struct, frozen=True, eq=False):
+    """A plain head that has come before, but for its Content-Length."""
 
     status: int
-    before: tuple[tuple[str, str], ...]
+    before: tuple[tuple[str, str], ...]  # headers before that one
     after: tuple[tuple[str, str], ...]
+    made: dict[Hashable, Any] = {}
+    """What receivers have made of it, by keys of their own."""
 
 
-_KNOWN: Final[dict[bytes, _Known]] = {}
+_KNOWN: Final[dict[bytes, KnownHead]] = {}
 """By their bytes: an engine's heads are the same for a second but for the length. Parsing one takes 8 µs."""
 
 
 class Sink(Protocol):
     """The part of a Receiver that the parser calls."""
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None: ...
     def body(self, data: bytes) -> None: ...
 
 
@@ -71,8 +73,8 @@ def _ignore(data: bytes) -> None:
 
 
 class ResponseParser(msgspec.Struct, eq=False):
-    """Parses one response, to the end that its framing says and not a byte further. A Struct, made in C: it is made
-    once a request."""
+    """Parses one response, to the end that its framing says and not a byte further. A Struct, which is made in C:
+    there is one for each request."""
 
     to: Sink
     bodiless: bool
@@ -180,14 +182,15 @@ class ResponseParser(msgspec.Struct, eq=False):
             if known is not None and len(size) <= MAX_DIGITS and size.isdigit() and size != b"0":
                 self.status, self._left = known.status, int(size)
                 self.framing = Framing(_COUNTED, self._left, True)
-                self.to.head(known.status, [*known.before, (_LENGTH_NAME, size.decode()), *known.after])
+                headers = [*known.before, (_LENGTH_NAME, size.decode()), *known.after]
+                self.to.head(known.status, headers, known)
                 body = data[end + 4 :]
                 return self._read_counted(body) if body else False
         head = _PLAIN.match(data)
         if head is None:
             return self._read_head(data)
         status = int(head[1])
-        headers: list[tuple[str, str]] = []
+        headers = []
         length, place = "", 0
         managed = False  # it says whether the connection is kept
         for name, value in _FIELDS.findall(head[2]):
@@ -201,6 +204,8 @@ class ResponseParser(msgspec.Struct, eq=False):
                 return self._read_head(data)
             elif low == "connection":
                 managed = True
+            elif low == "x-request-id":
+                rest = b""  # another one in each answer
             headers.append((low, text))
         if length in ("", "0") or head.end() > MAX_HEAD:
             return self._read_head(data)
@@ -214,7 +219,7 @@ class ResponseParser(msgspec.Struct, eq=False):
             if rest:
                 if len(_KNOWN) >= MAX_KNOWN:
                     _KNOWN.clear()
-                _KNOWN[rest] = _Known(status, tuple(headers[:place]), tuple(headers[place + 1 :]))
+                _KNOWN[rest] = KnownHead(status, tuple(headers[:place]), tuple(headers[place + 1 :]))
         self.framing, self.status = framing, status
         self._left = framing.length
         self.to.head(status, headers)
