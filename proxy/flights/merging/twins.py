@@ -15,7 +15,6 @@ from proxy.wire.fold import FOLDABLE_FIELDS
 _ENCODE: Final = msgspec.json.Encoder().encode
 _NOT_SAMPLED_APART: Final = frozenset({"seed", "priority"})
 _MAX_RECENT: Final = 512
-_MARKED: Final = 256  # bytes of a prompt by which it is recognised
 MAX_IDS: Final = 1024 * 1024
 """Bytes of a prompt times choices; about 1.5 times as many bytes come back as token ids of the prompt."""
 RECENT_SECONDS: Final = 1.0
@@ -78,8 +77,7 @@ class RecentPrompts:
     """Which prompts came within the last second. The first of several twins is not delayed; the next one that sees
     it here waits for the end of its event loop iteration, in which others may come.
 
-    By Python's own hash, keyed by the process, of the prompt's length and end: a collision costs one turn and no
-    more."""
+    By Python's own hash of the prompt's bytes, keyed by the process: a collision costs one turn and no more."""
 
     __slots__ = ("_seen",)
 
@@ -91,7 +89,7 @@ class RecentPrompts:
 
     def seen(self, prompt: bytes, now: float) -> bool:
         """Whether it came within the last second. Records it."""
-        mark = hash((len(prompt), prompt[-_MARKED:]))
+        mark = hash(prompt)
         before = self._seen.pop(mark, None)
         self._seen[mark] = now
         if len(self._seen) > _MAX_RECENT:
