@@ -627,6 +627,7 @@ class Subscriber(msgspec.Struct, eq=False):
     owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
     since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: at its creation
     _waiter: asyncio.Future[None] | None = None
+    _loop: asyncio.AbstractEventLoop | None = None  # to ask for the running one is a system call in Python 3.11
 
     def pump(self) -> None:
         """Write everything since the cursor in one write; wake the reader's task only when it has to act."""
@@ -684,8 +685,9 @@ class Subscriber(msgspec.Struct, eq=False):
 
     def changed(self) -> asyncio.Future[None]:
         """A future that resolves when this reader's task has something to do."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        return self._waiter
+        loop = self._loop or asyncio.get_running_loop()
+        self._waiter = waiter = loop.create_future()
+        return waiter
 
     async def ready(self) -> None:
         """Wait until there is something to answer with."""

@@ -21,7 +21,6 @@ from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Body, Headers, Remainder, Sent
 from proxy.wire.event_apis import is_messages
 
-
 _STREAM: Final = Mode.STREAM  # a global is cheaper to look up than a member of a class
 
 

@@ -11,9 +11,9 @@ from proxy.upstream.http.response import KnownHead
 
 __all__ = [
     "HOP_BY_HOP",
+    "PLACES",
     "Connection",
     "ConnectionRefused",
-    "PLACES",
     "KnownHead",
     "ReadBudget",
     "engine_at",
