@@ -1,20 +1,22 @@
-"""Counts what a request and a token cost where the load of the machine does not matter: user instructions
-(valgrind's callgrind) and system calls (strace) of the subject's process, for a fixed number of requests after a
-warm-up."""
+"""Counts what a request and a token cost, without the noise of times: user instructions of the main thread
+(valgrind's callgrind) and system calls (strace) of a subject, for a fixed number of requests after a warm-up.
+
+An idle subject's instructions in the same time are taken off. Two runs differ by 1 to 2 %. Instructions are no
+time: one that waits for memory counts as much as any other, the kernel's are not seen, and valgrind's CPU has no
+instructions for SHA-256, which counts ten times its cost there."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,32 +31,42 @@ from ops.bench.wire import Spec
 from ops.bench.workloads import unique
 
 SUBJECTS: Final = ("naive", "gateway-private", "gateway")
+TOOLS: Final = ("valgrind", "callgrind_control", "strace", "setarch")
 PATIENCE: Final = 300.0  # seconds until a subject under valgrind is ready
-CONNECTIONS: Final = 32
-TOKENS: Final = 64  # of a stream
-ITL_US: Final = 2000
-"""Between two tokens. A subject under valgrind is some 40 times slower: a token a read, as with 10 ms and more."""
+EVERYWHERE: Final = frozenset(range(os.cpu_count() or 1))
+_TOTAL: Final = re.compile(rb"^(?:summary|totals): (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """What is asked of a subject."""
 
-    name: str
+    unit: str
     spec: Spec
     connections: int
     number: int  # requests that are counted
 
     @property
     def units(self) -> int:
-        return self.number * self.spec.events if self.spec.stream else self.number
+        return self.number * (self.spec.events if self.spec.stream else 1)
 
 
-def cases(scale: float) -> tuple[Case, ...]:
-    return (
-        Case("a small JSON request", Spec(0, 1, 0, stream=False), CONNECTIONS, int(1000 * scale)),
-        Case("a token, 16 streams", Spec(0, TOKENS, 100_000), 16, int(16 * max(1, scale))),
-    )
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a subject runs on: a folder, the engine's port, Redis' URL, and the checkout of its code."""
+
+    work: Path
+    engine: int
+    redis: str
+    tree: Path
+
+
+def cases(scale: float) -> dict[str, Case]:
+    """By name. Tokens come so slowly that a subject under valgrind reads them one by one."""
+    return {
+        "json": Case("a small JSON request", Spec(0, 1, 0, stream=False), 32, max(1, round(300 * scale))),
+        "token": Case("a token, 16 streams", Spec(0, 64, 100_000), 16, max(1, round(16 * scale))),
+    }
 
 
 async def ask(port: int, case: Case, number: int) -> None:
@@ -84,140 +96,144 @@ async def ask(port: int, case: Case, number: int) -> None:
         raise RuntimeError(f"a wrong answer: {load.tally.wrong[0]}")
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What a subject runs on: engine, Redis, a folder, and the checkout that it is taken from."""
-
-    work: Path
-    engine: int
-    redis: str
-    tree: Path
-
-
-def command(name: str, ground: Ground, port: int) -> list[str]:
-    if name == "naive":
-        program = "ops.bench.peers.naive_proxy"
-        return [sys.executable, "-m", program, str(port), f"http://127.0.0.1:{ground.engine}"]
-    return list(start.gateway(port, ground.engine, ground.redis).argv)
-
-
 @contextmanager
-def subject(name: str, ground: Ground, before: list[str]) -> Iterator[start.Started]:
-    """A subject under a tool. Its Python objects are where they are in each run: no address-space randomization."""
-    port = start.free_port()
-    argv = ["setarch", "-R", *before, *command(name, ground, port)]
+def subject(name: str, ground: Ground, tool: Sequence[str] = ()) -> Iterator[start.Started]:
+    """A subject under a tool, with its memory at the same addresses in each run."""
+    port, ready = start.free_port(), "/ready"
+    command = list(start.gateway(port, ground.engine, ground.redis).argv)
+    if name == "naive":
+        ready = "/v1/models"
+        engine = f"http://127.0.0.1:{ground.engine}"
+        command = [sys.executable, "-m", "ops.bench.peers.naive_proxy", "--port", str(port), "--engine", engine]
     env = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(ground.tree)}
     with start.started(
-        start.Command(argv, env=env, cwd=ground.tree), port, set(range(os.cpu_count() or 1)),
-        ready=partial(start.answers, port, "/ready" if name != "naive" else "/v1/models", {}), log=ground.work / "subject.log",
-        patience=PATIENCE,
+        start.Command(["setarch", "-R", *tool, *command], env=env, cwd=ground.tree), port, set(EVERYWHERE),
+        ready=partial(start.answers, port, ready, {}), log=ground.work / "subject.log", patience=PATIENCE,
     ) as one:  # fmt: skip
         yield one
 
 
-def instructions(name: str, case: Case, ground: Ground, keep: Path | None) -> float:
-    """User instructions of the subject's main thread for each unit, less those of an idle subject in that time."""
+def instructions(name: str, case: Case, ground: Ground, profile: Path | None = None) -> float:
+    """User instructions of the subject's main thread for each unit. `profile`: where callgrind's goes."""
     out = ground.work / "callgrind.out"
     tool = [
         "valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", "--separate-threads=yes",
         f"--callgrind-out-file={out}",
     ]  # fmt: skip
+
+    def control(what: str, pid: int) -> None:
+        subprocess.run(["callgrind_control", what, str(pid)], check=True, capture_output=True)
+
+    async def counted(port: int, pid: int) -> None:
+        await ask(port, case, case.connections)
+        control("--instr=on", pid)
+        await ask(port, case, case.connections)
+        control("--zero", pid)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await ask(port, case, case.number)
+        control("--dump", pid)
+        await asyncio.sleep(loop.time() - began)
+        control("--dump", pid)
+
     with subject(name, ground, tool) as one:
-        uvloop.run(ask(one.port, case, case.connections))
-        _control("--instr=on", one.pid)
-        uvloop.run(ask(one.port, case, case.connections))
-        _control("--zero", one.pid)
-        began = time.monotonic()
-        uvloop.run(ask(one.port, case, case.number))
-        _control("--dump", one.pid)
-        took = time.monotonic() - began
-        time.sleep(took)
-        _control("--dump", one.pid)
-    busy, idle = (Path(f"{out}.{number}-01") for number in (1, 2))
-    if keep is not None:
-        keep.write_bytes(busy.read_bytes())
-    return (_total(busy) - _total(idle)) / case.units
+        uvloop.run(counted(one.port, one.pid))
+    busy, idle = (Path(f"{out}.{number}-01").read_bytes() for number in (1, 2))
+    if profile is not None:
+        profile.write_bytes(busy)
+    return (total(busy) - total(idle)) / case.units
 
 
-def _control(what: str, pid: int) -> None:
-    subprocess.run(["callgrind_control", what, str(pid)], check=True, capture_output=True)
-
-
-def _total(dump: Path) -> int:
-    return int(re.findall(rb"^(?:summary|totals): (\d+)", dump.read_bytes(), re.M)[-1])
+def total(dump: bytes) -> int:
+    """The instructions of one of callgrind's dumps."""
+    return int(_TOTAL.findall(dump)[-1])
 
 
 def system_calls(name: str, case: Case, ground: Ground) -> dict[str, float]:
-    """System calls of the subject for each unit, by name."""
+    """System calls of the subject for each unit, by name, the most frequent first."""
     out = ground.work / "strace.out"
-    with subject(name, ground, []) as one:
+
+    with subject(name, ground) as one:
         uvloop.run(ask(one.port, case, case.number))
-        tracer = subprocess.Popen(["strace", "-c", "-f", "-q", "-o", str(out), "-p", str(one.pid)])
-        while "TracerPid:\t0\n" in Path(f"/proc/{one.pid}/status").read_text("ascii"):
-            time.sleep(0.01)
+        tracer = subprocess.Popen(
+            ["strace", "-c", "-f", "-o", str(out), "-p", str(one.pid)], stderr=subprocess.PIPE, text=True
+        )
+        assert tracer.stderr is not None
+        tracer.stderr.readline()  # that it is attached, or why not
         uvloop.run(ask(one.port, case, case.number))
         tracer.send_signal(signal.SIGINT)
-        tracer.wait(10)
-    counts = {}
-    for line in out.read_text("ascii").splitlines():
-        fields = line.split()
-        if len(fields) >= 5 and fields[0][0].isdigit() and fields[-1] != "total":
-            counts[fields[-1]] = int(fields[3]) / case.units
-    return counts
+        tracer.communicate(timeout=30)
+    counts = calls_in(out.read_text("ascii"))
+    return {call: count / case.units for call, count in sorted(counts.items(), key=lambda item: -item[1])}
+
+
+def calls_in(summary: str) -> dict[str, int]:
+    """The calls of `strace -c`, by name."""
+    rows = [line.split() for line in summary.splitlines()]
+    return {row[-1]: int(row[3]) for row in rows if len(row) >= 5 and row[0][0].isdigit() and row[-1] != "total"}
+
+
+def _row(name: str, case: Case, trees: Sequence[Path], ground: Ground, profile: Path | None) -> str:
+    """One line of the table: this checkout, and after it the other one."""
+    case = replace(case, spec=replace(case.spec, shared=name == "gateway"))
+    cells, first, words = [case.unit, name], 0.0, ""
+    for tree in trees:
+        there = replace(ground, tree=tree)
+        count, calls = instructions(name, case, there, profile), system_calls(name, case, there)
+        cells += [f"{count:,.0f}", f"{sum(calls.values()):.1f}"]
+        if first:
+            cells.append(f"{first / count:.3f}")
+        else:
+            first = count
+            words = ", ".join(f"{call} {each:.2f}" for call, each in calls.items() if each >= 0.05)
+        profile = None
+    return f"| {' | '.join([*cells, words])} |"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.instructions", description=__doc__)
-    parser.add_argument("--subjects", default=",".join(SUBJECTS), metavar="NAME,…")
-    parser.add_argument("--cases", default="json,token")
-    parser.add_argument("--only", default="instructions,calls")
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser = argparse.ArgumentParser(
+        prog="python -m ops.bench.instructions", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--subjects", default=",".join(SUBJECTS), metavar="NAME,…", help=", ".join(SUBJECTS))
+    parser.add_argument("--cases", default=",".join(cases(1)), metavar="NAME,…", help=", ".join(cases(1)))
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for the number of requests (default 1)")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="another checkout, measured after this one")
     parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="another checkout, measured in turn with this one"
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="callgrind's profile of the last subject, for callgrind_annotate",
     )
-    parser.add_argument("--keep", type=Path)
     args = parser.parse_args()
-    here = Path.cwd()
-    trees = {"": here, **({"against": args.against.resolve()} if args.against else {})}
+    chosen = cases(args.scale)
+    for known, given in ((SUBJECTS, args.subjects), (tuple(chosen), args.cases)):
+        unknown = sorted(set(given.split(",")) - set(known))
+        if unknown:
+            parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
+    absent = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if absent:
+        parser.error(f"not installed: {', '.join(absent)} (apt-get install valgrind strace util-linux)")
+    trees = [Path.cwd(), *([args.against.resolve()] if args.against else [])]
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = start.free_port()
-        everywhere = set(range(os.cpu_count() or 1))
         stack.enter_context(
             start.started(
-                start.engine_command(engine), engine, everywhere,
+                start.engine_command(engine), engine, set(EVERYWHERE),
                 ready=lambda: start.answers(engine, "/health", {}), log=work / "engine.log",
             )
         )  # fmt: skip
         redis, url = start.redis_command(work)
-        stack.enter_context(
-            start.started(redis, 0, everywhere, ready=(work / "redis.sock").exists, log=work / "redis.log")
-        )
-        for case in cases(args.scale):
-            if ("token" in case.name) != ("token" in args.cases) and ("JSON" in case.name) != (
-                "json" in args.cases
-            ):
-                continue
+        ready = (work / "redis.sock").exists
+        stack.enter_context(start.started(redis, 0, set(EVERYWHERE), ready=ready, log=work / "redis.log"))
+        ground = Ground(work, engine, url, trees[0])
+        head = "| | subject | instructions | system calls |"
+        print(f"{head}{' there | calls there | here ÷ there |' if args.against else ''} by name |")
+        print("|---|---|---|---|---|" + ("---|---|---|" if args.against else ""))
+        for case in args.cases.split(","):
             for name in args.subjects.split(","):
-                for label, tree in trees.items():
-                    ground = Ground(work, engine, url, tree)
-                    one = replace(case, spec=replace(case.spec, shared=name == "gateway"))
-                    row = [case.name, name, label]
-                    if "instructions" in args.only:
-                        row.append(f"{instructions(name, one, ground, args.keep):.0f}")
-                    if "calls" in args.only:
-                        found = system_calls(name, one, ground)
-                        row.append(f"{sum(found.values()):.2f}")
-                        row.append(
-                            json.dumps(
-                                {
-                                    k: round(v, 2)
-                                    for k, v in sorted(found.items(), key=lambda i: -i[1])
-                                    if v >= 0.005
-                                }
-                            )
-                        )
-                    print("| " + " | ".join(row) + " |", flush=True)
+                print(_row(name, chosen[case], trees, ground, args.profile), flush=True)
     return 0
 
 
