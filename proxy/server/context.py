@@ -165,7 +165,9 @@ class RequestContext(msgspec.Struct, eq=False):
 
     def begin_response(self, status: int, *, endless: bool = False) -> None:
         """`endless`: the answer lasts until the client leaves, which is no 499 then."""
-        self.status, self.endless = status, endless
+        self.status = status
+        if endless is not self.endless:  # to set an attribute of a Struct takes 0.1 µs
+            self.endless = endless
 
     def wrote(self, sent: int) -> None:
         """So many bytes were written or are about to be, framing included: for the log, should it not end as it

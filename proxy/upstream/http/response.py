@@ -129,8 +129,9 @@ class ResponseParser(msgspec.Struct, eq=False):
     def close(self, to: Sink) -> None:
         """Release the parser, to break the reference cycle with it. A read under way is handed out to `to`."""
         self.to = to
-        self._parser = None
-        self._parse = _ignore
+        if self._parser is not None:
+            self._parser = None
+            self._parse = _ignore
 
     # -- the head ---------------------------------------------------------------------------------
 
@@ -251,10 +252,11 @@ class ResponseParser(msgspec.Struct, eq=False):
 
     def _read_counted(self, data: bytes) -> bool:
         left = self._left - len(data)
-        self._left = max(0, left)
-        self.surplus = left < 0
-        self.to.body(data if left >= 0 else data[:left])
-        return left <= 0
+        if left < 0:
+            self.surplus, data, left = True, data[:left], 0
+        self._left = left
+        self.to.body(data)
+        return not left
 
     def _hand_out(self) -> None:
         pieces = self._pieces
