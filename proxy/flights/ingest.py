@@ -211,7 +211,8 @@ class Ingest:
             made = known.made.get(key)
             if made is None:
                 passed, _, events = self._passed(status, headers, shared=shared)
-                made = known.made[key] = passed, events
+                made = passed, events
+                known.keep(key, made)
             passed, self._events = made
             length = int(headers[len(known.before)][1])
         self._head = Head(status, passed, length)

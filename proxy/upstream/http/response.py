@@ -54,7 +54,11 @@ class KnownHead(msgspec.Struct, frozen=True, eq=False):
     before: tuple[tuple[str, str], ...]  # headers before that one
     after: tuple[tuple[str, str], ...]
     made: dict[Hashable, Any] = {}
-    """What receivers have made of it, by keys of their own."""
+    """What receivers have made of it, by keys of their own. See `keep`."""
+
+    def keep(self, key: Hashable, made: Any) -> None:
+        """Have `made` under this key whenever such a head comes."""
+        self.made[key] = made
 
 
 _KNOWN: Final[dict[bytes, KnownHead]] = {}

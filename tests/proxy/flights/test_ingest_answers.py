@@ -265,7 +265,7 @@ async def test_which_headers_are_passed_depends_on_who_may_read_the_answer(
     names = ("content-type", "retry-after", "x-own", "set-cookie", "x-request-id", "connection", "age")
     before = tuple((name, "1") for name in names)
     known = KnownHead(status, before, ())
-    known.made[key is None and not many, None] = ((), False)  # what it is to other readers is not asked
+    known.keep((key is None and not many, None), ((), False))  # what it is to other readers is not asked
     for times in range(3):
         fed = Fed(Mode.RAW, key=key, many=many)
         fed.ingest.head(status, [*before, ("content-length", str(times))], known if times else None)
