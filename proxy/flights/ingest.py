@@ -48,7 +48,6 @@ _OF_ANY_READER: Final = RATE_LIMITS | {
 }  # fmt: skip
 """The headers of a successful answer that several clients may read: no others are passed on."""
 _VALUE: Final = itemgetter(1)
-Passed = tuple[tuple[tuple[str, str], ...], int | None, bool]
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
@@ -204,17 +203,40 @@ class Ingest:
         flight = self.flight
         self._last = flight.clock()
         shared = flight.spec.many or not flight.private
-        if known is None:
-            passed, length, self._events = self._passed(status, headers, shared=shared)
-        else:
-            key = shared, flight.backend
-            made = known.made.get(key)
-            if made is None:
-                passed, _, events = self._passed(status, headers, shared=shared)
-                made = passed, events
-                known.keep(key, made)
+        key = shared, flight.backend
+        made = known.made.get(key) if known is not None else None
+        length: int | None = None
+        if known is not None and made is not None:
             passed, self._events = made
             length = int(headers[len(known.before)][1])
+        else:  # here and not in a function: once a stream
+            chosen = shared and status < 400
+            dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
+            engine, named = None, False
+            if not chosen and flight.backend is not None:
+                engine = engine_at(flight.backend)
+                # All values at once: in nearly every answer none names it.
+                named = engine.named("\n".join(map(_VALUE, headers)))
+            kept = []
+            kind = ""
+            for header in headers:
+                name, value = header
+                if name == "content-length":
+                    length = int(value) if value.isascii() and value.isdigit() else None
+                    continue
+                if name == "content-type":
+                    kind = value
+                elif name not in _OF_ANY_READER if chosen else name in dropped:
+                    continue
+                if engine is not None and (name in PLACES or (named and engine.named(value))):
+                    rewritten = told(name, value, engine)
+                    if rewritten is None:
+                        continue
+                    header = (name, rewritten)
+                kept.append(header)
+            passed, self._events = tuple(kept), kind.lower().startswith("text/event-stream")
+            if known is not None:
+                known.keep(key, (passed, self._events))
         self._head = Head(status, passed, length)
         if flight.mode is _RAW:
             flight.start(self._head)
@@ -225,35 +247,6 @@ class Ingest:
                 flight.begins(self._head)
             else:
                 flight.is_whole()  # an error, or an engine that does not stream
-
-    def _passed(self, status: int, headers: list[tuple[str, str]], *, shared: bool) -> Passed:
-        """The headers that readers get; the Content-Length; whether it is a stream of events."""
-        backend = self.flight.backend
-        chosen = shared and status < 400
-        dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
-        engine, named = None, False
-        if not chosen and backend is not None:
-            engine = engine_at(backend)
-            named = engine.named("\n".join(map(_VALUE, headers)))  # all at once: in nearly every answer none is
-        passed = []
-        length: int | None = None
-        kind = ""
-        for header in headers:
-            name, value = header
-            if name == "content-length":
-                length = int(value) if value.isascii() and value.isdigit() else None
-                continue
-            if name == "content-type":
-                kind = value
-            elif name not in _OF_ANY_READER if chosen else name in dropped:
-                continue
-            if engine is not None and (name in PLACES or (named and engine.named(value))):
-                kept = told(name, value, engine)
-                if kept is None:
-                    continue
-                header = (name, kept)
-            passed.append(header)
-        return tuple(passed), length, kind.lower().startswith("text/event-stream")
 
     def body(self, data: bytes) -> None:
         if self.done:
