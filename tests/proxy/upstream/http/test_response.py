@@ -16,7 +16,6 @@ from proxy.upstream.http.response import (
     MAX_HEAD,
     MAX_KNOWN,
     MAX_OVERHEAD,
-    KnownHead,
     ResponseParser,
 )
 from tests.kit.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
@@ -114,9 +113,9 @@ def body_of(size: int, head: bytes = b"date: today\r\n%b\r\nserver: x\r\n") -> b
 class Knowing(Taker):
     """Keeps what it is told of heads that have come before."""
 
-    known: KnownHead | None = None
+    known: object = None
 
-    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         super().head(status, headers)
         self.known = known
 
