@@ -200,7 +200,7 @@ async def running(
             backends, probe=settings.probe == "on", pulse=pulse, log=log, metrics=metrics, clock=loop.time
         )
         fleet.on_news(shapes.wake)
-        group = FlightGroup(memory, shapes.waits)
+        group = FlightGroup(memory, shapes.waits, loop)
         audit = Audit(log, metrics)
         access_policy = access_policy_for(settings, prepared.rules, metrics, log, audit)
         priority_policy = PriorityPolicy(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)

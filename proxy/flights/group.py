@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable
 from typing import Final
 
@@ -17,9 +18,14 @@ class FlightGroup:
     """Every live Flight, and the map by which identical requests find each other."""
 
     def __init__(
-        self, memory: Memory | None = None, folds: Callable[[Flight], bool] = lambda flight: True
+        self,
+        memory: Memory | None = None,
+        folds: Callable[[Flight], bool] = lambda flight: True,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        """`folds`: whether a reader that wants one body may wait for the end of a stream."""
+        """`folds`: whether a reader that wants one body may wait for the end of a stream. `loop`: the readers'
+        event loop; None: the one that runs where they wait."""
+        self._loop = loop
         self._folds = folds
         self._memory = memory  # the budget that logs are charged to
         self._streams: dict[bytes, Flight] = {}
@@ -62,7 +68,7 @@ class FlightGroup:
         """Add a reader. `storable`: it allows the answer to be stored."""
         if storable and not flight.storable:
             flight.allow_storing()
-        subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner)
+        subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner, _loop=self._loop)
         flight.subscribers.add(subscriber)
         return subscriber
 

@@ -16,7 +16,7 @@ from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
-from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
+from proxy.upstream.http import HOP_BY_HOP, PLACES, KnownHead, engine_at, told
 from proxy.wire import (
     FINISH,
     Framer,
@@ -197,38 +197,47 @@ class Ingest:
 
     # -- Receiver ---------------------------------------------------------------------------------
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         if status >= REFUSAL and self._on_head is not None and self._on_head(status, headers):
             return
         flight = self.flight
         self._last = flight.clock()
         shared = flight.spec.many or not flight.private
-        chosen = shared and status < 400
-        dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
-        engine, named = None, False
-        if not chosen and flight.backend is not None:
-            engine = engine_at(flight.backend)
-            named = engine.named("\n".join(map(_VALUE, headers)))  # all at once: in nearly every answer none is
-        passed = []
+        key = shared, flight.backend
+        made = known.made.get(key) if known is not None else None
         length: int | None = None
-        kind = ""
-        for header in headers:
-            name, value = header
-            if name == "content-length":
-                length = int(value) if value.isascii() and value.isdigit() else None
-                continue
-            if name == "content-type":
-                kind = value
-            elif name not in _OF_ANY_READER if chosen else name in dropped:
-                continue
-            if engine is not None and (name in PLACES or (named and engine.named(value))):
-                known = told(name, value, engine)
-                if known is None:
+        if known is not None and made is not None:
+            passed, self._events = made
+            length = int(headers[len(known.before)][1])
+        else:  # here and not in a function: once a stream
+            chosen = shared and status < 400
+            dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
+            engine, named = None, False
+            if not chosen and flight.backend is not None:
+                engine = engine_at(flight.backend)
+                # All values at once: in nearly every answer none names it.
+                named = engine.named("\n".join(map(_VALUE, headers)))
+            kept = []
+            kind = ""
+            for header in headers:
+                name, value = header
+                if name == "content-length":
+                    length = int(value) if value.isascii() and value.isdigit() else None
                     continue
-                header = (name, known)
-            passed.append(header)
-        self._events = kind.lower().startswith("text/event-stream")
-        self._head = Head(status, tuple(passed), length)
+                if name == "content-type":
+                    kind = value
+                elif name not in _OF_ANY_READER if chosen else name in dropped:
+                    continue
+                if engine is not None and (name in PLACES or (named and engine.named(value))):
+                    rewritten = told(name, value, engine)
+                    if rewritten is None:
+                        continue
+                    header = (name, rewritten)
+                kept.append(header)
+            passed, self._events = tuple(kept), kind.lower().startswith("text/event-stream")
+            if known is not None:
+                known.keep(key, (passed, self._events))
+        self._head = Head(status, passed, length)
         if flight.mode is _RAW:
             flight.start(self._head)
             if flight.spec.method == "HEAD":

@@ -30,6 +30,7 @@ from proxy.redis import Cache, Held, Stored
 from proxy.telemetry import contained, internal
 from proxy.upstream import Backend, Lease
 
+_STREAM: Final = Mode.STREAM
 AGAIN: Final = 0.05  # seconds until the next turn after one that raised, or after a contained exception
 MAX_FAILED_TURNS: Final = 5  # in succession; then all queued flights fail, as one of them makes each turn raise
 
@@ -312,7 +313,7 @@ class Scheduler:
             spec = flight.spec
             stream = key = spec.key or b""
             whole = key + WHOLE
-            streams = spec.mode is Mode.STREAM
+            streams = spec.mode is _STREAM
             keys.append(stream if streams else whole)
             others.append(whole if streams else stream if spec.fold else b"")
         if self.fleet is not None and self.fleet.live:
@@ -523,7 +524,7 @@ class Scheduler:
         if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
             self._on_unknown_shape(exchange.lease.backend, flight)
         fence = b""
-        if self.fleet is not None and flight.spec.mode is Mode.STREAM:  # no other is led: a call less
+        if self.fleet is not None and flight.spec.mode is _STREAM:  # no other is led: a call less
             fence = self.fleet.landed(flight)
         stored = False
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
@@ -532,14 +533,14 @@ class Scheduler:
             self._cache.skip()  # before up to 64 MiB are copied
             self._group.remove(flight)
         else:
-            replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
+            replace = flight.mode is _STREAM or flight.replace or flight.spec.fresh
             build = self._backends.build_of(flight.backend, flight.spec.model, flight.times.dispatched)
             if build is None:
                 self._cache.skip()
                 self._group.remove(flight)
             else:
                 stored = self._cache.store(
-                    key if flight.mode is Mode.STREAM else key + WHOLE,
+                    key if flight.mode is _STREAM else key + WHOLE,
                     snapshot(flight, build),
                     partial(self._group.remove, flight),
                     replace=replace,
@@ -664,7 +665,7 @@ class Scheduler:
                 return
             times, gap = flight.times, None
             events = flight.usage.completion_tokens if flight.usage else flight.content_events
-            if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
+            if times.first is not None and times.last is not None and events > 1 and flight.mode is _STREAM:
                 gap = (times.last - times.first) / (events - 1)
             self._metrics.flight_landed(outcome, flight.spec.model, gap, events)
         except Exception as e:  # noqa: BLE001 - as said

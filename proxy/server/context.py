@@ -165,7 +165,9 @@ class RequestContext(msgspec.Struct, eq=False):
 
     def begin_response(self, status: int, *, endless: bool = False) -> None:
         """`endless`: the answer lasts until the client leaves, which is no 499 then."""
-        self.status, self.endless = status, endless
+        self.status = status
+        if endless is not self.endless:  # to set an attribute of a Struct takes 0.1 µs
+            self.endless = endless
 
     def wrote(self, sent: int) -> None:
         """So many bytes were written or are about to be, framing included: for the log, should it not end as it
@@ -316,12 +318,12 @@ class RequestContext(msgspec.Struct, eq=False):
             status,
             verdict,
             self.stream,
-            round(queue * 1000, 3),
-            round(total * 1000, 3),
+            int(queue * 1e6 + 0.5) / 1e3,  # milliseconds; `round` takes 0.7 µs
+            int(total * 1e6 + 0.5) / 1e3,
             sent or self.bytes_out,
             self.client_left,
             model,
-            None if ttft is None else round(ttft * 1000, 3),
+            None if ttft is None else int(ttft * 1e6 + 0.5) / 1e3,
             prompt,
             completion,
             source,

@@ -59,6 +59,9 @@ class Stage(Enum):
     DRAINING = "draining"  # /health and /metrics only
 
 
+_ACCEPTING: Final = Stage.ACCEPTING  # a global is cheaper to look up than a member of a class
+
+
 class Gateway:
     """Routes requests to handlers, and sees each of them to its end. Has no state but its stage."""
 
@@ -183,7 +186,7 @@ class Gateway:
             try:
                 if handler is None:
                     handler = self._find(context)
-                if self._stage is not Stage.ACCEPTING:
+                if self._stage is not _ACCEPTING:
                     self._check_stage(context.endpoint)
                 if self.tracing is not None:
                     self.tracing.begin(context)

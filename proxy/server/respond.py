@@ -23,6 +23,8 @@ from proxy.wire import LAST_CHUNK, chunk, encode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
+Passed = tuple[tuple[str, str], ...]
+"""An engine's headers, as its `Head` has them."""
 Body = bytes | Sequence[bytes]
 """A complete body: bytes, or pieces that may be shared with other readers and are not copied."""
 WaitWritable = Callable[[], Awaitable[None]]
@@ -32,7 +34,9 @@ Remainder = Iterator[bytes | memoryview]
 
 FOLD_COST: Final = 4
 """Peak memory of folding a stream, in multiples of its log (the log included)."""
+_STREAM: Final = Mode.STREAM
 _DATES: Final = 2  # cached texts, one a second
+_HEADS: Final = 64  # the same of engines' heads: one for each second, status and engine
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -236,16 +240,17 @@ def json_response(flight: Flight, *, limited: bool = False) -> tuple[int, Header
     headers: Headers = head.headers if head is not None else ()
     if limited:
         headers = without_rates(headers)
-    if flight.mode is Mode.STREAM:
+    if flight.mode is _STREAM:
         return 200, [*_JSON, *(header for header in headers if header[0] != "content-type")], folded_body(flight)
     log = flight.log
     return head.status if head is not None else 200, headers, log[0] if len(log) == 1 else log
 
 
 def write(
-    request: Request, status: int, headers: Headers, body: Body, *, keep: bool = True
+    request: Request, status: int, headers: Headers, body: Body, *, keep: bool = True, passed: Passed = ()
 ) -> tuple[Sent, Remainder | None]:
-    """Write a response: a small one at once, of a large one its first slice. Returns the rest, for `write_rest`;
+    """Write a response: a small one at once, of a large one its first slice. `passed`: the engine's headers, which
+    are the same for many answers. Returns the rest, for `write_rest`;
     None: there is none, and the client takes what is written. Raises ConnectionResetError where it has left."""
     protocol: ClientConnection | None = request.protocol
     if protocol is None or protocol.transport is None:
@@ -256,10 +261,10 @@ def write(
     left: Remainder | None = None
     size = later = 0
     if status in (204, 304):
-        data = write_head(status, headers, keep_alive=keep)
+        data = write_head(status, headers, keep_alive=keep, passed=passed)
     else:
         size = len(body) if body.__class__ is bytes else sum(map(len, body))  # type: ignore[arg-type]
-        data = write_head(status, (("content-length", str(size)), *headers), keep_alive=keep)
+        data = write_head(status, (("content-length", str(size)), *headers), keep_alive=keep, passed=passed)
         if request.method != "HEAD":
             if size > SLICE_BYTES:
                 left = slices((body,) if isinstance(body, bytes) else body)
@@ -385,22 +390,33 @@ def without_rates(headers: Headers) -> list[tuple[str, str]]:
     return [header for header in headers if header[0] not in RATE_LIMITS]
 
 
-def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
-    """Status line and headers. A line break in a value raises AssertionError."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
-    dated = False
+def write_head(status: int, headers: Headers, *, keep_alive: bool, passed: Passed = ()) -> bytes:
+    """Status line and headers, `passed` first. A line break in a value raises AssertionError."""
+    first, dated = _begin(status, passed)
+    lines = []
     for name, value in headers:
         lines.append(f"{name}: {value}")
-        dated = dated or name == "date"
+        if name == "date":
+            dated = True
     if not dated:
         lines.append(_date(int(time.time())))
     if not keep_alive:
         lines.append("connection: close")
     lines.append(_END)
-    head = "\r\n".join(lines)
-    if head.count("\r") != len(lines) + 2 or head.count("\n") != len(lines) + 2:
+    rest = "\r\n".join(lines)
+    if rest.count("\r") != len(lines) + 2 or rest.count("\n") != len(lines) + 2:
         raise AssertionError("a header has a line break in it")
-    return head.encode("latin-1", "replace")
+    return first + rest.encode("latin-1", "replace")
+
+
+@lru_cache(_HEADS)
+def _begin(status: int, headers: Passed) -> tuple[bytes, bool]:
+    """Status line and an engine's headers, and whether the date is among them."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}", *map(": ".join, headers), ""]
+    head = "\r\n".join(lines)
+    if head.count("\r") != len(lines) - 1 or head.count("\n") != len(lines) - 1:
+        raise AssertionError("a header has a line break in it")
+    return head.encode("latin-1", "replace"), any(name == "date" for name, _ in headers)
 
 
 def dechunk(data: bytes) -> bytes:

@@ -9,15 +9,16 @@ import msgspec
 
 from proxy.wire.openai import PROMPT_FIELD, ApiRequest
 
-_MAYBE: Final = re.compile(rb"_url|\\u00(?:5[fF]|7[25]|6[cC])").search
-"""A member named `…_url`, also with escaped letters."""
+_ESCAPED: Final = re.compile(rb"\\u00(?:5[fF]|7[25]|6[cC])").search
+"""A letter of `_url` as an escape."""
 _SUFFIX: Final = "_url"  # image_url, audio_url, video_url; engines add more
 
 
 def refers(api_request: ApiRequest) -> bool:
     """Whether the prompt has a URL, other than `data:`, where vLLM fetches media."""
-    raw = api_request.fields.get(PROMPT_FIELD[api_request.endpoint], b"")
-    if _MAYBE(raw) is None:
+    raw = bytes(api_request.fields.get(PROMPT_FIELD[api_request.endpoint], b""))
+    # One search for both takes 10 µs for 1 KB: it tries each byte.
+    if b"_url" not in raw and (b"\\u00" not in raw or _ESCAPED(raw) is None):
         return False
     try:
         return _fetches(msgspec.json.decode(raw))

@@ -33,7 +33,7 @@ class Taken:
         self.headers: list[tuple[str, str]] = []
         self.data = b""
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         assert not self.status, "a second head"
         self.status, self.headers = status, headers
 

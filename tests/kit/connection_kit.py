@@ -111,7 +111,7 @@ class Noting:
         if what in self.breaks.split():
             raise ZeroDivisionError
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         self._note("head", status)
 
     def body(self, data: bytes) -> None:

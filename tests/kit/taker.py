@@ -22,7 +22,7 @@ class Taker:
         self.endings: list[GatewayError | None] = []  # None: a clean end
         self._changed = asyncio.Event()
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         assert not self.status, "a second head"
         assert not self.endings, "a head after the end"
         self.status, self.headers = status, headers

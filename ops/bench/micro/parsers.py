@@ -45,7 +45,7 @@ class LastBytes:
 
     data = b""
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         pass
 
     def body(self, data: bytes) -> None:

@@ -7,12 +7,14 @@ from proxy.upstream.http.dial import ConnectionRefused, tls_context
 from proxy.upstream.http.pool import HOP_BY_HOP
 from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.http.relocation import PLACES, engine_at, told
+from proxy.upstream.http.response import KnownHead
 
 __all__ = [
     "HOP_BY_HOP",
     "PLACES",
     "Connection",
     "ConnectionRefused",
+    "KnownHead",
     "ReadBudget",
     "engine_at",
     "tls_context",

@@ -12,7 +12,7 @@ from proxy.telemetry import internal, raised
 from proxy.upstream.http.dial import OURS, short_of, unreachable
 from proxy.upstream.http.framing import InvalidResponse
 from proxy.upstream.http.read_budget import SMALL, ReadBudget
-from proxy.upstream.http.response import ResponseParser
+from proxy.upstream.http.response import KnownHead, ResponseParser
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a response whose receiver has all it needs
 
@@ -22,10 +22,10 @@ class Receiver(Protocol):
     before. None of these methods may raise.
 
     `body` is called once for each read with body bytes, whatever the number of chunks: chunk boundaries carry no
-    meaning.
+    meaning. `known`: the head but for its Content-Length, where it has come before.
     """
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None: ...
     def body(self, data: bytes) -> None: ...
     def end(self) -> None: ...
     def lost(self, error: GatewayError) -> None: ...
@@ -44,7 +44,7 @@ class ConnectionPool(Protocol):
 class _Nobody:
     """Receives the rest of a response whose receiver has released it."""
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         pass
 
     def body(self, data: bytes) -> None:
@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Start an exchange; none may be in progress."""
         transport = self._transport
-        answer = self._answer = ResponseParser(receiver, bodiless=request.startswith(b"HEAD "))
+        answer = self._answer = ResponseParser(receiver, request.startswith(b"HEAD "))
         self._receiver = receiver
         self.received = False
         if transport is None or transport.is_closing():
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             self._held = hold
             self._steer()
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         """See `body`."""
 
     def body(self, data: bytes) -> None:

@@ -12,10 +12,13 @@ from proxy.errors import Code, GatewayError
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.dial import address_of, dial, tls_context
 from proxy.upstream.http.read_budget import ReadBudget
+from proxy.upstream.http.response import KnownHead
 from proxy.upstream.pulse import Pulse
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
 MAX_IDLE: Final = 256  # idle connections, unless more may be in use
+KEPT: Final = 16  # request lines
+KEPT_LENGTH: Final = 64  # characters of a path whose request line is kept
 MAX_POLL: Final = 4 * 1024 * 1024  # bytes of a response to a poll
 
 HOP_BY_HOP: Final = frozenset(
@@ -83,7 +86,7 @@ class Pool:
     def _show(self, api_key: str) -> None:
         shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
-        self._breaks = 1 + self._head.count("\n")  # line breaks of the request line, the fixed headers and the end
+        self._begun: dict[tuple[str, str], bytes] = {}  # by method and path: request line and fixed headers
 
     def take(self) -> Connection | None:
         """An idle connection, if one is fresh enough; stale ones are closed."""
@@ -135,18 +138,29 @@ class Pool:
 
     def request(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
         """The bytes of a request. Raises GatewayError 400 for a header that contains a line break."""
+        begin = self._begun.get((method, path)) or self._begin(method, path)
         lines = []
         for name, value in headers:  # a comprehension would be a Python call more
             lines.append(f"{name}: {value}\r\n")
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"Content-Length: {len(body)}\r\n")
-        text = f"{method} {self.address.base}{path}{self._head}{''.join(lines)}\r\n"
-        count = len(lines) + self._breaks
-        if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
-            raise GatewayError(
-                Code.INVALID_HEADER, "A header or the path contains a line break, or the path a space."
-            )
-        return text.encode("utf-8", "surrogateescape") + body
+        text, count = "".join(lines), len(lines)
+        if text.count("\r") != count or text.count("\n") != count or "\0" in text:
+            raise _broken_line()
+        return b"%b%b\r\n%b" % (begin, text.encode("utf-8", "surrogateescape"), body)
+
+    def _begin(self, method: str, path: str) -> bytes:
+        """Request line and fixed headers. Raises GatewayError 400 as `request`."""
+        text, count = f"{method} {self.address.base}{path}{self._head}", self._head.count("\n")
+        breaks = text.count("\r") != count or text.count("\n") != count
+        if breaks or "\0" in text or " " in path or " " in method:
+            raise _broken_line()
+        begin = text.encode("utf-8", "surrogateescape")
+        if len(path) <= KEPT_LENGTH:
+            if len(self._begun) >= KEPT:
+                self._begun.clear()
+            self._begun[method, path] = begin
+        return begin
 
     async def get(self, path: str, *, fresh: bool = False) -> tuple[int, bytes]:
         """A small GET by the gateway itself: (status, body). Raises GatewayError."""
@@ -207,7 +221,7 @@ class _Answer:
         self._status = 0
         self._body = bytearray()
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         self._status = status
 
     def body(self, data: bytes) -> None:
@@ -224,3 +238,7 @@ class _Answer:
     def lost(self, error: GatewayError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+
+
+def _broken_line() -> GatewayError:
+    return GatewayError(Code.INVALID_HEADER, "A header or the path contains a line break, or the path a space.")

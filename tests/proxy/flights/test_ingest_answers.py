@@ -13,6 +13,7 @@ from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.ingest import LATE, PUT_OFF, Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Head, Mode
+from proxy.upstream.http import KnownHead
 from proxy.wire.openai import decode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
@@ -261,13 +262,33 @@ async def test_what_a_head_asks_again_for_is_not_looked_at() -> None:
 async def test_which_headers_are_passed_depends_on_who_may_read_the_answer(
     status: int, key: bytes | None, many: bool, passed: list[str]
 ) -> None:
-    fed = Fed(Mode.RAW, key=key, many=many)
     names = ("content-type", "retry-after", "x-own", "set-cookie", "x-request-id", "connection", "age")
-    fed.ingest.head(status, [*((name, "1") for name in names), ("content-length", "7")])
-    head = fed.flight.head
-    assert head is not None
-    assert ([name for name, _ in head.headers], head.length) == (passed, 7)
-    fed.ingest.close()
+    before = tuple((name, "1") for name in names)
+    known = KnownHead(status, before, ())
+    known.keep((key is None and not many, None), ((), False))  # what it is to other readers is not asked
+    for times in range(3):
+        fed = Fed(Mode.RAW, key=key, many=many)
+        fed.ingest.head(status, [*before, ("content-length", str(times))], known if times else None)
+        head = fed.flight.head
+        assert head is not None
+        assert ([name for name, _ in head.headers], head.length) == (passed, times)
+        fed.ingest.close()
+
+
+@virtual
+async def test_a_known_head_is_searched_for_each_engine_s_own_address() -> None:
+    before = (("x-one", "http://one:8000/a"), ("content-type", "text/event-stream"))
+    known = KnownHead(200, before, (("x-two", "http://two:8000/b"),))
+    for times in range(2):
+        for name, kept in (("one", "x-two"), ("two", "x-one")):
+            fed = Fed(Mode.RAW, key=None)
+            fed.flight.dispatched(f"http://{name}:8000", lambda hold: None)
+            fed.ingest.head(200, [*before, ("content-length", str(times)), *known.after], known)
+            head = fed.flight.head
+            assert head is not None
+            assert {header for header, _ in head.headers} == {kept, "content-type"}
+            assert head.length == times
+            fed.ingest.close()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,21 @@ def test_a_line_break_never_reaches_the_head(bad: str) -> None:
             write_head(200, [header], keep_alive=True)
 
 
+@pytest.mark.parametrize("bad", ["a\r\nevil: 1", "a\nb", "a\rb"])
+def test_a_line_break_of_an_engine_never_reaches_the_head(bad: str) -> None:
+    for header in ((bad, "x"), ("x", bad)):
+        for _ in range(2):
+            with pytest.raises(AssertionError):
+                write_head(200, [], keep_alive=True, passed=(header,))
+
+
+def test_an_engine_s_headers_come_first_with_their_date_and_their_status() -> None:
+    passed = (("server", "é→"), ("date", "x"))
+    for status, line in ((200, b"200 OK"), (404, b"404 Not Found"), (200, b"200 OK")):
+        head = write_head(status, [("a", "1")], keep_alive=True, passed=passed)
+        assert head == b"HTTP/1.1 " + line + b"\r\nserver: \xe9?\r\ndate: x\r\na: 1\r\n" + GUARDS + b"\r\n"
+
+
 def test_a_letter_that_no_header_can_hold_is_replaced() -> None:
     assert b"x: ?\xe9\r\n" in write_head(200, [("x", "→é")], keep_alive=True)
 

@@ -347,7 +347,7 @@ async def test_a_receiver_that_leaves_in_the_middle_of_a_read_hears_no_more_of_i
     connection = await pool.connect()
 
     class Leaver(Taker):
-        def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
             super().head(status, headers)
             connection.release(self, content=False)
 

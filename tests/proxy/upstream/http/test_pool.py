@@ -10,7 +10,7 @@ from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.connection import Connection
-from proxy.upstream.http.pool import IDLE_SECONDS, MAX_IDLE, MAX_POLL, Pool
+from proxy.upstream.http.pool import IDLE_SECONDS, KEPT, KEPT_LENGTH, MAX_IDLE, MAX_POLL, Pool
 from tests.kit.clock import virtual
 from tests.kit.engine import Engine, full_backlog
 
@@ -240,3 +240,14 @@ async def test_a_slow_head_is_bounded_by_who_asks(engine: Engine) -> None:
     assert backends.all[0].detail == "no answer to /v1/models in 0.05 s"
     await turn.cancelled()
     assert len(pool._idle) == 0
+
+
+async def test_request_lines_that_are_kept_are_bounded_and_renewed_with_the_key() -> None:
+    pool = pool_of("http://h/base")
+    for number in range(3 * KEPT):
+        path = f"/{number}" if number % 2 else f"/{number}" + "x" * KEPT_LENGTH
+        wanted = f"POST /base{path} HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n!".encode()
+        assert [pool.request("POST", path, (), b"!") for _ in range(2)] == [wanted, wanted]
+        assert len(pool._begun) <= KEPT
+    pool.renew(None, "key")
+    assert b"Authorization: Bearer key\r\n" in pool.request("POST", path, (), b"!")

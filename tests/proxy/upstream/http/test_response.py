@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code
 from proxy.upstream.http.framing import InvalidResponse
-from proxy.upstream.http.response import MAX_HEAD, MAX_OVERHEAD, ResponseParser
+from proxy.upstream.http.response import (
+    _KNOWN,
+    KNOWN_BYTES,
+    MAX_HEAD,
+    MAX_KNOWN,
+    MAX_OVERHEAD,
+    ResponseParser,
+)
 from tests.kit.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
 from tests.kit.taker import Taker
 
@@ -96,6 +103,58 @@ def test_a_plain_head_is_read_as_httptools_reads_it(
     """A head in one read is read here where it is plain; one that is cut is read by httptools."""
     head = start + b"\r\n" + b"".join(name + b":" + value + b"\r\n" for name, value in fields) + b"\r\n"
     assert read_of([head + body]) == read_of([head[:9], head[9:] + body])
+
+
+def body_of(size: int, head: bytes = b"date: today\r\n%b\r\nserver: x\r\n") -> bytes:
+    lines = head % (b"content-length: %d" % size)
+    return b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n" + b"x" * size
+
+
+class Knowing(Taker):
+    """Keeps what it is told of heads that have come before."""
+
+    known: object = None
+
+    def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
+        super().head(status, headers)
+        self.known = known
+
+
+def knowing_of(answer: bytes) -> Knowing:
+    taker = Knowing()
+    assert ResponseParser(taker, bodiless=False).feed(answer)
+    return taker
+
+
+def test_a_head_that_has_come_before_is_read_as_the_first_time_but_for_its_length() -> None:
+    mark = b"x-mark: %x\r\n%%b\r\nserver: x\r\n" % id(object())
+    first, second, third = (knowing_of(body_of(size, mark)) for size in (3, 12, 3))
+    assert first.known is None
+    assert second.known is not None
+    assert second.known is third.known
+    assert (third.status, third.headers, third.data) == (first.status, first.headers, first.data)
+    assert (second.headers[1], len(second.data)) == (("content-length", "12"), 12)
+    elsewhere = knowing_of(body_of(3, mark.replace(b"server: x", b"Server: x")))
+    assert elsewhere.known is None
+
+
+@pytest.mark.parametrize("size", [b"", b"0", b"+3", b"\xb2", b"9" * 16, b"3, 3", b"3\r\ncontent-length: 3"])
+def test_a_known_head_with_an_odd_length_is_read_as_any_other(size: bytes) -> None:
+    start = b"HTTP/1.1 200 OK\r\nx-odd: 1\r\ncontent-length: "
+    for length in (3, 4):
+        knowing_of(start + b"%d\r\n\r\n" % length + b"x" * length)
+    whole = start + size + b"\r\n\r\n"
+    assert read_of([whole]) == read_of([whole[:9], whole[9:]])
+
+
+def test_heads_that_are_never_the_same_are_not_kept() -> None:
+    head = b"x-request-id: 7\r\n%b\r\n"
+    assert [knowing_of(body_of(3, head)).known for _ in range(2)] == [None, None]
+    large = b"x-large: " + b"a" * KNOWN_BYTES + b"\r\n%b\r\n"
+    assert [knowing_of(body_of(3, large)).known for _ in range(2)] == [None, None]
+    for number in range(2 * MAX_KNOWN):
+        knowing_of(body_of(3, b"x-number: %d\r\n%%b\r\n" % number))
+    assert len(_KNOWN) <= MAX_KNOWN
 
 
 EXTENSIONS = st.sampled_from([b"", b";a", b";a=b", b';a="b;c"', b";a;b=c"])
