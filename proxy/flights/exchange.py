@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
-from proxy.flights.continuing import REPLAY, Replay, continuable
+from proxy.flights.continuing import REPLAY, Continuations, Place, Replay, continuable, not_continued
 from proxy.flights.events import EventIngest
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
@@ -46,6 +46,9 @@ _BREAKS: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, 
 _DROPPED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE})
 """Those after which the engine works no more for the request: see `GONE`. All its streams break at once when it is
 killed, and the retry budget does not apply to them where another engine runs."""
+
+_CUT: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED})
+"""The engine's connection ended: the request may have killed it. See `Exchange._look_whether_gone`."""
 
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
 """Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
@@ -77,6 +80,7 @@ class ExchangeContext:
     retry: RetryRules = field(default_factory=RetryRules)
     budget: Budget = field(default_factory=Budget)
     resume: bool = True  # continue streams that break
+    continuations: Continuations  # of the streams that are continued
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
 
@@ -90,6 +94,9 @@ class ExchangeOwner(Protocol):
     def requeue(self, exchange: Exchange) -> bool:
         """Put an exchange without an engine for its next attempt at the head of the queue, which calls `resume`.
         False: there is no queue any more."""
+
+    def parked(self, exchange: Exchange) -> None:
+        """It waits for its place among the streams that are continued, which resumes it."""
 
     def own(self, task: asyncio.Task[None]) -> None:
         """Keep a task, and await it at the end."""
@@ -112,6 +119,7 @@ class Exchange:
         "_left",
         "_over",
         "_owner",
+        "_place",
         "_reused",
         "_tried",
         "_waiting",
@@ -141,6 +149,7 @@ class Exchange:
         self._fed = flight  # what the answer is written into: the Flight, or the Replay that continues it
         self._broke: GatewayError | None = None  # why its stream is continued
         self._differs = False  # the other answer is another one
+        self._place: Place | None = None  # among the streams that are continued
         self._over = False
 
     def __repr__(self) -> str:
@@ -252,6 +261,7 @@ class Exchange:
         spec = self.flight.spec
         # A request that must not be sent twice gets a new connection: a kept one may be closing.
         once = (spec.mode is _RAW or spec.event_api is not None) and not repeatable(spec.method, spec.path)
+        once = once or self._broke is not None  # a kept one that ends could be one that had died
         connection = None if once else backend.pool.take()
         if connection is not None:
             self._send(backend, connection, reused=True)
@@ -432,7 +442,8 @@ class Exchange:
         if cause is CONNECT:
             exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
-        if cause is not None and self._retry(cause):
+        broke_again = self._broke is not None and error.code in _CUT and cause is not CONNECT
+        if cause is not None and not broke_again and self._retry(cause):
             return
         if error.code not in _BREAKS or not self._continue(error):
             self._finish(error)
@@ -489,7 +500,9 @@ class Exchange:
             self._detach(content=content)
             prepare(cause)
             self.lease.release()
-            if other is not None:
+            if not self._granted:
+                self._owner.parked(self)
+            elif other is not None:
                 self.lease, other = other, None
                 self.begin()
             else:
@@ -506,19 +519,74 @@ class Exchange:
     def _continue(self, error: GatewayError) -> bool:
         """Send the request again, compare what readers have with the new answer, and go on after that. False: the
         rules do not allow it."""
-        if not self._context.resume or self._fed.untouched or not continuable(self.flight):
+        flight, context = self.flight, self._context
+        if not context.resume or self._left <= 0 or flight.untouched or not continuable(flight):
             return False
-        self._broke = self._broke or error
-        return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
+        if context.continuations.blamed(flight):
+            return False
+        if self._broke is None:
+            self._broke = error
+            return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
+        if error.code not in _CUT:
+            return self._again(error.code.code, self._replay, gone=False, content=False)
+        self._detach(content=False)
+        self._connecting = task = asyncio.ensure_future(self._look_whether_gone(error))
+        self._owner.own(task)
+        task.add_done_callback(self._connected)
+        return True
+
+    async def _look_whether_gone(self, error: GatewayError) -> None:
+        """The connection of a continuation ended too. If its engine takes no connection any more, the request is
+        to blame as far as can be known: it is sent to no third engine."""
+        backend = self.lease.backend
+        try:
+            connection = await backend.pool.connect()
+        except GatewayError as e:
+            self._context.backends.record_unreachable(backend, e.message)
+            self._context.continuations.blame(self.flight)
+            self._finish(GatewayError(error.code, "the engine that continued it is gone too"))
+            return
+        backend.pool.release(connection)
+        if not self._again(error.code.code, self._replay, gone=False, content=False):
+            self._finish(error)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it continues a stream that broke."""
+        return self._broke is not None
 
     def take_over(self, error: GatewayError) -> None:
         """Begin by continuing a stream that another gateway fed, and that broke with this error."""
         self._broke = error
         self._replay(error.code.code)
-        self.begin()
+        if self._granted:
+            self.begin()
+        else:
+            self.lease.release()
+
+    def give_up(self, error: GatewayError) -> None:
+        """It has waited too long for an engine or for its place."""
+        self._finish(error)
+
+    @property
+    def _granted(self) -> bool:
+        return self._place is None or self._place.granted
+
+    def _enter(self) -> None:
+        """Take a place among the streams that are continued: at most half of what the engines take at one time."""
+        backends, spec = self._context.backends, self.flight.spec
+        capacity = sum(b.max_inflight for b in backends.candidates(spec.model) if b.up is not False)
+        go = partial(self._safely, "a stream's turn to be continued", self._go)
+        self._place = self._context.continuations.take(self.flight, max(1, capacity // 2), go)
+
+    def _go(self) -> None:
+        if not self._over and self._waiting is None and not self.lease.held:
+            self._resume()
 
     def _replay(self, cause: str) -> None:
         flight, fed = self.flight, self._fed
+        if self._place is None:
+            self._enter()
         if isinstance(fed, Replay):
             fed.close()
         flight.continues(REPLAY)
@@ -555,13 +623,18 @@ class Exchange:
     def _end_replay(self, error: GatewayError | None) -> GatewayError | None:
         """What readers are told where a continued stream ends."""
         self._replayed("exact" if error is None else "differs" if self._differs else "failed")
-        if error is None or error.code in _OURS or self._broke is None:
+        return error if error is None else self.explains(error)
+
+    def explains(self, error: GatewayError) -> GatewayError:
+        """What readers are told of an error that ends it: why their stream broke, and why it is not continued."""
+        if error.code in _OURS or self._broke is None:
             return error
-        why = "no engine has capacity" if error is self._broke else error.message.rstrip(".")
-        return GatewayError(self._broke.code, f"{self._broke.message} The stream cannot be continued: {why}.")
+        return not_continued(self._broke, "no engine has capacity" if error is self._broke else error.message)
 
     def _replayed(self, outcome: str) -> None:
         fed, self._fed = self._fed, self.flight
+        if self._place is not None:
+            self._context.continuations.give_back(self._place)
         if isinstance(fed, Replay):
             fed.close()
         self._context.metrics.continued(REPLAY, outcome)
@@ -571,7 +644,9 @@ class Exchange:
     def _resume(self) -> None:
         """The backoff is over. If no engine is free, it waits at the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._owner.requeue(self):
+        if not self._granted:
+            self._owner.parked(self)
+        elif not self.resume() and not self._owner.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine has capacity for another attempt.", retry_after=1)
             self._finish(self._error or none)
 

@@ -87,6 +87,7 @@ from proxy.wire.raw_body import (
 from proxy.wire.shares import shares_of
 from proxy.wire.sse import (
     DONE,
+    KEEP_ALIVE,
     LAST_CHUNK,
     SIZES,
     ChunkCheck,
@@ -106,6 +107,7 @@ __all__ = [
     "COUNTS",
     "DONE",
     "FINISH",
+    "KEEP_ALIVE",
     "LARGE",
     "LAST_CHUNK",
     "MAX_TOKENS",

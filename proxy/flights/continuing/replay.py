@@ -31,6 +31,11 @@ def continuable(flight: Flight) -> bool:
     )
 
 
+def not_continued(broke: GatewayError, why: str) -> GatewayError:
+    """The error of a stream that broke with one error and is not continued, and why it is not."""
+    return GatewayError(broke.code, f"{broke.message} The stream cannot be continued: {why.rstrip('.')}.")
+
+
 class Replay(Flight):
     """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
     rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""

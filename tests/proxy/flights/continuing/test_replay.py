@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,9 +11,10 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.continuing.continuations import BLAMED_SECONDS
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.spec import FlightSpec, Mode
-from proxy.upstream.retry import RetryRules
+from proxy.upstream.retry import Budget, RetryRules
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.kit.clock import run_virtual, virtual
@@ -23,6 +25,7 @@ DONE = b"data: [DONE]\n\n"
 STOP = chat(finish="stop")
 CUT = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
 ABORT = chat({"content": "lost"}, finish="abort")
+REFUSED = GatewayError(Code.UPSTREAM_UNREACHABLE, "refused")
 FAILED = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
 
 
@@ -164,6 +167,78 @@ async def test_what_is_not_the_same_twice_or_is_not_kept_is_not_continued(change
     await trip.left_nothing()
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["prefill", "middle"])
+@virtual
+async def test_a_request_over_which_two_engines_die_reaches_no_third(begun: bool) -> None:
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    second = await trip.dialled(1)
+    if begun:
+        second.head()
+        second.body(other(ROLE + say("a")))
+    second.lose(CUT)
+    await trip.dialled(1, error=REFUSED)
+    (error,) = trip.arrivals
+    assert error is not None
+    assert error.message == "cut The stream cannot be continued: the engine that continued it is gone too."
+    assert b"upstream_truncated" in reader.frames[-1]
+    assert not trip.engines[2].dials
+    assert trip.backends.all[1].up is False
+    assert trip.continuations.blamed(trip.flight)
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_blamed_request_is_not_continued_until_its_time_is_over() -> None:
+    for again, arrivals in ((0.0, [CUT]), (BLAMED_SECONDS, [])):
+        trip = trip_of()
+        Reader(trip.flight)
+        trip.continuations.blame(trip.flight)
+        await asyncio.sleep(again)
+        trip.exchange.begin()
+        (await engine(trip, 0)).body(ROLE + say("a"))
+        trip.engines[0].wire.lose(CUT)
+        assert trip.arrivals == arrivals
+        if not arrivals:
+            trip.cancel()
+        await trip.left_nothing()
+
+
+@virtual
+async def test_a_second_continuation_takes_from_the_retry_budget() -> None:
+    for tokens, arrived in ((0.0, 1), (1.0, 0)):
+        trip = Trip(3, spec=spec(), retry=RetryRules(retries=2), budget=Budget(0.0, tokens))
+        Reader(trip.flight)
+        trip.exchange.begin()
+        (await engine(trip, 0)).body(ROLE + say("a"))
+        trip.engines[0].wire.lose(CUT)
+        (await engine(trip, 1)).body(other(ROLE))
+        trip.engines[1].wire.lose(CUT)
+        await trip.dialled(1)  # it lives
+        assert len(trip.arrivals) == arrived
+        if not arrived:
+            trip.cancel()
+        await trip.left_nothing()
+
+
+@virtual
+async def test_a_request_whose_reader_leaves_while_its_engine_is_looked_at_ends() -> None:
+    trip = trip_of()
+    Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    (await engine(trip, 1)).lose(CUT)
+    await trip.turn()
+    trip.cancel()
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_whatever_breaks_where_readers_have_one_answer_or_an_error(data: st.DataObject) -> None:
@@ -201,7 +276,10 @@ async def _any_breaks(data: st.DataObject) -> None:
         if draw(st.booleans()) and not trip.arrivals:
             readers.append(Reader(trip.flight, usage=draw(st.booleans())))
         if how == "lose" and not trip.arrivals:
+            again = trip.flight.continued is not None
             wire.lose(CUT)
+            if again and not trip.arrivals:  # it looks whether the engine lives
+                await trip.dialled(number, error=None if draw(st.booleans()) else REFUSED)
     await trip.turn()
     assert len(trip.arrivals) == 1
     whole = readers[0].frames[-1] == DONE  # an error frame of the engine's that is passed on lands too
