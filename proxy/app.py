@@ -227,6 +227,7 @@ async def running(
             retry=_retry_rules(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             resume=settings.resume != "off",
+            ids=settings.resume == "ids",
             continuations=continuations,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
         )

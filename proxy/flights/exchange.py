@@ -6,6 +6,7 @@ No task belongs to an exchange: it advances as its connection calls it."""
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -16,16 +17,29 @@ from typing import Any, Final, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
-from proxy.flights.continuing import REPLAY, Continuations, Place, Replay, continuable, not_continued
+from proxy.flights.continuing import (
+    IDS,
+    REPLAY,
+    Continuations,
+    IdsIngest,
+    Place,
+    Record,
+    Replay,
+    RestFlight,
+    asks_for_ids,
+    continuable,
+    not_continued,
+    with_ids,
+)
 from proxy.flights.events import EventIngest
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Callbacks, Ingest, Timeouts
+from proxy.flights.ingest import REFUSAL, Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
-from proxy.wire import salted, with_usage
+from proxy.wire import DONE, salted, with_usage
 
 _FAULTS: Final = frozenset(
     {
@@ -80,6 +94,7 @@ class ExchangeContext:
     retry: RetryRules = field(default_factory=RetryRules)
     budget: Budget = field(default_factory=Budget)
     resume: bool = True  # continue streams that break
+    ids: bool = False  # ask for the ids of tokens, to continue sampled streams too
     continuations: Continuations  # of the streams that are continued
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
@@ -115,11 +130,14 @@ class Exchange:
         "_error",
         "_fed",
         "_gone",
+        "_how",
+        "_ids_refused",
         "_judged",
         "_left",
         "_over",
         "_owner",
         "_place",
+        "_record",
         "_reused",
         "_tried",
         "_waiting",
@@ -149,6 +167,9 @@ class Exchange:
         self._fed = flight  # what the answer is written into: the Flight, or the Replay that continues it
         self._broke: GatewayError | None = None  # why its stream is continued
         self._differs = False  # the other answer is another one
+        self._how = REPLAY  # in which way it is continued
+        self._record: Record | None = None  # the ids of its tokens, where they were asked for
+        self._ids_refused = False
         self._place: Place | None = None  # among the streams that are continued
         self._over = False
 
@@ -187,6 +208,10 @@ class Exchange:
             return True
         if lease is None:
             return False
+        if not self._is_of_build(lease.backend):
+            lease.release()
+            self._finish(GatewayError(Code.NO_BACKEND, "no engine of the same build has capacity"))
+            return True
         self.lease = lease
         self.begin()
         return True
@@ -234,7 +259,19 @@ class Exchange:
         spec = self.flight.spec
         if spec.engine is not None:
             return None
-        return self._context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
+        acquire, tried = self._context.backends.acquire_untried, set(self._tried)
+        lease = acquire(spec.model, frozenset(tried), spec.affinity)
+        while lease is not None and not self._is_of_build(lease.backend):
+            tried.add(lease.backend)
+            lease.release()
+            lease = acquire(spec.model, frozenset(tried), spec.affinity)
+        return lease
+
+    def _is_of_build(self, backend: Backend) -> bool:
+        """Whether the engine may continue this stream: ids of tokens mean something to one build only."""
+        if self._how != IDS or self._record is None:
+            return True
+        return (backend.build.of(self.flight.spec.model, math.inf) or b"") == self._record.build
 
     def _has_other_engine(self) -> bool:
         """Whether an engine runs that was not tried, with capacity or not."""
@@ -305,10 +342,14 @@ class Exchange:
             self._contain("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, spec, exchange_context = self.flight, self.flight.spec, self._context
+        flight, spec, exchange_context = self.flight, self._fed.spec, self._context
         try:
             self._fed.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
+            record = None
+            if exchange_context.ids and self._fed is flight:
+                record = self._record = self._record_at(backend)
+                body = body if record is None else with_ids(body)
             if spec.salt:
                 body = salted(body, spec.salt)
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
@@ -319,8 +360,11 @@ class Exchange:
             passed = spec.mode is _RAW or spec.event_api is not None
             vet = None if backend.echoes is False or passed else self._check_id
             callbacks = Callbacks(self._on_response_end, self._on_head, first, vet, self._on_break)
-            make = exchange_context.ingest if spec.event_api is None else EventIngest
-            self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
+            if record is not None:
+                self.ingest = IdsIngest(flight, exchange_context.timeouts, callbacks, record)
+            else:
+                make = exchange_context.ingest if spec.event_api is None else EventIngest
+                self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
@@ -339,6 +383,8 @@ class Exchange:
             return True
 
     def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
+        if status < REFUSAL:
+            return self._ask_without_ids()
         if status in _BAD_STATUSES:
             self._report_failure(f"it answered {status}")
             self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
@@ -390,6 +436,8 @@ class Exchange:
                 if self._judged is None:
                     self._judged = True
                     self._context.backends.record_success(self.lease)
+                if self._ids_refused and self._fed.head is not None and self._fed.head.status == 200:
+                    self.lease.backend.abilities.refuses_ids()
                 self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
@@ -517,13 +565,17 @@ class Exchange:
     # -- continuing a stream that broke -----------------------------------------------------------
 
     def _continue(self, error: GatewayError) -> bool:
-        """Send the request again, compare what readers have with the new answer, and go on after that. False: the
-        rules do not allow it."""
-        flight, context = self.flight, self._context
-        if not context.resume or self._left <= 0 or flight.untouched or not continuable(flight):
+        """Send the request again, compare what readers have with the new answer, and go on after that; or request
+        the rest by the ids of the tokens so far. False: the rules do not allow it."""
+        flight, context, how = self.flight, self._context, self._way()
+        if how is None:
             return False
-        if context.continuations.blamed(flight):
+        if how == IDS and self._record is not None and self._record.finished:
+            self._complete(self._record)
+            return True
+        if self._left <= 0 or context.continuations.blamed(flight):
             return False
+        self._how = how
         if self._broke is None:
             self._broke = error
             return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
@@ -534,6 +586,50 @@ class Exchange:
         self._owner.own(task)
         task.add_done_callback(self._connected)
         return True
+
+    def _way(self) -> str | None:
+        """How its stream can be continued; None: not at all."""
+        flight, record = self.flight, self._record
+        if not self._context.resume or flight.untouched:
+            return None
+        if continuable(flight):
+            return REPLAY
+        if record is None or flight.phase is not Phase.STREAMING or flight.mode is not Mode.STREAM:
+            return None
+        api_request = flight.spec.api_request
+        if api_request is None:
+            return None
+        if record.finished:
+            return IDS if record.completes(usage=api_request.include_usage) else None
+        return IDS if record.request(api_request) is not None else None
+
+    def _record_at(self, backend: Backend) -> Record | None:
+        """For the ids of the tokens of an answer that cannot be had twice; None: they are not asked for."""
+        flight, spec = self.flight, self.flight.spec
+        if not (flight.private and spec.mode is Mode.STREAM) or flight.divides or self._ids_refused:
+            return None
+        if spec.api_request is None or not backend.abilities.lists_ids or not asks_for_ids(spec.api_request):
+            return None
+        return Record(backend.build.of(spec.model, math.inf) or b"")
+
+    def _ask_without_ids(self) -> bool:
+        """The engine refused a request for ids: perhaps it does not know them. The same goes to it without."""
+        self._record, self._ids_refused = None, True
+        self._detach(content=True)
+        self._fed.rewind()
+        self._connect_anew(self.lease.backend)
+        return True
+
+    def _complete(self, record: Record) -> None:
+        """Readers have all of the answer, but for [DONE] and perhaps the usage."""
+        flight, api_request = self.flight, self.flight.spec.api_request
+        self._detach(content=False)
+        if api_request is not None and api_request.include_usage and not record.usage:
+            flight.reports(record.counts())
+            flight.add(record.usage_chunk())
+        flight.add(DONE)
+        flight.land(last=flight.clock())
+        self._finish(None)
 
     async def _look_whether_gone(self, error: GatewayError) -> None:
         """The connection of a continuation ended too. If its engine takes no connection any more, the request is
@@ -589,17 +685,22 @@ class Exchange:
             self._enter()
         if isinstance(fed, Replay):
             fed.close()
-        flight.continues(REPLAY)
+        flight.continues(self._how)
         if flight.trace is not None:
-            flight.trace.event("continued", how=REPLAY)
-        self._fed = Replay(flight, self._on_difference)
+            flight.trace.event("continued", how=self._how)
+        record, api_request = self._record, flight.spec.api_request
+        if self._how == IDS and record is not None and api_request is not None:
+            body = record.request(api_request) or b"{}"
+            self._fed = RestFlight(flight, record, body, self._on_difference)
+        else:
+            self._fed = Replay(flight, self._on_difference)
 
     def _on_break(self, error: GatewayError) -> bool:
         """The engine ends its stream by an error frame or an abort. True: the answer is dropped, another attempt
         follows or the Flight has ended."""
         backend = self.lease.backend
         replays = self._fed is not self.flight
-        if not replays and not (self._context.resume and continuable(self.flight)):
+        if not replays and self._way() is None:
             return False
         if error.code in _FAULTS:
             self._report_failure(error.message)
@@ -637,7 +738,7 @@ class Exchange:
             self._context.continuations.give_back(self._place)
         if isinstance(fed, Replay):
             fed.close()
-        self._context.metrics.continued(REPLAY, outcome)
+        self._context.metrics.continued(self._how, outcome)
 
     # -- its end ----------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ ENDPOINTS: Final = (
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "followed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
-CONTINUED_BY: Final = ("replay",)
+CONTINUED_BY: Final = ("replay", "ids")
 CONTINUED: Final = ("exact", "differs", "failed", "cancelled")
 STATUSES: Final = range(100, 600)
 MAX_BACKENDS: Final = 256  # distinct values of `backend`
@@ -216,8 +216,9 @@ class Metrics:
             self._breaker.count((value,), 0)
         for value in (*RETRY_CAUSES, STALE):
             self._retries.count((value,), 0)
-        for value in CONTINUED:
-            self._continued.count(("replay", value), 0)
+        for how in CONTINUED_BY:
+            for value in CONTINUED:
+                self._continued.count((how, value), 0)
         for value in KEY_REFUSALS:
             self._keys_refused.count((value,), 0)
         self._denied.count((), 0)

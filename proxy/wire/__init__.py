@@ -38,6 +38,7 @@ from proxy.wire.frames import (
     FINISH,
     MAX_TOKENS,
     FrameTemplate,
+    Tokens,
     Usage,
     UsageStripper,
     fault_of,
@@ -100,7 +101,7 @@ from proxy.wire.sse import (
     is_done,
     unchunks,
 )
-from proxy.wire.whole import Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
+from proxy.wire.whole import REASONS, Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
 
 __all__ = [
     "BYTES_A_TOKEN",
@@ -116,6 +117,7 @@ __all__ = [
     "NO_TEXT_FIELDS",
     "PATHS",
     "PROMPT_FIELD",
+    "REASONS",
     "REQUESTS",
     "SIZES",
     "SLICE",
@@ -131,6 +133,7 @@ __all__ = [
     "RawBody",
     "RawFacts",
     "StreamSplit",
+    "Tokens",
     "Unsplittable",
     "Usage",
     "UsageStripper",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.errors import GatewayError
 from proxy.flights.continuing.seam import Differs, Seam
 from proxy.flights.flight import Flight, Times
 from proxy.flights.phase import Phase
 from proxy.flights.sharing import sharing_of
-from proxy.flights.spec import Head, Mode
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire import Usage, has_content, is_done
 
 REPLAY: Final = "replay"
@@ -36,17 +36,33 @@ def not_continued(broke: GatewayError, why: str) -> GatewayError:
     return GatewayError(broke.code, f"{broke.message} The stream cannot be continued: {why.rstrip('.')}.")
 
 
+class Joint(Protocol):
+    """Makes what readers get of frames of a second answer; all methods raise Differs where it is not theirs."""
+
+    def feed(self, frame: bytes) -> bytes | None: ...
+    def end(self) -> None: ...
+    def renew(self) -> None: ...
+
+
 class Replay(Flight):
     """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
     rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""
 
     __slots__ = ("_flight", "_on_differs", "_passed", "_seam")
 
-    def __init__(self, flight: Flight, on_differs: Callable[[str], None]) -> None:
-        super().__init__(flight.spec, flight.clock, on_spoiled=self._spoiled)
+    def __init__(
+        self,
+        flight: Flight,
+        on_differs: Callable[[str], None],
+        *,
+        seam: Joint | None = None,
+        spec: FlightSpec | None = None,
+    ) -> None:
+        """`seam`: compares with the log, by default. `spec`: of its request, by default the Flight's."""
+        super().__init__(spec or flight.spec, flight.clock, on_spoiled=self._spoiled)
         self.times = Times(dispatched=flight.times.dispatched)  # the time limit is of all attempts together
         self._flight = flight
-        self._seam = Seam(flight.log)
+        self._seam: Joint = seam or Seam(flight.log)
         self._on_differs: Callable[[str], None] | None = on_differs
         self._passed = False  # the broken flight has frames that its readers were not served
 
