@@ -228,6 +228,7 @@ async def running(
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             resume=settings.resume != "off",
             ids=settings.resume == "ids",
+            hand_over=settings.hand_over_seconds,
             continuations=continuations,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
         )

@@ -271,6 +271,10 @@ class Settings:
         "again and compares both answers; `ids` also asks engines for the ids of tokens, and continues sampled "
         "streams from them.",
     )
+    hand_over_seconds: float = _seconds(
+        10.0,
+        "Time that a removed engine's streams have to end; those that `resume` can continue go on elsewhere.",
+    )
     breaker_failures: int = _count(
         5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0
     )

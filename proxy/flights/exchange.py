@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
@@ -95,6 +95,7 @@ class ExchangeContext:
     budget: Budget = field(default_factory=Budget)
     resume: bool = True  # continue streams that break
     ids: bool = False  # ask for the ids of tokens, to continue sampled streams too
+    hand_over: float = 10.0  # seconds that streams of a removed engine have to end there
     continuations: Continuations  # of the streams that are continued
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
@@ -117,6 +118,16 @@ class ExchangeOwner(Protocol):
         """Keep a task, and await it at the end."""
 
 
+class _Left(NamedTuple):
+    """An attempt at an engine that is removed, while another one repeats its stream. Nothing is read from it."""
+
+    lease: Lease
+    connection: Connection
+    ingest: Ingest
+    judged: bool | None
+    events: int  # content that readers have
+
+
 class Exchange:
     """A Flight at an engine. Ends by `ExchangeOwner.arrived`, or by `cancel`."""
 
@@ -133,12 +144,14 @@ class Exchange:
         "_how",
         "_ids_refused",
         "_judged",
+        "_leaves",
         "_left",
         "_over",
         "_owner",
         "_place",
         "_record",
         "_reused",
+        "_stays",
         "_tried",
         "_waiting",
         "flight",
@@ -171,6 +184,8 @@ class Exchange:
         self._record: Record | None = None  # the ids of its tokens, where they were asked for
         self._ids_refused = False
         self._place: Place | None = None  # among the streams that are continued
+        self._leaves: _Left | None = None  # at an engine that is removed
+        self._stays = False  # handing it over has failed
         self._over = False
 
     def __repr__(self) -> str:
@@ -185,6 +200,7 @@ class Exchange:
         if self._waiting is not None:
             self._waiting.cancel()
         self._detach(content=False)
+        self._leave_removed()
         self._over = True
         if self._fed is not self.flight:
             self._replayed("cancelled" if self.flight.phase is Phase.CANCELLED else "failed")
@@ -430,6 +446,8 @@ class Exchange:
     def _on_response_end(self, error: GatewayError | None) -> None:
         """The answer has ended, or the connection has."""
         try:
+            if self._leaves is not None and self._leaves.ingest.done:
+                self._stay()  # it is the one at the removed engine that has ended
             connection, ingest = self._connection, self.ingest
             self._detach(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
@@ -490,6 +508,9 @@ class Exchange:
         if cause is CONNECT:
             exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
+        if self._leaves is not None:
+            self._stay()
+            return
         broke_again = self._broke is not None and error.code in _CUT and cause is not CONNECT
         if cause is not None and not broke_again and self._retry(cause):
             return
@@ -505,7 +526,7 @@ class Exchange:
         """Retry: at another engine at once, else at any after a backoff. False: the rules do not allow it.
         `content`: the rest of this answer may be read, to keep the connection."""
         spec = self.flight.spec
-        if cause not in self._context.retry.on or not self._fed.untouched:
+        if cause not in self._context.retry.on or not self._fed.untouched or self._leaves is not None:
             return False
         passed = spec.mode is Mode.RAW or spec.event_api is not None
         if cause is not CONNECT and passed and not repeatable(spec.method, spec.path):
@@ -568,7 +589,7 @@ class Exchange:
         """Send the request again, compare what readers have with the new answer, and go on after that; or request
         the rest by the ids of the tokens so far. False: the rules do not allow it."""
         flight, context, how = self.flight, self._context, self._way()
-        if how is None:
+        if how is None or self._leaves is not None:
             return False
         if how == IDS and self._record is not None and self._record.finished:
             self._complete(self._record)
@@ -688,12 +709,80 @@ class Exchange:
         flight.continues(self._how)
         if flight.trace is not None:
             flight.trace.event("continued", how=self._how)
-        record, api_request = self._record, flight.spec.api_request
+        self._fed = self._other_answer()
+
+    def _other_answer(self, on_joined: Callable[[], bool] | None = None) -> Replay:
+        """What takes the answer that continues the stream."""
+        flight, record, api_request = self.flight, self._record, self.flight.spec.api_request
         if self._how == IDS and record is not None and api_request is not None:
             body = record.request(api_request) or b"{}"
-            self._fed = RestFlight(flight, record, body, self._on_difference)
-        else:
-            self._fed = Replay(flight, self._on_difference)
+            return RestFlight(flight, record, body, self._on_difference, on_joined)
+        return Replay(flight, self._on_difference, on_joined=on_joined)
+
+    # -- leaving an engine that is removed --------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Its engine is removed: continue its stream at another one that has room. Until that has repeated what
+        readers have, the answer here is kept, and nothing is read of it; where it does not, it goes on here."""
+        flight, ingest, connection = self.flight, self.ingest, self._connection
+        if self._over or self._stays or self._fed is not flight or ingest is None or connection is None:
+            return
+        how, record = self._way(), self._record
+        if how is None or ingest.held or (how == IDS and record is not None and record.finished):
+            return
+        self._how = how
+        self._tried.add(self.lease.backend)
+        other = self._acquire_untried()
+        if other is None:
+            return
+        self._enter()
+        if not self._granted:
+            other.release()
+            self._give_place_back()
+            return
+        self._leaves = _Left(self.lease, connection, ingest, self._judged, flight.content_events)
+        self._throttle(True)
+        flight.counts_attempt()
+        self._fed = self._other_answer(self._joined)
+        self.lease, self._connection, self.ingest = other, None, None
+        self.begin()
+
+    def _joined(self) -> bool:
+        """The other engine has repeated all that readers have. False: they have more by now, as bytes were on
+        their way when reading was paused."""
+        if self._leaves is not None and self._leaves.events != self.flight.content_events:
+            self._stay()
+            return False
+        self._leave_removed()
+        self.flight.handed_over(self._how)
+        if self.flight.trace is not None:
+            self.flight.trace.event("continued", how=self._how)
+        return True
+
+    def _leave_removed(self) -> None:
+        leaves, self._leaves = self._leaves, None
+        if leaves is not None:
+            if not leaves.ingest.done:
+                leaves.ingest.close()
+            if not leaves.ingest.answered:
+                leaves.connection.release(leaves.ingest, content=False)
+            leaves.lease.release()
+
+    def _stay(self) -> None:
+        """The other engine does not continue it: it goes on at the one that is removed, to its end."""
+        leaves, self._leaves = self._leaves, None
+        if leaves is None:
+            return
+        lags = self.ingest is not None and self.ingest.held
+        self._detach(content=False)
+        self.lease.release()
+        self._replayed("stayed")
+        self._differs, self._stays = False, True
+        self.lease, self._connection, self.ingest = leaves.lease, leaves.connection, leaves.ingest
+        self._judged, self._error = leaves.judged, None
+        self.flight.moves_to(self.lease.backend.name)
+        if not self.ingest.done:
+            self._throttle(lags)
 
     def _on_break(self, error: GatewayError) -> bool:
         """The engine ends its stream by an error frame or an abort. True: the answer is dropped, another attempt
@@ -734,11 +823,15 @@ class Exchange:
 
     def _replayed(self, outcome: str) -> None:
         fed, self._fed = self._fed, self.flight
-        if self._place is not None:
-            self._context.continuations.give_back(self._place)
+        self._give_place_back()
         if isinstance(fed, Replay):
             fed.close()
         self._context.metrics.continued(self._how, outcome)
+
+    def _give_place_back(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._context.continuations.give_back(place)
 
     # -- its end ----------------------------------------------------------------------------------
 
@@ -782,6 +875,9 @@ class Exchange:
                 connection.release(ingest, content=content)
 
     def _finish(self, error: GatewayError | None) -> None:
+        if self._leaves is not None and error is not None:
+            self._stay()
+            return
         self._over = True
         try:
             self._owner.arrived(self, error if self._fed is self.flight else self._end_replay(error))

@@ -31,6 +31,7 @@ from proxy.telemetry import contained, internal
 from proxy.upstream import Backend, Lease
 
 AGAIN: Final = 0.05  # seconds until the next turn after one that raised, or after a contained exception
+HAND_OVER: Final = 1.0  # seconds between two looks at streams that a removed engine still has
 MAX_FAILED_TURNS: Final = 5  # in succession; then all queued flights fail, as one of them makes each turn raise
 
 
@@ -89,6 +90,7 @@ class Scheduler:
             capacity_changed=self._capacity_changed,
             gone=partial(self._tell_exchanges, Exchange.engine_gone),
             silent=partial(self._tell_exchanges, Exchange.engine_silent),
+            removed=self._engine_removed,
         )
 
     def __repr__(self) -> str:
@@ -490,6 +492,20 @@ class Scheduler:
                     what(exchange)
                 except Exception as e:  # noqa: BLE001 - the other exchanges are told too
                     self._context.fault("an engine that is down", e)
+
+    def _engine_removed(self, backend: Backend) -> None:
+        """Its streams have some time to end there; then they are continued elsewhere."""
+        self._timers.set(
+            ("removed", backend), self._loop.time() + self._context.hand_over, partial(self._hand_over, backend)
+        )
+
+    def _hand_over(self, backend: Backend) -> None:
+        """Hand over its streams to engines with room that no request waits for, and look again in a while."""
+        if not self._context.resume or not backend.inflight:
+            return
+        if not self.queue.waits:
+            self._tell_exchanges(Exchange.hand_over, backend)
+        self._timers.set(("removed", backend), self._loop.time() + HAND_OVER, partial(self._hand_over, backend))
 
     def _finish_merged(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
         """End a merged Flight and its members, but for members whose request an engine refused or did not

@@ -44,7 +44,7 @@ VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "followed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
 CONTINUED_BY: Final = ("replay", "ids")
-CONTINUED: Final = ("exact", "differs", "failed", "cancelled")
+CONTINUED: Final = ("exact", "differs", "failed", "cancelled", "stayed")
 STATUSES: Final = range(100, 600)
 MAX_BACKENDS: Final = 256  # distinct values of `backend`
 SOURCES: Final = ("usage", "estimated", "events")
@@ -131,7 +131,8 @@ class Metrics:
         self._continued = counts(
             "streams_continued_total",
             "Streams that broke and were continued, by outcome. exact: to their end; differs: the new answer was "
-            "another one; failed: there was none; cancelled: the readers left.",
+            "another one; failed: there was none; cancelled: the readers left; stayed: its engine is removed and "
+            "goes on with it, as no other could.",
             Label("how", CONTINUED_BY),
             Label("outcome", CONTINUED),
         )

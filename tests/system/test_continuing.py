@@ -354,6 +354,7 @@ def honest(answer: Answer, code: str, words: str) -> None:
     assert b'"abort"' not in answer.body
 
 
+ANOTHER = ended([ROLE], *says("uno", " dos"), tokens=4)
 OTHER = ended([ROLE], *says("one two", " 3", " four"), tokens=4)
 
 
@@ -672,6 +673,62 @@ async def test_a_removed_engine_s_stream_ends_there_or_is_continued_elsewhere(
         assert got(await reading) == told(play, with_usage=False)
         assert len(play.turns) == generations
         await until(lambda: removed.inflight == 0)
+
+
+@pytest.mark.parametrize("second", [PLAIN[1], ANOTHER], ids=["repeats it", "says something else"])
+async def test_a_removed_engine_hands_its_stream_over_or_keeps_it(
+    engines: tuple[Engine, Engine], second: Frames
+) -> None:
+    async with gateway(*engines, hand_over_seconds=0.0) as app, streaming(app.url, CHAT, asked()) as client:
+        handed = second is PLAIN[1]
+        play = Play(PLAIN[0], second, 3, Turn.cancelled if handed else finish)
+        play.ready = lambda: len(play.turns) == 2 and (play.turns[1].done or play.turns[1].is_cancelled)
+        for engine in engines:
+            engine.auto(play)
+        await client.read_head()
+        events = [await client.event() for _ in range(3)]
+        (removed,) = [backend for backend in app.backends.all if backend.inflight]
+        app.backends.change([], [removed])
+        await until(lambda: len(play.turns) == 2)
+        rest = [event.raw async for event in client.events()]
+        frames = [event.raw for event in events if event is not None] + rest
+        assert frames[-1] == DONE
+        whole = _contents(frames[:-1], with_usage=False)
+        assert whole == told(play, with_usage=False)
+        await until(lambda: removed.inflight == 0)
+        outcome = "exact" if handed else "stayed"
+        assert f'outcome="{outcome}"}} 1' in await page(app)
+
+
+async def test_a_removed_engine_keeps_its_streams_while_no_other_has_room(engines: tuple[Engine, Engine]) -> None:
+    async with gateway(*engines, hand_over_seconds=0.0, max_inflight=1, routing="round-robin") as app:
+        play = Play(*PLAIN, 3, finish)
+        ready = asyncio.Event()
+        play.ready = ready.is_set
+        others: list[Turn] = []
+
+        async def script(turn: Turn) -> None:
+            if "seed" in turn.json():
+                others.append(turn)
+                await turn.cancelled()
+            else:
+                await play(turn)
+
+        for engine in engines:
+            engine.auto(script)
+        reading = asyncio.create_task(post_json(app.url, CHAT, asked()))
+        await until(lambda: flying_log(app)() == 3)
+        busy = asyncio.create_task(post_json(app.url, CHAT, asked(seed=1)))
+        await until(lambda: len(others) == 1)
+        (here,) = [engine for engine in engines if play.turns[0] in engine.requests]
+        (removed,) = [backend for backend in app.backends.all if backend.name == here.url]
+        app.backends.change([], [removed])
+        app.scheduler._hand_over(removed)
+        assert len(play.turns) == 1
+        ready.set()
+        assert got(await reading) == told(play, with_usage=False)
+        assert len(play.turns) == 1
+        busy.cancel()
 
 
 @pytest.mark.parametrize("rule", ["three", "nothing of this"])

@@ -348,10 +348,17 @@ class RestFlight(Replay):
 
     __slots__ = ("_part",)
 
-    def __init__(self, flight: Flight, record: Record, body: bytes, on_differs: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        flight: Flight,
+        record: Record,
+        body: bytes,
+        on_differs: Callable[[str], None],
+        on_joined: Callable[[], bool] | None = None,
+    ) -> None:
         self._part = Rest(record, chat=flight.spec.path.startswith(PATHS["chat"]))
         spec = msgspec.structs.replace(flight.spec, path=PATHS["completions"], body=body)
-        super().__init__(flight, on_differs, seam=self._part, spec=spec)
+        super().__init__(flight, on_differs, seam=self._part, spec=spec, on_joined=on_joined)
 
     def reports(self, usage: Usage | None, *, estimated: bool = False) -> None:
         whole = self._part.usage(usage.completion_tokens) if usage is not None else None

@@ -48,7 +48,7 @@ class Replay(Flight):
     """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
     rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""
 
-    __slots__ = ("_flight", "_on_differs", "_passed", "_seam")
+    __slots__ = ("_flight", "_on_differs", "_on_joined", "_passed", "_seam")
 
     def __init__(
         self,
@@ -57,18 +57,21 @@ class Replay(Flight):
         *,
         seam: Joint | None = None,
         spec: FlightSpec | None = None,
+        on_joined: Callable[[], bool] | None = None,
     ) -> None:
-        """`seam`: compares with the log, by default. `spec`: of its request, by default the Flight's."""
+        """`seam`: compares with the log, by default. `spec`: of its request, by default the Flight's. `on_joined`
+        is called before the first frame that readers get of it; False: they do not get it."""
         super().__init__(spec or flight.spec, flight.clock, on_spoiled=self._spoiled)
         self.times = Times(dispatched=flight.times.dispatched)  # the time limit is of all attempts together
         self._flight = flight
         self._seam: Joint = seam or Seam(flight.log)
         self._on_differs: Callable[[str], None] | None = on_differs
+        self._on_joined = on_joined
         self._passed = False  # the broken flight has frames that its readers were not served
 
     def close(self) -> None:
         """Take nothing more, and call nobody."""
-        self._on_differs = self.on_spoiled = None  # no reference cycle is left
+        self._on_differs = self._on_joined = self.on_spoiled = None  # no reference cycle is left
 
     def rewind(self) -> None:
         super().rewind()
@@ -98,9 +101,11 @@ class Replay(Flight):
     def _rest(self, frame: bytes) -> bytes | None:
         if is_done(frame):
             self._seam.end()
-            return frame
+            return frame if self._joins() else None
         rest = self._seam.feed(frame)
         if rest is not None:
+            if not self._joins():
+                return None
             flight = self._flight
             if flight.trace is not None:
                 flight.trace.frame(rest)
@@ -109,6 +114,10 @@ class Replay(Flight):
             if has_content(rest):
                 flight.token(self.clock())
         return rest
+
+    def _joins(self) -> bool:
+        on_joined, self._on_joined = self._on_joined, None
+        return on_joined is None or on_joined()
 
     def append_token(self, frame: bytes) -> None:
         self.add(frame, same=True)

@@ -239,6 +239,125 @@ async def test_a_request_whose_reader_leaves_while_its_engine_is_looked_at_ends(
     await trip.left_nothing()
 
 
+async def handed_over(*, room: int = 1) -> tuple[Trip, Reader, Wire, Wire]:
+    """A stream of two tokens whose engine is removed, and the request for it at another engine."""
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    first = await engine(trip, 0)
+    first.body(ROLE + say("a") + say("b"))
+    trip.exchange.hand_over()
+    trip.exchange.hand_over()  # once is enough
+    return trip, reader, first, await engine(trip, 1)
+
+
+def outcome(trip: Trip) -> dict[str, int]:
+    page = trip.metrics.render("text/plain")[0].decode()
+    rows = [line.split() for line in page.splitlines() if 'streams_continued_total{how="replay"' in line]
+    return {name.split('outcome="')[1].rstrip('"}'): int(count) for name, count in rows if count != "0"}
+
+
+@virtual
+async def test_a_stream_is_handed_over_once_another_engine_has_repeated_it() -> None:
+    trip, reader, first, second = await handed_over()
+    assert first.held == [True]
+    second.body(other(ROLE + say("ab")))
+    assert (trip.inflight, first.kept, trip.flight.continued) == ([1, 1, 0], None, None)
+    second.body(other(say("c")))
+    assert (trip.inflight, first.kept, trip.flight.continued) == ([0, 1, 0], False, "replay")
+    second.body(other(STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+    assert (trip.arrivals, outcome(trip)) == ([None], {"exact": 1})
+    assert (trip.flight.backend, trip.flight.attempts) == ("e1", 2)
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("how", ["differs", "cut", "status", "busy", "abort", "error", "cannot be written"])
+@virtual
+async def test_a_stream_that_no_other_engine_repeats_goes_on_where_it_is(how: str) -> None:
+    trip, reader, first, second = await handed_over()
+    if how == "differs":
+        second.body(other(ROLE + say("x")))
+    elif how == "cut":
+        second.lose(CUT)
+    elif how in ("abort", "error"):
+        second.body(other(ROLE) + (ABORT if how == "abort" else FAILED))
+    else:
+        trip.cancel()
+        trip = trip_of()
+        reader = Reader(trip.flight)
+        trip.exchange.begin()
+        first = await engine(trip, 0)
+        first.body(ROLE + say("a") + say("b"))
+        if how == "cannot be written":
+            trip.engines[1].refuses = GatewayError(Code.INVALID_HEADER, "no")
+        trip.exchange.hand_over()
+        second = await trip.dialled(1)
+        if how != "cannot be written":
+            second.head(404 if how == "status" else 503, [("content-length", "2")])
+            second.body(b"{}")
+            second.end()
+    assert (trip.arrivals, trip.inflight, first.held) == ([], [1, 0, 0], [True, False])
+    assert outcome(trip) == {"stayed": 1}
+    trip.exchange.hand_over()  # not again
+    first.body(say("c") + STOP + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+    assert (trip.arrivals, trip.flight.backend, trip.flight.continued) == ([None], "e0", None)
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_removed_engine_whose_stream_ends_meanwhile_has_ended_it() -> None:
+    for last in (STOP + DONE, b""):
+        trip, reader, first, second = await handed_over()
+        second.body(other(ROLE))
+        if last:  # it was on its way when reading was paused
+            first.body(say("c") + last)
+            assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+            assert trip.arrivals == [None]
+        else:
+            first.lose(CUT)
+            assert not trip.arrivals
+            trip.cancel()
+        assert second.receiver is None
+        await trip.left_nothing()
+
+
+@virtual
+async def test_bytes_that_were_on_their_way_are_not_shown_twice() -> None:
+    trip, reader, first, second = await handed_over()
+    first.body(say("c"))
+    second.body(other(ROLE + say("abc")))
+    assert outcome(trip) == {"stayed": 1}
+    first.body(say("d") + STOP + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@virtual
+async def test_a_stream_that_is_handed_over_is_cancelled_at_both_engines(joined: bool) -> None:
+    trip, _, first, second = await handed_over()
+    second.body(other(ROLE + say("abc" if joined else "a")))
+    trip.cancel()
+    assert (first.kept, second.kept) == (False, False)
+    assert outcome(trip) == {"cancelled": 1}
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_stream_that_was_handed_over_and_breaks_is_continued() -> None:
+    trip, reader, _, second = await handed_over()
+    second.body(other(ROLE + say("abc")))
+    second.lose(CUT)
+    third = await engine(trip, 2)
+    third.body(other(ROLE + say("abcd") + STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
+    assert outcome(trip) == {"exact": 1}
+    await trip.left_nothing()
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_whatever_breaks_where_readers_have_one_answer_or_an_error(data: st.DataObject) -> None:
