@@ -115,17 +115,17 @@ async def test_sampled_streams_that_are_cut_end_in_an_error(relays: tuple[str, s
 
 
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": (CHAT, {"messages": MESSAGES, "max_tokens": 24}),
-    "chat, to its end": (CHAT, {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 200}),
+    "chat": (CHAT, {"messages": MESSAGES, "max_tokens": 16}),
+    "chat, to its end": (CHAT, {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 48}),
     "completion": (COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 16}),
-    "characters of several tokens": (COMPLETIONS, {"prompt": "🦊" * 12, "max_tokens": 24}),
+    "characters of several tokens": (COMPLETIONS, {"prompt": "🦊" * 12, "max_tokens": 16}),
     "max_completion_tokens": (CHAT, {"messages": MESSAGES, "max_completion_tokens": 12}),
     "parameters": (
         CHAT,
         {"messages": MESSAGES, "max_tokens": 16, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "min_tokens": 12,
          "repetition_penalty": 1.1, "logit_bias": {"28": -5}, "stop_token_ids": [2], "n": 1},
     ),
-    "ignore_eos": (CHAT, {"messages": MESSAGES, "max_tokens": 40, "ignore_eos": True}),
+    "ignore_eos": (CHAT, {"messages": MESSAGES, "max_tokens": 20, "ignore_eos": True}),
 }  # fmt: skip
 WITH_USAGE = {"stream_options": {"include_usage": True}}
 
@@ -153,9 +153,9 @@ async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_
     async with gateway(
         *relays, resume="ids", refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0
     ) as app:
-        for temperature in (1.0, 0.0):
+        for temperature, places in ((1.0, (1, 2, 4, 9)), (0.0, (3, 7))):
             direct = text_of(await post_json(engine, path, ask | {"temperature": temperature}))
-            for at in (1, 2, 3, 4, 5, 8, 11):
+            for at in places:
                 shears.passed.clear()
                 shears.cut_after(at)
                 cuts, before = shears.cuts, await outcomes(app, "ids")

@@ -109,9 +109,12 @@ async def engines() -> AsyncIterator[tuple[Engine, Engine]]:
 
 def play(engines: tuple[Engine, ...], app: App, **more: Any) -> Model:
     model = Model(**more)
-    seen = lambda: max((flight.content_events for flight in app.group.live), default=0)  # noqa: E731
     first = sum(bool(text) for text, _ in steps(tokens(ANSWER))[: model.at])
-    model.ready = lambda: seen() >= first
+
+    def seen() -> bool:
+        return max((flight.content_events for flight in app.group.live), default=0) >= first
+
+    model.ready = seen
     for engine in engines:
         engine.auto(model)
     return model
@@ -262,7 +265,8 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
 async def test_what_is_no_plain_text_or_not_allowed_ends_in_the_error(
     engines: tuple[Engine, Engine], changes: Json, more: Json
 ) -> None:
-    async with gateway(*engines, **({"resume": "ids"} | changes)) as app:
+    settings: Json = {"resume": "ids"} | changes
+    async with gateway(*engines, **settings) as app:
         model = play(engines, app, at=3)
         honest(await post_json(app.url, CHAT, ASK | more), "upstream_truncated", "")
         assert len(model.turns) == 1

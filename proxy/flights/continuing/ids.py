@@ -88,7 +88,7 @@ def _limit(fields: Mapping[str, Raw]) -> int | None:
     """The most tokens of the answer. The engine's own default is not known here."""
     for name in ("max_completion_tokens", "max_tokens"):
         try:
-            limit = _LIMIT.decode(fields.get(name, _NULL))
+            limit: int | None = _LIMIT.decode(fields.get(name, _NULL))
         except _BROKEN:
             return None
         if limit is not None:

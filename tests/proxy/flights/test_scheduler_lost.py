@@ -109,7 +109,7 @@ async def test_a_full_queue_and_a_queue_that_takes_too_long_are_told_as_why_it_i
         ({"limit": 1, "ticket": lambda flight: Ticket(owner=b"one")}, "queue"),
         ({"timeout": 5.0}, "within 5 s"),
     ):
-        house = House(kept=1, **limits)  # type: ignore[arg-type]
+        house = House(kept=1, **limits)
         first, _ = house.ask()
         second, _ = house.ask()
         flight, _ = lost(house)
