@@ -622,7 +622,7 @@ class Exchange:
             return None
         if record.finished:
             return IDS if record.completes(usage=api_request.include_usage) else None
-        return IDS if record.request(api_request) is not None else None
+        return IDS if record.continues(api_request) else None
 
     def _record_at(self, backend: Backend) -> Record | None:
         """For the ids of the tokens of an answer that cannot be had twice; None: they are not asked for."""
@@ -715,8 +715,7 @@ class Exchange:
         """What takes the answer that continues the stream."""
         flight, record, api_request = self.flight, self._record, self.flight.spec.api_request
         if self._how == IDS and record is not None and api_request is not None:
-            body = record.request(api_request) or b"{}"
-            return RestFlight(flight, record, body, self._on_difference, on_joined)
+            return RestFlight(flight, record, record.request(api_request), self._on_difference, on_joined)
         return Replay(flight, self._on_difference, on_joined=on_joined)
 
     # -- leaving an engine that is removed --------------------------------------------------------

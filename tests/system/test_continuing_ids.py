@@ -223,6 +223,7 @@ NOT_CONTINUED: dict[str, Json] = {
     "several choices": {"n": 2},
     "usage in each chunk": {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     "a member that is not known": {"new_thing": 1},
+    "a limit that is no number": {"min_tokens": "x"},
     "banned words": {"bad_words": ["x"]},
 }
 
@@ -294,6 +295,19 @@ async def without_ids(turn: Turn) -> None:
     await turn.frame(Model.chunk(turn, {"index": 0, "delta": {"content": "r"}, "finish_reason": None}))
 
 
+async def ids_now_and_then(turn: Turn) -> None:
+    await turn.start()
+    for ids in ([1], None, [1]):
+        choice = {"index": 0, "delta": {"content": "r"}, "finish_reason": None, "token_ids": ids}
+        await turn.frame(Model.chunk(turn, choice, prompt_token_ids=PROMPT))
+
+
+async def very_many_ids(turn: Turn) -> None:
+    await turn.start()
+    choice = {"index": 0, "delta": {"content": "r"}, "finish_reason": None, "token_ids": [1] * 1_000_000}
+    await turn.frame(Model.chunk(turn, choice, prompt_token_ids=PROMPT))
+
+
 async def odd_ids(turn: Turn) -> None:
     await turn.start()
     for ids in ([-1], [2**40], "x", {"a": 1}, [1.5]):
@@ -301,7 +315,7 @@ async def odd_ids(turn: Turn) -> None:
         await turn.frame(Model.chunk(turn, choice, prompt_token_ids=PROMPT))
 
 
-@pytest.mark.parametrize("begins", [parsed, held_back, without_ids, odd_ids])
+@pytest.mark.parametrize("begins", [parsed, held_back, without_ids, ids_now_and_then, very_many_ids, odd_ids])
 async def test_ids_that_are_not_the_text_continue_nothing(
     engines: tuple[Engine, Engine], begins: Callable[[Turn], Awaitable[None]]
 ) -> None:

@@ -16,16 +16,17 @@ from msgspec import Raw
 
 from proxy.flights.continuing.replay import Replay
 from proxy.flights.continuing.seam import Differs
-from proxy.flights.flight import Flight
+from proxy.flights.flight import FREE, STEP, Flight
 from proxy.flights.ingest import REFUSAL, Callbacks, Ingest, Timeouts
-from proxy.wire import PATHS, REASONS, ApiRequest, Tokens, Usage, data_of, encode, stream_extras
+from proxy.wire import PATHS, REASONS, ApiRequest, FrameTemplate, Tokens, Usage, data_of, encode, stream_extras
 
 IDS: Final = "ids"
 """How a stream was continued, in log, metrics and traces: by the ids of its tokens."""
 
 MOST_PROMPT: Final = 1024 * 1024
 """Bytes of a prompt, and of its ids, for which ids are asked: they are kept while the stream lasts."""
-MOST_IDS: Final = 256 * 1024  # tokens of one answer; a longer one is not continued
+MOST_IDS: Final = 128 * 1024  # tokens of one answer; a longer one is not continued
+MOST_LISTED: Final = 64 * 1024  # bytes of the ids in one frame
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
@@ -76,7 +77,13 @@ def asks_for_ids(api_request: ApiRequest) -> bool:
             return False
     if len(api_request.prompt) > MOST_PROMPT or stream_extras(api_request):
         return False
-    return _limit(fields) is not None
+    if api_request.endpoint != "chat" and "max_completion_tokens" in fields:
+        return False
+    try:
+        _LIMIT.decode(fields.get("min_tokens", _NULL))
+        return _limit(fields) is not None
+    except _BROKEN:
+        return False
 
 
 def with_ids(body: bytes) -> bytes:
@@ -87,10 +94,7 @@ def with_ids(body: bytes) -> bytes:
 def _limit(fields: Mapping[str, Raw]) -> int | None:
     """The most tokens of the answer. The engine's own default is not known here."""
     for name in ("max_completion_tokens", "max_tokens"):
-        try:
-            limit: int | None = _LIMIT.decode(fields.get(name, _NULL))
-        except _BROKEN:
-            return None
+        limit: int | None = _LIMIT.decode(fields.get(name, _NULL))
         if limit is not None:
             return limit
     return None
@@ -147,7 +151,7 @@ class Record:
                 choice["token_ids"] = _NULL
             reason = _REASON.decode(choice.get("finish_reason", _NULL))
             if reason is None or reason in REASONS:  # else readers do not get its text: an abort
-                self._look_at(choice, reason, listed=raw != _NULL)
+                self._look_at(choice, reason, listed=bytes(raw) not in (b"null", b"[]"))
                 if raw != _NULL:
                     self.take(raw)
         return changed
@@ -163,7 +167,9 @@ class Record:
 
     def take(self, raw: Raw) -> None:
         """More ids of its answer, as JSON."""
-        if self.usable and self._are_ids(raw):
+        if len(bytes(raw)) > MOST_LISTED:
+            self.usable = False
+        elif self.usable and self._are_ids(raw):
             self.ids.extend(_LISTED.decode(raw))
             self.usable = len(self.ids) <= MOST_IDS
 
@@ -202,26 +208,41 @@ class Record:
         """The chunk of usage that the engine did not come to send."""
         return encode(_ENCODE({**self.head, "choices": [], "usage": self.counts()}))
 
-    def request(self, api_request: ApiRequest) -> bytes | None:
-        """The body of the request for the rest; None where it cannot be right."""
+    def continues(self, api_request: ApiRequest) -> bool:
+        """Whether the rest can be requested, and is right."""
+        left = (_limit(api_request.fields) or 0) - len(self.ids)  # 0: it had ended, and the frame was lost
+        return (
+            self.usable
+            and self.texts
+            and bool(self.prompt and self.ids)
+            and left > 0
+            and is_plain_text(api_request)
+        )
+
+    def request(self, api_request: ApiRequest) -> bytes:
+        """The body of the request for the rest."""
         fields = api_request.fields
-        limit = _limit(fields)
-        if not (self.usable and self.texts and self.prompt and limit) or not is_plain_text(api_request):
-            return None
-        left = limit - len(self.ids)
-        least = _LIMIT.decode(fields.get("min_tokens", _NULL)) or 0
-        if left <= 0:
-            return None  # it had ended, and the frame that says why was lost
         so_far = ",".join(map(str, self.ids)).encode()
         members: dict[str, Any] = {name: fields[name] for name in _PASSED if name in fields}
         members |= {
             "prompt": Raw(b"[%b,%b]" % (self.prompt, so_far)),
-            "max_tokens": left,
+            "max_tokens": (_limit(fields) or 0) - len(self.ids),
             "return_token_ids": True,
         }
+        least = _LIMIT.decode(fields.get("min_tokens", _NULL)) or 0
         if least > len(self.ids):
             members["min_tokens"] = least - len(self.ids)
         return _ENCODE(members)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return len(self.prompt) + self.ids.itemsize * len(self.ids)
+
+    def forget(self) -> None:
+        """Keep nothing: there is no memory for it."""
+        self.usable, self.prompt = False, b""
+        del self.ids[:]
 
 
 def is_plain_text(api_request: ApiRequest) -> bool:
@@ -243,14 +264,25 @@ def _is_text(message: Any) -> bool:
     return content is None or isinstance(content, str)
 
 
-class IdsIngest(Ingest):
-    """Records the ids of a stream's tokens, and hides them."""
+class _NoTemplate(FrameTemplate):
+    """Knows no frame: each one is looked at, as one without ids would be missing in the record."""
 
-    __slots__ = ("_record",)
+    __slots__ = ()
+
+    def __contains__(self, frame: bytes) -> bool:
+        return False
+
+
+class IdsIngest(Ingest):
+    """Records the ids of a stream's tokens, and hides them. They count to the memory budget."""
+
+    __slots__ = ("_paid", "_record")
 
     def __init__(self, flight: Flight, timeouts: Timeouts, callbacks: Callbacks, record: Record) -> None:
         super().__init__(flight, timeouts, callbacks)
         self._record = record
+        self._twins = _NoTemplate()
+        self._paid = FREE
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         """An engine that does not know ids may refuse the request for that."""
@@ -259,7 +291,12 @@ class IdsIngest(Ingest):
         super().head(status, headers)
 
     def _pass_on(self, frames: list[bytes], now: float) -> None:
-        super()._pass_on([self._record.hide(frame) for frame in frames], now)
+        record = self._record
+        super()._pass_on([record.hide(frame) for frame in frames], now)
+        if record.size > self._paid:
+            self._paid = record.size + STEP
+            if not self.flight.charge(self._paid):
+                record.forget()
 
 
 class Rest:
@@ -356,7 +393,7 @@ class RestFlight(Replay):
         on_differs: Callable[[str], None],
         on_joined: Callable[[], bool] | None = None,
     ) -> None:
-        self._part = Rest(record, chat=flight.spec.path.startswith(PATHS["chat"]))
+        self._part = Rest(record, chat=flight.spec.path.partition("?")[0].endswith(PATHS["chat"]))
         spec = msgspec.structs.replace(flight.spec, path=PATHS["completions"], body=body)
         super().__init__(flight, on_differs, seam=self._part, spec=spec, on_joined=on_joined)
 
