@@ -73,7 +73,7 @@ def asks_for_ids(api_request: ApiRequest) -> bool:
     if api_request.endpoint == "embeddings" or api_request.large is not None or not api_request.stream:
         return False
     for name, raw in fields.items():
-        if name not in _KNOWN and bytes(raw) not in _NEUTRAL.get(name, ()):
+        if name not in _KNOWN and bytes(raw).translate(None, b" \t\r\n") not in _NEUTRAL.get(name, ()):
             return False
     if len(api_request.prompt) > MOST_PROMPT or stream_extras(api_request):
         return False
@@ -211,13 +211,8 @@ class Record:
     def continues(self, api_request: ApiRequest) -> bool:
         """Whether the rest can be requested, and is right."""
         left = (_limit(api_request.fields) or 0) - len(self.ids)  # 0: it had ended, and the frame was lost
-        return (
-            self.usable
-            and self.texts
-            and bool(self.prompt and self.ids)
-            and left > 0
-            and is_plain_text(api_request)
-        )
+        known = self.usable and self.texts and len(self.prompt) > 0 and len(self.ids) > 0
+        return known and left > 0 and is_plain_text(api_request)
 
     def request(self, api_request: ApiRequest) -> bytes:
         """The body of the request for the rest."""

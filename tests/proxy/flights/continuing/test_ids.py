@@ -20,12 +20,8 @@ from proxy.wire.openai import decode
 from tests.kit.clock import virtual
 from tests.kit.engine_wire import sse
 
-ASK: dict[str, Any] = {
-    "model": "m",
-    "messages": [{"role": "user", "content": "x"}],
-    "stream": True,
-    "max_tokens": 9,
-}
+MESSAGES = [{"role": "user", "content": "x"}]
+ASK: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 9}
 
 
 def asks(**more: Any) -> bool:
@@ -75,7 +71,7 @@ def test_all_others_do_not(more: dict[str, Any]) -> None:
     assert not asks(**more)
 
 
-@given(st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=4), min_size=1, max_size=20), st.data())
+@given(st.lists(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4), min_size=1, max_size=20), st.data())
 def test_whatever_ids_come_the_rest_is_asked_for_after_them(parts: list[list[int]], data: st.DataObject) -> None:
     record, every = Record(b""), [number for part in parts for number in part]
     prompt = data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9))
