@@ -399,7 +399,7 @@ class Exchange:
             return True
 
     def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
-        if status < REFUSAL:
+        if status < REFUSAL and self._record is not None:
             return self._ask_without_ids()
         if status in _BAD_STATUSES:
             self._report_failure(f"it answered {status}")

@@ -17,7 +17,7 @@ from msgspec import Raw
 from proxy.flights.continuing.replay import Replay
 from proxy.flights.continuing.seam import Differs
 from proxy.flights.flight import FREE, STEP, Flight
-from proxy.flights.ingest import REFUSAL, Callbacks, Ingest, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.wire import PATHS, REASONS, ApiRequest, FrameTemplate, Tokens, Usage, data_of, encode, stream_extras
 
 IDS: Final = "ids"
@@ -40,6 +40,7 @@ _ANY: Final = msgspec.json.Decoder()
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError, KeyError)
 _NULL: Final = Raw(b"null")
 _NOTHING: Final = frozenset((b"null", b'""', b"[]", b"{}", b"false"))
+_INVALID: Final = (400, 422)  # statuses for a request with a member that is not known
 _HEAD: Final = ("id", "object", "created", "model")
 
 _PASSED: Final = (
@@ -281,7 +282,7 @@ class IdsIngest(Ingest):
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         """An engine that does not know ids may refuse the request for that."""
-        if 400 <= status < REFUSAL and self._on_head is not None and self._on_head(status, headers):
+        if status in _INVALID and self._on_head is not None and self._on_head(status, headers):
             return
         super().head(status, headers)
 
