@@ -776,6 +776,8 @@ class Exchange:
         self._detach(content=False)
         self.lease.release()
         self._replayed("stayed")
+        if self._how == IDS and self._record is not None:
+            self._record.forget()  # it is of the other answer
         self._differs, self._stays = False, True
         self.lease, self._connection, self.ingest = leaves.lease, leaves.connection, leaves.ingest
         self._judged, self._error = leaves.judged, None

@@ -104,7 +104,7 @@ def _limit(fields: Mapping[str, Raw]) -> int | None:
 class Record:
     """The ids of one stream's tokens so far. `usable`: they are all known, and they are its text."""
 
-    __slots__ = ("build", "finished", "head", "ids", "prompt", "texts", "usable", "usage")
+    __slots__ = ("build", "finished", "head", "ids", "prompt", "usable", "usage", "whole")
 
     def __init__(self, build: bytes) -> None:
         self.build = build  # of the engine that began it
@@ -112,7 +112,9 @@ class Record:
         self.ids = array("I")
         self.head: dict[str, Raw] = {}
         self.usable = True
-        self.texts = False  # text has come
+        self.whole = 0
+        """Tokens up to which the text is whole: after a prompt that ends within a character vLLM 0.32 repeats the
+        prompt's text. The last token of several in one frame may be such a part; -1: it is not known."""
         self.finished = False  # the choice has ended
         self.usage = False  # the usage chunk has come
 
@@ -152,9 +154,9 @@ class Record:
                 choice["token_ids"] = _NULL
             reason = _REASON.decode(choice.get("finish_reason", _NULL))
             if reason is None or reason in REASONS:  # else readers do not get its text: an abort
-                self._look_at(choice, reason, listed=bytes(raw) not in (b"null", b"[]"))
+                text = self._look_at(choice, reason, listed=bytes(raw) not in (b"null", b"[]"))
                 if raw != _NULL:
-                    self.take(raw)
+                    self.take(raw, text=text)
         return changed
 
     def _take_prompt(self, members: dict[str, Raw]) -> bool:
@@ -166,13 +168,16 @@ class Record:
             self.prompt = bytes(raw).strip()[1:-1]
         return True
 
-    def take(self, raw: Raw) -> None:
-        """More ids of its answer, as JSON."""
+    def take(self, raw: Raw, *, text: bool) -> None:
+        """More ids of its answer, as JSON. `text`: text came with them."""
         if len(bytes(raw)) > MOST_LISTED:
             self.usable = False
         elif self.usable and self._are_ids(raw):
-            self.ids.extend(_LISTED.decode(raw))
+            listed = _LISTED.decode(raw)
+            self.ids.extend(listed)
             self.usable = len(self.ids) <= MOST_IDS
+            if text:
+                self.whole = len(self.ids) if len(listed) == 1 else -1
 
     def _are_ids(self, raw: Raw) -> bool:
         try:
@@ -181,21 +186,22 @@ class Record:
             self.usable = False
         return self.usable
 
-    def _look_at(self, choice: Mapping[str, Raw], reason: str | None, *, listed: bool) -> None:
-        """Whether the ids say what the text says: a parser of reasoning or tools makes other text of them."""
+    def _look_at(self, choice: Mapping[str, Raw], reason: str | None, *, listed: bool) -> bool:
+        """See whether the ids say what the text says: a parser of reasoning or tools makes other text of them.
+        Returns whether text has come."""
         delta = _MEMBERS.decode(choice["delta"]) if "delta" in choice else {}
         other = any(name not in ("role", "content") and bytes(raw) not in _NOTHING for name, raw in delta.items())
-        text = bytes(delta.get("content", choice.get("text", b"")))
+        text = bytes(delta.get("content", choice.get("text", b""))) not in (b"", b'""', b"null")
         if (
             other
             or bytes(choice.get("index", b"0")) != b"0"
             or bytes(choice.get("logprobs", b"null")) != b"null"
             or (listed and "delta" in choice and "content" not in delta and reason is None)
-            or (not listed and text not in (b"", b'""', b"null"))
+            or (text and not listed)
         ):
             self.usable = False
-        self.texts = self.texts or text not in (b"", b'""', b"null")
         self.finished = self.finished or reason is not None
+        return text
 
     def completes(self, *, usage: bool) -> bool:
         """Whether nothing of the answer is missing but [DONE] and its usage, which is known where it is wanted."""
@@ -211,13 +217,13 @@ class Record:
 
     def continues(self, api_request: ApiRequest) -> bool:
         """Whether the rest can be requested, and is right."""
-        left = (_limit(api_request.fields) or 0) - len(self.ids)  # 0: it had ended, and the frame was lost
-        known = self.usable and self.texts and len(self.prompt) > 0 and len(self.ids) > 0
-        return known and left > 0 and is_plain_text(api_request)
+        left = (_limit(api_request.fields) or 0) - self.whole  # 0: it had ended, and the frame was lost
+        return self.usable and self.whole > 0 and bool(self.prompt) and left > 0 and is_plain_text(api_request)
 
     def request(self, api_request: ApiRequest) -> bytes:
-        """The body of the request for the rest."""
+        """The body of the request for the rest. Tokens of a character that did not come are generated again."""
         fields = api_request.fields
+        del self.ids[self.whole :]
         so_far = ",".join(map(str, self.ids)).encode()
         members: dict[str, Any] = {name: fields[name] for name in _PASSED if name in fields}
         members |= {
@@ -237,7 +243,7 @@ class Record:
 
     def forget(self) -> None:
         """Keep nothing: there is no memory for it."""
-        self.usable, self.prompt = False, b""
+        self.usable, self.prompt, self.whole = False, b"", 0
         del self.ids[:]
 
 
@@ -338,9 +344,9 @@ class Rest:
         if echoed != _NULL and not self._begun and _LISTED.decode(echoed) != list(self._prompt()):
             raise Differs("another prompt")
         self._begun = True
-        raw = choice.get("token_ids", _NULL)
+        raw, text = choice.get("token_ids", _NULL), _TEXT.decode(choice.get("text", Raw(b'""')))
         if raw != _NULL:
-            record.take(raw)
+            record.take(raw, text=bool(text))
         else:
             record.usable = False
         reason = _REASON.decode(choice.get("finish_reason", _NULL))
@@ -349,7 +355,7 @@ class Rest:
             return {**choice, **{name: _NULL for name in ("token_ids", "prompt_token_ids") if name in choice}}
         made: dict[str, Any] = {
             "index": 0,
-            "delta": {"content": _TEXT.decode(choice.get("text", Raw(b'""')))},
+            "delta": {"content": text},
             "logprobs": None,
             "finish_reason": reason,
         }

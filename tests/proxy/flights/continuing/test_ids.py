@@ -80,7 +80,12 @@ def test_whatever_ids_come_the_rest_is_asked_for_after_them(parts: list[list[int
         shown = json.loads(record.hide(frame(*part, prompt=None if number else prompt))[6:])
         assert shown["prompt_token_ids"] is shown["choices"][0]["token_ids"] is None
         assert shown["choices"][0]["delta"] == {"content": "a"}
+    assert record.continues(api_request) == (len(parts[-1]) == 1)
+    record.hide(frame(7))
+    every.append(7)
     assert record.continues(api_request)
+    record.hide(frame(8, 9, content=""))
+    assert record.counts().completion_tokens == len(every) + 2
     asked = json.loads(record.request(api_request))
     assert asked["prompt"] == prompt + every
     assert asked["max_tokens"] == 100 - len(every)
