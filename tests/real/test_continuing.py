@@ -181,7 +181,8 @@ async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_
                 after = await outcomes(app, "ids")
                 shown = ids[:-1] if finish == "stop" else ids
                 decoded = (await post_json(engine, "/detokenize", {"model": "smollm2", "tokens": shown})).json()
-                assert text.rstrip("\ufffd") == decoded["prompt"].rstrip("\ufffd")
+                words = re.sub(r"<\|\w+\|>", "", decoded["prompt"])  # special tokens are not shown
+                assert text.rstrip("\ufffd") == words.rstrip("\ufffd")
                 assert (usage["prompt_tokens"], usage["completion_tokens"]) == (
                     len(prompt),
                     len(ids),
