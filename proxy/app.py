@@ -42,6 +42,7 @@ from proxy.flights import (
     hash_of_cpu,
     memory_for,
 )
+from proxy.flights.continuing import Continuations
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.fleet import Host, Node
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
@@ -216,6 +217,8 @@ async def running(
         ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
         request_queue = _request_queue(settings, ticket_factory)
         limits = _stream_limits(settings)
+        continuations = Continuations(loop.call_later, loop.time, keep_alive=settings.keepalive_seconds)
+        stack.callback(continuations.close)
         exchange_context = ExchangeContext(
             backends=backends,
             timeouts=Timeouts(limits, loop, containment, pulse.lost),
@@ -224,7 +227,10 @@ async def running(
             fault=containment,
             retry=_retry_rules(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            resume=settings.resume == "auto",
+            resume=settings.resume != "off",
+            ids=settings.resume == "ids",
+            hand_over=settings.hand_over_seconds,
+            continuations=continuations,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
         )
         scheduler = Scheduler(

@@ -55,6 +55,10 @@ def conflicts(settings: Settings) -> list[str]:
             "forward_authorization lets engines decide by credential, share_scope = global ignores it: give one",
         ),
         (
+            settings.resume == "ids" and settings.deny_answers,
+            "resume = ids continues streams by tokens that deny_answers has not searched: give one",
+        ),
+        (
             settings.admin_port and settings.admin_port == settings.port and not settings.listen_unix,
             "admin_port must differ from port",
         ),

@@ -263,11 +263,17 @@ class Settings:
     )
     retry_budget: float = _percent(20.0, "Retry budget: retries per hundred requests, besides the burst.")
     retry_burst: int = _count(20, "Retries that the budget allows at once.", low=0)
-    resume: Literal["auto", "off"] = _choice(
+    resume: Literal["auto", "ids", "off"] = _choice(
         "auto",
+        "ids",
         "off",
         help="Continue a stream that breaks after its first frame; `auto` sends a deterministic, shared request "
-        "again and compares both answers.",
+        "again and compares both answers; `ids` also asks engines for the ids of tokens, and continues sampled "
+        "streams from them.",
+    )
+    hand_over_seconds: float = _seconds(
+        10.0,
+        "Time that a removed engine's streams have to end; those that `resume` can continue go on elsewhere.",
     )
     breaker_failures: int = _count(
         5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0

@@ -6,26 +6,40 @@ No task belongs to an exchange: it advances as its connection calls it."""
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
-from proxy.flights.continuing import REPLAY, Replay, continuable
+from proxy.flights.continuing import (
+    IDS,
+    REPLAY,
+    Continuations,
+    IdsIngest,
+    Place,
+    Record,
+    Replay,
+    RestFlight,
+    asks_for_ids,
+    continuable,
+    not_continued,
+    with_ids,
+)
 from proxy.flights.events import EventIngest
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Callbacks, Ingest, Timeouts
+from proxy.flights.ingest import REFUSAL, Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
-from proxy.wire import salted, with_usage
+from proxy.wire import DONE, salted, with_usage
 
 _FAULTS: Final = frozenset(
     {
@@ -46,6 +60,9 @@ _BREAKS: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, 
 _DROPPED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE})
 """Those after which the engine works no more for the request: see `GONE`. All its streams break at once when it is
 killed, and the retry budget does not apply to them where another engine runs."""
+
+_CUT: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED})
+"""The engine's connection ended: the request may have killed it. See `Exchange._look_whether_gone`."""
 
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
 """Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
@@ -77,6 +94,9 @@ class ExchangeContext:
     retry: RetryRules = field(default_factory=RetryRules)
     budget: Budget = field(default_factory=Budget)
     resume: bool = True  # continue streams that break
+    ids: bool = False  # ask for the ids of tokens, to continue sampled streams too
+    hand_over: float = 10.0  # seconds that streams of a removed engine have to end there
+    continuations: Continuations  # of the streams that are continued
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
 
@@ -91,8 +111,21 @@ class ExchangeOwner(Protocol):
         """Put an exchange without an engine for its next attempt at the head of the queue, which calls `resume`.
         False: there is no queue any more."""
 
+    def parked(self, exchange: Exchange) -> None:
+        """It waits for its place among the streams that are continued, which resumes it."""
+
     def own(self, task: asyncio.Task[None]) -> None:
         """Keep a task, and await it at the end."""
+
+
+class _Left(NamedTuple):
+    """An attempt at an engine that is removed, while another one repeats its stream. Nothing is read from it."""
+
+    lease: Lease
+    connection: Connection
+    ingest: Ingest
+    judged: bool | None
+    events: int  # content that readers have
 
 
 class Exchange:
@@ -108,11 +141,17 @@ class Exchange:
         "_error",
         "_fed",
         "_gone",
+        "_how",
+        "_ids_refused",
         "_judged",
+        "_leaves",
         "_left",
         "_over",
         "_owner",
+        "_place",
+        "_record",
         "_reused",
+        "_stays",
         "_tried",
         "_waiting",
         "flight",
@@ -141,6 +180,12 @@ class Exchange:
         self._fed = flight  # what the answer is written into: the Flight, or the Replay that continues it
         self._broke: GatewayError | None = None  # why its stream is continued
         self._differs = False  # the other answer is another one
+        self._how = REPLAY  # in which way it is continued
+        self._record: Record | None = None  # the ids of its tokens, where they were asked for
+        self._ids_refused = False
+        self._place: Place | None = None  # among the streams that are continued
+        self._leaves: _Left | None = None  # at an engine that is removed
+        self._stays = False  # handing it over has failed
         self._over = False
 
     def __repr__(self) -> str:
@@ -155,6 +200,7 @@ class Exchange:
         if self._waiting is not None:
             self._waiting.cancel()
         self._detach(content=False)
+        self._leave_removed()
         self._over = True
         if self._fed is not self.flight:
             self._replayed("cancelled" if self.flight.phase is Phase.CANCELLED else "failed")
@@ -178,6 +224,10 @@ class Exchange:
             return True
         if lease is None:
             return False
+        if not self._is_of_build(lease.backend):
+            lease.release()
+            self._finish(GatewayError(Code.NO_BACKEND, "no engine of the same build has capacity"))
+            return True
         self.lease = lease
         self.begin()
         return True
@@ -225,7 +275,19 @@ class Exchange:
         spec = self.flight.spec
         if spec.engine is not None:
             return None
-        return self._context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
+        acquire, tried = self._context.backends.acquire_untried, set(self._tried)
+        lease = acquire(spec.model, frozenset(tried), spec.affinity)
+        while lease is not None and not self._is_of_build(lease.backend):
+            tried.add(lease.backend)
+            lease.release()
+            lease = acquire(spec.model, frozenset(tried), spec.affinity)
+        return lease
+
+    def _is_of_build(self, backend: Backend) -> bool:
+        """Whether the engine may continue this stream: ids of tokens mean something to one build only."""
+        if self._how != IDS or self._record is None:
+            return True
+        return (backend.build.of(self.flight.spec.model, math.inf) or b"") == self._record.build
 
     def _has_other_engine(self) -> bool:
         """Whether an engine runs that was not tried, with capacity or not."""
@@ -252,6 +314,7 @@ class Exchange:
         spec = self.flight.spec
         # A request that must not be sent twice gets a new connection: a kept one may be closing.
         once = (spec.mode is _RAW or spec.event_api is not None) and not repeatable(spec.method, spec.path)
+        once = once or self._broke is not None  # a kept one that ends could be one that had died
         connection = None if once else backend.pool.take()
         if connection is not None:
             self._send(backend, connection, reused=True)
@@ -295,10 +358,14 @@ class Exchange:
             self._contain("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, spec, exchange_context = self.flight, self.flight.spec, self._context
+        flight, spec, exchange_context = self.flight, self._fed.spec, self._context
         try:
             self._fed.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
+            record = None
+            if exchange_context.ids and self._fed is flight:
+                record = self._record = self._record_at(backend)
+                body = body if record is None else with_ids(body)
             if spec.salt:
                 body = salted(body, spec.salt)
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
@@ -309,8 +376,11 @@ class Exchange:
             passed = spec.mode is _RAW or spec.event_api is not None
             vet = None if backend.echoes is False or passed else self._check_id
             callbacks = Callbacks(self._on_response_end, self._on_head, first, vet, self._on_break)
-            make = exchange_context.ingest if spec.event_api is None else EventIngest
-            self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
+            if record is not None:
+                self.ingest = IdsIngest(flight, exchange_context.timeouts, callbacks, record)
+            else:
+                make = exchange_context.ingest if spec.event_api is None else EventIngest
+                self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
@@ -329,6 +399,8 @@ class Exchange:
             return True
 
     def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
+        if status < REFUSAL and self._record is not None:
+            return self._ask_without_ids()
         if status in _BAD_STATUSES:
             self._report_failure(f"it answered {status}")
             self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
@@ -374,12 +446,16 @@ class Exchange:
     def _on_response_end(self, error: GatewayError | None) -> None:
         """The answer has ended, or the connection has."""
         try:
+            if self._leaves is not None and self._leaves.ingest.done:
+                self._stay()  # it is the one at the removed engine that has ended
             connection, ingest = self._connection, self.ingest
             self._detach(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
                 if self._judged is None:
                     self._judged = True
                     self._context.backends.record_success(self.lease)
+                if self._ids_refused and self._fed.head is not None and self._fed.head.status == 200:
+                    self.lease.backend.abilities.refuses_ids()
                 self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
@@ -432,7 +508,11 @@ class Exchange:
         if cause is CONNECT:
             exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
-        if cause is not None and self._retry(cause):
+        if self._leaves is not None:
+            self._stay()
+            return
+        broke_again = self._broke is not None and error.code in _CUT and cause is not CONNECT
+        if cause is not None and not broke_again and self._retry(cause):
             return
         if error.code not in _BREAKS or not self._continue(error):
             self._finish(error)
@@ -446,7 +526,7 @@ class Exchange:
         """Retry: at another engine at once, else at any after a backoff. False: the rules do not allow it.
         `content`: the rest of this answer may be read, to keep the connection."""
         spec = self.flight.spec
-        if cause not in self._context.retry.on or not self._fed.untouched:
+        if cause not in self._context.retry.on or not self._fed.untouched or self._leaves is not None:
             return False
         passed = spec.mode is Mode.RAW or spec.event_api is not None
         if cause is not CONNECT and passed and not repeatable(spec.method, spec.path):
@@ -489,7 +569,9 @@ class Exchange:
             self._detach(content=content)
             prepare(cause)
             self.lease.release()
-            if other is not None:
+            if not self._granted:
+                self._owner.parked(self)
+            elif other is not None:
                 self.lease, other = other, None
                 self.begin()
             else:
@@ -504,34 +586,211 @@ class Exchange:
     # -- continuing a stream that broke -----------------------------------------------------------
 
     def _continue(self, error: GatewayError) -> bool:
-        """Send the request again, compare what readers have with the new answer, and go on after that. False: the
-        rules do not allow it."""
-        if not self._context.resume or self._fed.untouched or not continuable(self.flight):
+        """Send the request again, compare what readers have with the new answer, and go on after that; or request
+        the rest by the ids of the tokens so far. False: the rules do not allow it."""
+        flight, context, how = self.flight, self._context, self._way()
+        if how is None or self._leaves is not None:
             return False
-        self._broke = self._broke or error
-        return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
+        if how == IDS and self._record is not None and self._record.finished:
+            self._complete(self._record)
+            return True
+        if self._left <= 0 or context.continuations.blamed(flight):
+            return False
+        self._how = how
+        if self._broke is None:
+            self._broke = error
+            return self._again(error.code.code, self._replay, gone=error.code in _DROPPED, content=False)
+        if error.code not in _CUT:
+            return self._again(error.code.code, self._replay, gone=False, content=False)
+        self._detach(content=False)
+        self._connecting = task = asyncio.ensure_future(self._look_whether_gone(error))
+        self._owner.own(task)
+        task.add_done_callback(self._connected)
+        return True
+
+    def _way(self) -> str | None:
+        """How its stream can be continued; None: not at all."""
+        flight, record = self.flight, self._record
+        if not self._context.resume or flight.untouched:
+            return None
+        if continuable(flight):
+            return REPLAY
+        if record is None or flight.phase is not Phase.STREAMING or flight.mode is not Mode.STREAM:
+            return None
+        api_request = flight.spec.api_request
+        if api_request is None:
+            return None
+        if record.finished:
+            return IDS if record.completes(usage=api_request.include_usage) else None
+        return IDS if record.continues(api_request) else None
+
+    def _record_at(self, backend: Backend) -> Record | None:
+        """For the ids of the tokens of an answer that cannot be had twice; None: they are not asked for."""
+        flight, spec = self.flight, self.flight.spec
+        if not (flight.private and spec.mode is Mode.STREAM) or flight.divides or self._ids_refused:
+            return None
+        if spec.api_request is None or not backend.abilities.lists_ids or not asks_for_ids(spec.api_request):
+            return None
+        return Record(backend.build.of(spec.model, math.inf) or b"")
+
+    def _ask_without_ids(self) -> bool:
+        """The engine refused a request for ids: perhaps it does not know them. The same goes to it without."""
+        self._record, self._ids_refused = None, True
+        self._detach(content=True)
+        self._fed.rewind()
+        self._connect_anew(self.lease.backend)
+        return True
+
+    def _complete(self, record: Record) -> None:
+        """Readers have all of the answer, but for [DONE] and perhaps the usage."""
+        flight, api_request = self.flight, self.flight.spec.api_request
+        self._detach(content=False)
+        if api_request is not None and api_request.include_usage and not record.usage:
+            flight.reports(record.counts())
+            flight.add(record.usage_chunk())
+        flight.add(DONE)
+        flight.land(last=flight.clock())
+        self._finish(None)
+
+    async def _look_whether_gone(self, error: GatewayError) -> None:
+        """The connection of a continuation ended too. If its engine takes no connection any more, the request is
+        to blame as far as can be known: it is sent to no third engine."""
+        backend = self.lease.backend
+        try:
+            connection = await backend.pool.connect()
+        except GatewayError as e:
+            self._context.backends.record_unreachable(backend, e.message)
+            self._context.continuations.blame(self.flight)
+            self._finish(GatewayError(error.code, "the engine that continued it is gone too"))
+            return
+        backend.pool.release(connection)
+        if not self._again(error.code.code, self._replay, gone=False, content=False):
+            self._finish(error)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it continues a stream that broke."""
+        return self._broke is not None
 
     def take_over(self, error: GatewayError) -> None:
         """Begin by continuing a stream that another gateway fed, and that broke with this error."""
         self._broke = error
         self._replay(error.code.code)
-        self.begin()
+        if self._granted:
+            self.begin()
+        else:
+            self.lease.release()
+
+    def give_up(self, error: GatewayError) -> None:
+        """It has waited too long for an engine or for its place."""
+        self._finish(error)
+
+    @property
+    def _granted(self) -> bool:
+        return self._place is None or self._place.granted
+
+    def _enter(self) -> None:
+        """Take a place among the streams that are continued: at most half of what the engines take at one time."""
+        backends, spec = self._context.backends, self.flight.spec
+        capacity = sum(b.max_inflight for b in backends.candidates(spec.model) if b.up is not False)
+        go = partial(self._safely, "a stream's turn to be continued", self._go)
+        self._place = self._context.continuations.take(self.flight, max(1, capacity // 2), go)
+
+    def _go(self) -> None:
+        if not self._over and self._waiting is None and not self.lease.held:
+            self._resume()
 
     def _replay(self, cause: str) -> None:
         flight, fed = self.flight, self._fed
+        if self._place is None:
+            self._enter()
         if isinstance(fed, Replay):
             fed.close()
-        flight.continues(REPLAY)
+        flight.continues(self._how)
         if flight.trace is not None:
-            flight.trace.event("continued", how=REPLAY)
-        self._fed = Replay(flight, self._on_difference)
+            flight.trace.event("continued", how=self._how)
+        self._fed = self._other_answer()
+
+    def _other_answer(self, on_joined: Callable[[], bool] | None = None) -> Replay:
+        """What takes the answer that continues the stream."""
+        flight, record, api_request = self.flight, self._record, self.flight.spec.api_request
+        if self._how == IDS and record is not None and api_request is not None:
+            return RestFlight(flight, record, record.request(api_request), self._on_difference, on_joined)
+        return Replay(flight, self._on_difference, on_joined=on_joined)
+
+    # -- leaving an engine that is removed --------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Its engine is removed: continue its stream at another one that has room. Until that has repeated what
+        readers have, the answer here is kept, and nothing is read of it; where it does not, it goes on here."""
+        flight, ingest, connection = self.flight, self.ingest, self._connection
+        if self._over or self._stays or self._fed is not flight or ingest is None or connection is None:
+            return
+        how, record = self._way(), self._record
+        if how is None or ingest.held or (how == IDS and record is not None and record.finished):
+            return
+        self._how = how
+        self._tried.add(self.lease.backend)
+        other = self._acquire_untried()
+        if other is None:
+            return
+        self._enter()
+        if not self._granted:
+            other.release()
+            self._give_place_back()
+            return
+        self._leaves = _Left(self.lease, connection, ingest, self._judged, flight.content_events)
+        self._throttle(True)
+        flight.counts_attempt()
+        self._fed = self._other_answer(self._joined)
+        self.lease, self._connection, self.ingest = other, None, None
+        self.begin()
+
+    def _joined(self) -> bool:
+        """The other engine has repeated all that readers have. False: they have more by now, as bytes were on
+        their way when reading was paused."""
+        if self._leaves is not None and self._leaves.events != self.flight.content_events:
+            self._stay()
+            return False
+        self._leave_removed()
+        self.flight.handed_over(self._how)
+        if self.flight.trace is not None:
+            self.flight.trace.event("continued", how=self._how)
+        return True
+
+    def _leave_removed(self) -> None:
+        leaves, self._leaves = self._leaves, None
+        if leaves is not None:
+            if not leaves.ingest.done:
+                leaves.ingest.close()
+            if not leaves.ingest.answered:
+                leaves.connection.release(leaves.ingest, content=False)
+            leaves.lease.release()
+
+    def _stay(self) -> None:
+        """The other engine does not continue it: it goes on at the one that is removed, to its end."""
+        leaves, self._leaves = self._leaves, None
+        if leaves is None:
+            return
+        lags = self.ingest is not None and self.ingest.held
+        self._detach(content=False)
+        self.lease.release()
+        self._replayed("stayed")
+        if self._how == IDS and self._record is not None:
+            self._record.forget()  # it is of the other answer
+        self._differs, self._stays = False, True
+        self.lease, self._connection, self.ingest = leaves.lease, leaves.connection, leaves.ingest
+        self._judged, self._error = leaves.judged, None
+        self.flight.moves_to(self.lease.backend.name)
+        if not self.ingest.done:
+            self._throttle(lags)
 
     def _on_break(self, error: GatewayError) -> bool:
         """The engine ends its stream by an error frame or an abort. True: the answer is dropped, another attempt
         follows or the Flight has ended."""
         backend = self.lease.backend
         replays = self._fed is not self.flight
-        if not replays and not (self._context.resume and continuable(self.flight)):
+        if not replays and self._way() is None:
             return False
         if error.code in _FAULTS:
             self._report_failure(error.message)
@@ -555,23 +814,34 @@ class Exchange:
     def _end_replay(self, error: GatewayError | None) -> GatewayError | None:
         """What readers are told where a continued stream ends."""
         self._replayed("exact" if error is None else "differs" if self._differs else "failed")
-        if error is None or error.code in _OURS or self._broke is None:
+        return error if error is None else self.explains(error)
+
+    def explains(self, error: GatewayError) -> GatewayError:
+        """What readers are told of an error that ends it: why their stream broke, and why it is not continued."""
+        if error.code in _OURS or self._broke is None:
             return error
-        why = "no engine has capacity" if error is self._broke else error.message.rstrip(".")
-        return GatewayError(self._broke.code, f"{self._broke.message} The stream cannot be continued: {why}.")
+        return not_continued(self._broke, "no engine has capacity" if error is self._broke else error.message)
 
     def _replayed(self, outcome: str) -> None:
         fed, self._fed = self._fed, self.flight
+        self._give_place_back()
         if isinstance(fed, Replay):
             fed.close()
-        self._context.metrics.continued(REPLAY, outcome)
+        self._context.metrics.continued(self._how, outcome)
+
+    def _give_place_back(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._context.continuations.give_back(place)
 
     # -- its end ----------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """The backoff is over. If no engine is free, it waits at the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._owner.requeue(self):
+        if not self._granted:
+            self._owner.parked(self)
+        elif not self.resume() and not self._owner.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine has capacity for another attempt.", retry_after=1)
             self._finish(self._error or none)
 
@@ -606,6 +876,9 @@ class Exchange:
                 connection.release(ingest, content=content)
 
     def _finish(self, error: GatewayError | None) -> None:
+        if self._leaves is not None and error is not None:
+            self._stay()
+            return
         self._over = True
         try:
             self._owner.arrived(self, error if self._fed is self.flight else self._end_replay(error))

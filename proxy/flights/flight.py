@@ -316,6 +316,10 @@ class Flight:
         """Another attempt continues it; what its readers have stays."""
         self.attempts += 1
 
+    def handed_over(self, how: str) -> None:
+        """Another engine goes on with its stream, in this way."""
+        self.continued = how
+
     def continues(self, how: str) -> None:
         """Its stream broke, and another attempt continues it in this way."""
         self.continued = how

@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import Final
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.continuing import continuable
+from proxy.flights.continuing import LONGEST_WAIT, Place, continuable, not_continued
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.fleet import Node
 from proxy.flights.flight import Flight, Subscriber
@@ -32,6 +32,7 @@ from proxy.upstream import Backend, Lease
 
 _STREAM: Final = Mode.STREAM
 AGAIN: Final = 0.05  # seconds until the next turn after one that raised, or after a contained exception
+HAND_OVER: Final = 1.0  # seconds between two looks at streams that a removed engine still has
 MAX_FAILED_TURNS: Final = 5  # in succession; then all queued flights fail, as one of them makes each turn raise
 
 
@@ -69,6 +70,8 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Exchange] = {}
+        self._lost: dict[Flight, tuple[GatewayError, Place]] = {}
+        """Streams that another gateway fed until it was lost, and that wait for an engine."""
         self._on_fault = exchange_context.fault
         self._merger = Merger(
             merge_max,
@@ -88,6 +91,7 @@ class Scheduler:
             capacity_changed=self._capacity_changed,
             gone=partial(self._tell_exchanges, Exchange.engine_gone),
             silent=partial(self._tell_exchanges, Exchange.engine_silent),
+            removed=self._engine_removed,
         )
 
     def __repr__(self) -> str:
@@ -371,6 +375,8 @@ class Scheduler:
         exchange = self._flying.get(flight)
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
+        if self._lost and flight in self._lost:
+            return self._place_lost(flight)
         spec = flight.spec
         if spec.falls_back and not self._backends.serves(spec.model):
             words = "No engine that serves this model is up."
@@ -454,8 +460,30 @@ class Scheduler:
         if self._closed:
             return False
         self.queue.requeue(exchange.flight, self._loop.time())
+        if exchange.continues:
+            self.parked(exchange)
         self._soon()
         return True
+
+    def parked(self, exchange: Exchange) -> None:
+        """A stream that is to be continued waits, for an engine or for its place among those."""
+        self._bound(exchange.flight)
+
+    def _bound(self, flight: Flight) -> None:
+        """Let a stream that is to be continued wait so long and no longer."""
+        self._timers.drop(flight)
+        self._timers.set(flight, self._loop.time() + LONGEST_WAIT, partial(self._waited, flight))
+
+    def _waited(self, flight: Flight) -> None:
+        exchange = self._flying.get(flight)
+        if flight.ended or (exchange.lease.held if exchange is not None else flight not in self._lost):
+            return
+        self.queue.discard(flight)
+        error = GatewayError(Code.NO_BACKEND, f"no engine had capacity within {LONGEST_WAIT:g} s")
+        if exchange is not None:
+            exchange.give_up(error)
+        else:
+            self._end(flight, error)
 
     def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
         """An engine is down, or silent: its exchanges move to another one, or end soon."""
@@ -465,6 +493,20 @@ class Scheduler:
                     what(exchange)
                 except Exception as e:  # noqa: BLE001 - the other exchanges are told too
                     self._context.fault("an engine that is down", e)
+
+    def _engine_removed(self, backend: Backend) -> None:
+        """Its streams have some time to end there; then they are continued elsewhere."""
+        self._timers.set(
+            ("removed", backend), self._loop.time() + self._context.hand_over, partial(self._hand_over, backend)
+        )
+
+    def _hand_over(self, backend: Backend) -> None:
+        """Hand over its streams to engines with room that no request waits for, and look again in a while."""
+        if not self._context.resume or not backend.inflight:
+            return
+        if not self.queue.waits:
+            self._tell_exchanges(Exchange.hand_over, backend)
+        self._timers.set(("removed", backend), self._loop.time() + HAND_OVER, partial(self._hand_over, backend))
 
     def _finish_merged(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
         """End a merged Flight and its members, but for members whose request an engine refused or did not
@@ -577,18 +619,40 @@ class Scheduler:
             self._end(flight, error)
 
     def _take_over(self, flight: Flight, error: GatewayError) -> bool:
-        """Continue a stream whose gateway was lost at an engine. False: that is not possible, or all are full."""
+        """Continue a stream whose gateway was lost at an engine. It takes its turn as a new request of its callers
+        does, since no engine of this gateway has served it yet. False: that is not possible."""
         if error.code is not Code.UPSTREAM_TRUNCATED or not (self._context.resume and continuable(flight)):
             return False
+        self._lost[flight] = error, self._context.continuations.queued(flight)
+        if self.queue.waits or not self._place_lost(flight):
+            try:
+                self.queue.offer(flight, self._loop.time(), lookup=False, on_pushed=self._pushed)
+                self._bound(flight)
+                self._soon()
+            except GatewayError as e:
+                self._end(flight, e)
+        return True
+
+    def _place_lost(self, flight: Flight) -> bool:
+        """Continue such a stream at an engine with capacity. True: it need not be queued."""
         spec = flight.spec
         try:
             lease = self._backends.acquire(spec.model, affinity=spec.affinity, only=spec.engine)
-        except GatewayError:
-            return False
+        except GatewayError as e:
+            self._end(flight, e)
+            return True
         if lease is None:
             return False
+        error = self._forget_lost(flight)
         self._begin(flight, lease, lambda exchange: exchange.take_over(error))
         return True
+
+    def _forget_lost(self, flight: Flight) -> GatewayError:
+        """It waits no more. Returns the error that it broke with."""
+        error, place = self._lost.pop(flight)
+        self._context.continuations.give_back(place)
+        self._timers.drop(flight)
+        return error
 
     def _begin(self, flight: Flight, lease: Lease, begin: Callable[[Exchange], None]) -> None:
         """Give a Flight to an engine. `begin` starts the exchange."""
@@ -628,7 +692,10 @@ class Scheduler:
         self._group.remove(flight)
         if self.fleet is not None:
             self.fleet.ended(flight)
+        if flight in self._lost:
+            error = not_continued(self._forget_lost(flight), error.message)
         if flight in self._flying:  # it waited for its next attempt
+            error = self._flying[flight].explains(error)
             self._abort_upstream(flight)
             if isinstance(flight, MergedFlight):
                 self._finish_merged(flight, error)
@@ -645,6 +712,8 @@ class Scheduler:
     def _cancel(self, flight: Flight) -> None:
         """The last reader left. In one step it cannot be joined, is not queued, and its engine stops."""
         self._group.remove(flight)
+        if flight in self._lost:
+            self._forget_lost(flight)
         contained(
             self._fault,
             "an abandoned flight",

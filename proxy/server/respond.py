@@ -19,7 +19,7 @@ from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Ph
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
 from proxy.server.listener.unreadable import GUARDS
-from proxy.wire import LAST_CHUNK, chunk, encode
+from proxy.wire import KEEP_ALIVE, LAST_CHUNK, chunk, encode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
@@ -42,8 +42,6 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
-KEEP_ALIVE: Final = b": keep-alive\n\n"
-"""A comment (WHATWG HTML 9.2.6): every SSE client ignores it."""
 _PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a silence lasts a quarter longer at most
 _END: Final = GUARDS + "\r\n"
 

@@ -43,8 +43,8 @@ ENDPOINTS: Final = (
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "followed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
-CONTINUED_BY: Final = ("replay",)
-CONTINUED: Final = ("exact", "differs", "failed", "cancelled")
+CONTINUED_BY: Final = ("replay", "ids")
+CONTINUED: Final = ("exact", "differs", "failed", "cancelled", "stayed")
 STATUSES: Final = range(100, 600)
 MAX_BACKENDS: Final = 256  # distinct values of `backend`
 SOURCES: Final = ("usage", "estimated", "events")
@@ -131,7 +131,8 @@ class Metrics:
         self._continued = counts(
             "streams_continued_total",
             "Streams that broke and were continued, by outcome. exact: to their end; differs: the new answer was "
-            "another one; failed: there was none; cancelled: the readers left.",
+            "another one; failed: there was none; cancelled: the readers left; stayed: its engine is removed and "
+            "goes on with it, as no other could.",
             Label("how", CONTINUED_BY),
             Label("outcome", CONTINUED),
         )
@@ -216,8 +217,9 @@ class Metrics:
             self._breaker.count((value,), 0)
         for value in (*RETRY_CAUSES, STALE):
             self._retries.count((value,), 0)
-        for value in CONTINUED:
-            self._continued.count(("replay", value), 0)
+        for how in CONTINUED_BY:
+            for value in CONTINUED:
+                self._continued.count((how, value), 0)
         for value in KEY_REFUSALS:
             self._keys_refused.count((value,), 0)
         self._denied.count((), 0)

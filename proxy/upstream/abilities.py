@@ -18,11 +18,12 @@ Kind = tuple[Endpoint, frozenset[str]]
 class Abilities:
     """What one engine was seen to do since it came up."""
 
-    __slots__ = ("_doubted", "_odd", "_shapes", "epoch", "mixes")
+    __slots__ = ("_doubted", "_odd", "_shapes", "epoch", "lists_ids", "mixes")
 
     def __init__(self) -> None:
         self.epoch = 0  # number of `forget`s: results of an earlier epoch are of another engine
         self.mixes = True  # it accepts the inputs of several clients in one array
+        self.lists_ids = True  # it accepts requests for the ids of tokens
         self._shapes: dict[tuple[str | None, Endpoint], Shape] = {}
         self._odd: dict[Kind, str] = {}
         self._doubted: dict[Endpoint, Shape | None] = {}  # the shape known before a stream differed
@@ -33,7 +34,7 @@ class Abilities:
     def forget(self) -> None:
         """Forget everything: it may be another engine or version."""
         self.epoch += 1
-        self.mixes = True
+        self.mixes = self.lists_ids = True
         self._shapes.clear()
         self._odd.clear()
         self._doubted.clear()
@@ -73,6 +74,10 @@ class Abilities:
     def refuses_arrays(self) -> None:
         """It refused an array of several clients' inputs but accepted its parts: send it no more of these."""
         self.mixes = False
+
+    def refuses_ids(self) -> None:
+        """It refused a request that asked for the ids of tokens, but not the same without: ask it no more."""
+        self.lists_ids = False
 
     def doubt(self, api_request: ApiRequest) -> None:
         """Its answers may have changed: forget the shapes, until `learn`. A new shape clears the failed folds

@@ -173,6 +173,7 @@ class Backends:
         self._divided = False
         self._on_gone: Callable[[Backend], None] = lambda backend: None
         self._on_silent: Callable[[Backend], None] = lambda backend: None
+        self._on_removed: Callable[[Backend], None] = lambda backend: None
         self._router = router or LeastOutstanding()
         self._clock = clock
         self._tripped: set[Backend] = set()  # engines whose breaker is not closed
@@ -192,11 +193,14 @@ class Backends:
         capacity_changed: Callable[[], None],
         gone: Callable[[Backend], None] = lambda backend: None,
         silent: Callable[[Backend], None] = lambda backend: None,
+        removed: Callable[[Backend], None] = lambda backend: None,
     ) -> None:
         """Set what the scheduler is called with: `capacity_changed` when an engine may have room, `gone` when an
-        engine does not run any more, `silent` when one has not answered checks for a while. The last two are
-        called with each check, for the requests that are under way there."""
+        engine does not run any more, `silent` when one has not answered checks for a while. These two are
+        called with each check, for the requests that are under way there. `removed` when one has been removed that
+        has requests in flight."""
         self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
+        self._on_removed = removed
 
     def divide(self) -> None:
         """Other processes use the same engines: one that is added gets no request before its `allot`."""
@@ -529,6 +533,8 @@ class Backends:
         for backend in gone:
             backend.leaving = True
             self._tripped.discard(backend)
+            if backend.inflight:
+                self._on_removed(backend)
             self.close_if_drained(backend)
         self.changed.set()
 

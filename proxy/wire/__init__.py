@@ -38,6 +38,7 @@ from proxy.wire.frames import (
     FINISH,
     MAX_TOKENS,
     FrameTemplate,
+    Tokens,
     Usage,
     UsageStripper,
     fault_of,
@@ -87,6 +88,7 @@ from proxy.wire.raw_body import (
 from proxy.wire.shares import shares_of
 from proxy.wire.sse import (
     DONE,
+    KEEP_ALIVE,
     LAST_CHUNK,
     SIZES,
     ChunkCheck,
@@ -99,13 +101,14 @@ from proxy.wire.sse import (
     is_done,
     unchunks,
 )
-from proxy.wire.whole import Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
+from proxy.wire.whole import REASONS, Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
 
 __all__ = [
     "BYTES_A_TOKEN",
     "COUNTS",
     "DONE",
     "FINISH",
+    "KEEP_ALIVE",
     "LARGE",
     "LAST_CHUNK",
     "MAX_TOKENS",
@@ -114,6 +117,7 @@ __all__ = [
     "NO_TEXT_FIELDS",
     "PATHS",
     "PROMPT_FIELD",
+    "REASONS",
     "REQUESTS",
     "SIZES",
     "SLICE",
@@ -129,6 +133,7 @@ __all__ = [
     "RawBody",
     "RawFacts",
     "StreamSplit",
+    "Tokens",
     "Unsplittable",
     "Usage",
     "UsageStripper",

@@ -10,6 +10,8 @@ import httptools
 from proxy.errors import Code, GatewayError
 
 DONE: Final = b"data: [DONE]\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+"""A comment (WHATWG HTML 9.2.6): every SSE client ignores it."""
 LAST_CHUNK: Final = b"0\r\n\r\n"
 BOM: Final = b"\xef\xbb\xbf"
 

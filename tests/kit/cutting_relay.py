@@ -12,10 +12,12 @@ END: bytes = b"\n\n"  # of an event; HTTP heads and chunk sizes end in CRLF
 
 
 class Shears:
-    """Cuts one stream, of whichever relay has it. `cuts` counts those that were cut."""
+    """Cuts one stream, of whichever relay has it. `cuts` counts those that were cut, `passed` has the pieces of
+    answers that the gateway got."""
 
     def __init__(self) -> None:
         self.cuts = 0
+        self.passed: list[bytes] = []
         self._left: int | None = None  # events; None: nothing is cut
 
     def cut_after(self, events: int) -> None:
@@ -97,6 +99,7 @@ class CuttingRelay:
     async def _pass_answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             end = self._shears.place_in(data)
+            self._shears.passed.append(data[:end])
             writer.write(data[:end])
             await writer.drain()
             if end is not None:

@@ -40,6 +40,7 @@ TYPED: dict[str, str] = {
     "retry_budget": "10",
     "retry_burst": "5",
     "resume": "off",
+    "hand_over_seconds": "2.5",
     "breaker_failures": "3",
     "breaker_rate": "25",
     "breaker_window": "20",

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from proxy.errors import GatewayError
+from proxy.flights.continuing import Continuations
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import StreamLimits, Timeouts
@@ -139,6 +140,7 @@ class Trip:
         self.faults: list[BaseException] = []
         self.watch = Timeouts(limits, loop, self.fault)
         self.budget = budget or Budget()
+        self.continuations = Continuations(loop.call_later, loop.time, keep_alive=0.0)
         exchange_context = ExchangeContext(
             backends=self.backends,
             timeouts=self.watch,
@@ -147,12 +149,16 @@ class Trip:
             fault=self.fault,
             retry=retry or RetryRules(),
             budget=self.budget,
+            continuations=self.continuations,
             jitter=lambda: 0.5,
         )
         self.flight = Flight(spec or FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
         self.exchange = Exchange(self.flight, lease, exchange_context, self)
+
+    def parked(self, exchange: Exchange) -> None:
+        """It waits for its place."""
 
     def own(self, task: asyncio.Task[None]) -> None:
         self.tasks.add(task)

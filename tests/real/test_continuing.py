@@ -4,6 +4,7 @@ Run by `tox -e vllm`. Both engines of the gateway are relays to the same vLLM.""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,7 +17,7 @@ from tests.kit.cutting_relay import CuttingRelay, Shears
 from tests.kit.missing import lacking
 from tests.kit.running import gateway
 from tests.proxy.flights.continuing.test_seam import merged
-from tests.real.test_vllm import CASES, CHAT, MESSAGES, TOOL, body
+from tests.real.test_vllm import CASES, CHAT, COMPLETIONS, MESSAGES, TOOL, body
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 DONE = b"data: [DONE]\n\n"
@@ -63,10 +64,10 @@ def contents(answer: Answer) -> dict[str, Any]:
     return whole
 
 
-async def outcomes(app: App) -> dict[str, int]:
+async def outcomes(app: App, how: str = "replay") -> dict[str, int]:
     page = (await get(app.url, "/metrics")).body.decode()
     found = re.findall(
-        r'^gateway_streams_continued_total\{how="replay",outcome="(\w+)"\} (\d+)', page, re.MULTILINE
+        rf'^gateway_streams_continued_total\{{how="{how}",outcome="(\w+)"\}} (\d+)', page, re.MULTILINE
     )
     return {outcome: int(count) for outcome, count in found if count != "0"}
 
@@ -111,6 +112,90 @@ async def test_sampled_streams_that_are_cut_end_in_an_error(relays: tuple[str, s
         assert b"upstream_truncated" in answer.events()[-1]
         assert DONE not in answer.body
         assert shears.cuts == 1
+
+
+SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (CHAT, {"messages": MESSAGES, "max_tokens": 16}),
+    "chat, to its end": (CHAT, {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 48}),
+    "completion": (COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 16}),
+    "characters of several tokens": (COMPLETIONS, {"prompt": "🦊" * 12, "max_tokens": 16}),
+    "max_completion_tokens": (CHAT, {"messages": MESSAGES, "max_completion_tokens": 12}),
+    "parameters": (
+        CHAT,
+        {"messages": MESSAGES, "max_tokens": 16, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "min_tokens": 12,
+         "repetition_penalty": 1.1, "logit_bias": {"28": -5}, "stop_token_ids": [2], "n": 1},
+    ),
+    "ignore_eos": (CHAT, {"messages": MESSAGES, "max_tokens": 20, "ignore_eos": True}),
+}  # fmt: skip
+WITH_USAGE = {"stream_options": {"include_usage": True}}
+
+
+def text_of(answer: Answer) -> tuple[str, str, dict[str, Any]]:
+    """Its text, its finish_reason, and its usage."""
+    assert answer.events()[-1] == DONE, answer.body
+    chunks = [json.loads(event[6:]) for event in answer.events()[:-1]]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert len({(chunk["id"], chunk["object"], chunk["created"]) for chunk in chunks}) == 1
+    (finish,) = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+    text = "".join(choice.get("text", choice.get("delta", {}).get("content")) or "" for choice in choices)
+    return text, finish, chunks[-1]["usage"]
+
+
+def ids_in(data: bytes) -> tuple[list[int], list[int]]:
+    """The ids of the prompt, and those of the answer, in frames of one engine or of two: the second one's prompt
+    has the first one's tokens that were kept."""
+    found = list(re.finditer(rb'"prompt_token_ids":\[([\d,]+)\]', data))
+    first, last = (list(map(int, match[1].split(b","))) for match in (found[0], found[-1]))
+    own = re.findall(rb'"token_ids":\[([\d,]+)\]', data[found[-1].end() :])
+    return first, [*last[len(first) :], *(int(number) for numbers in own for number in numbers.split(b","))]
+
+
+@pytest.mark.parametrize("feature", SAMPLED)
+async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_made(
+    relays: tuple[str, str], shears: Shears, engine: str, feature: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ids at both engines, in one text by /detokenize; each token counted once; no id shown. Without
+    temperature, it is what vLLM answers whole."""
+    path, members = SAMPLED[feature]
+    ask = {"model": "smollm2", "temperature": 1.0, "stream": True} | WITH_USAGE | members
+    told: dict[float, list[int]] = {}
+    ended: dict[float, list[int]] = {}
+    async with gateway(
+        *relays, resume="ids", refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0
+    ) as app:
+        for temperature, places in ((1.0, (1, 2, 4, 9)), (0.0, (3, 7))):
+            direct = text_of(await post_json(engine, path, ask | {"temperature": temperature}))
+            for at in places:
+                shears.passed.clear()
+                shears.cut_after(at)
+                cuts, before = shears.cuts, await outcomes(app, "ids")
+                sent = ask | {"temperature": temperature}
+                answer = await post_json(app.url, path, sent, [("x-gateway-share", "off")])
+                assert shears.cuts == cuts + 1
+                prompt, ids = ids_in(b"".join(shears.passed))
+                if answer.events()[-1] != DONE:  # no text has come, or several tokens at once
+                    assert b"upstream_truncated" in answer.events()[-1]
+                    ended.setdefault(temperature, []).append(at)
+                    continue
+                text, finish, usage = text_of(answer)
+                after = await outcomes(app, "ids")
+                shown = ids[:-1] if finish == "stop" else ids
+                decoded = (await post_json(engine, "/detokenize", {"model": "smollm2", "tokens": shown})).json()
+                words = re.sub(r"<\|\w+\|>", "", decoded["prompt"])  # special tokens are not shown
+                assert text.rstrip("\ufffd") == words.rstrip("\ufffd")
+                assert (usage["prompt_tokens"], usage["completion_tokens"]) == (
+                    len(prompt),
+                    len(ids),
+                )
+                assert len(prompt) == direct[2]["prompt_tokens"]
+                assert b'token_ids":[' not in answer.body
+                if temperature == 0.0:
+                    assert (text, finish, usage) == direct
+                if after != before:
+                    told.setdefault(temperature, []).append(at)
+    with capsys.disabled():
+        print(f"\n{feature}: continued after {told}, ended after {ended}")
+    assert told
 
 
 async def test_what_vllm_aborts_when_it_is_paused_is_continued_when_it_resumes(app: App, engine: str) -> None:

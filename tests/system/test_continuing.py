@@ -354,6 +354,7 @@ def honest(answer: Answer, code: str, words: str) -> None:
     assert b'"abort"' not in answer.body
 
 
+ANOTHER = ended([ROLE], *says("uno", " dos"), tokens=4)
 OTHER = ended([ROLE], *says("one two", " 3", " four"), tokens=4)
 
 
@@ -562,6 +563,93 @@ async def test_all_streams_of_an_engine_that_dies_are_continued_whatever_the_ret
         assert f'outcome="exact"}} {broken}' in await page(app)
 
 
+async def test_one_client_s_prompts_take_two_engines_and_not_a_third(
+    engines: tuple[Engine, Engine], tmp_path: Path
+) -> None:
+    """Each engine dies of the prompt. Other clients' streams at the second one are continued at the third."""
+    async with Engine() as third, gateway(*engines, third, routing="round-robin", retries=5) as app:
+        every = (*engines, third)
+        died: list[Engine] = []
+
+        async def script(turn: Turn) -> None:
+            (here,) = [one for one in every if turn in one.requests]
+            await turn.start()
+            await turn.frame(*(chunk(turn, choices, **more) for choices, more in PLAIN[0][:3]))
+            await until(lambda: flying_log(app)() >= 3)
+            died.append(here)
+            here.stop_listening()
+            await turn.drop(reset=True)
+
+        for one in every:
+            one.auto(script)
+        honest(await post_json(app.url, CHAT, asked()), "upstream_truncated", "is gone too")
+        assert len(died) == 2
+        honest(await post_json(app.url, CHAT, asked()), "upstream_truncated", "")
+        assert len(died) == 3
+        assert 'outcome="failed"} 1' in await page(app)
+
+
+async def test_streams_beyond_half_of_what_an_engine_takes_are_continued_after_the_others(
+    engines: tuple[Engine, Engine],
+) -> None:
+    """Nobody gets an error, and new requests find places."""
+    one, two = engines
+    async with gateway(*engines, max_inflight=4, routing="round-robin") as app:
+        go, free = asyncio.Event(), asyncio.Event()
+        plays = [Play(*PLAIN, 3) for _ in range(8)]
+
+        async def script(turn: Turn) -> None:
+            if turn.json()["seed"] == 8:
+                await turn.finish()
+                return
+            play = plays[turn.json()["seed"]]
+            play.ready = go.is_set
+            if play.turns:
+                await free.wait()
+            elif turn in two.requests:
+                play.how = finish
+            await play(turn)
+
+        one.auto(script)
+        two.auto(script)
+        reading = [asyncio.create_task(post_json(app.url, CHAT, asked(seed=n))) for n in range(8)]
+        await until(lambda: flying_log(app)() == 24)
+        assert (one.generations, two.generations) == (4, 4)
+        one.stop_listening()
+        (dead,) = [backend for backend in app.backends.all if backend.name == one.url]
+        app.backends.record_unreachable(dead, "refused")
+        go.set()
+        await until(lambda: two.generations == 6)
+        assert (await post_json(app.url, CHAT, asked(seed=8), PRIVATE)).status == 200
+        assert two.generations == 7
+        free.set()
+        for play, answer in zip(plays, await asyncio.gather(*reading), strict=True):
+            assert got(answer) == told(play, with_usage=False)
+        assert two.generations == 9
+
+
+async def test_readers_of_a_stream_that_waits_to_be_continued_get_keep_alives(
+    engines: tuple[Engine, Engine],
+) -> None:
+    async with gateway(*engines, keepalive_seconds=0.05) as app, streaming(app.url, CHAT, asked()) as client:
+        play = Play(*PLAIN, 3)
+        seen = asyncio.Event()
+
+        async def script(turn: Turn) -> None:
+            if play.turns:
+                await seen.wait()
+            await play(turn)
+
+        for engine in engines:
+            engine.auto(script)
+        await client.read_head()
+        while (event := await client.event()) is not None and not event.raw.startswith(b":"):
+            pass
+        seen.set()
+        rest = [event.raw async for event in client.events() if not event.raw.startswith(b":")]
+        assert rest[-1] == DONE
+
+
 async def finish(turn: Turn) -> None:
     """The rest of a stream that does not break."""
     await turn.end(*(chunk(turn, choices, **more) for choices, more in PLAIN[0][3:]), DONE)
@@ -585,6 +673,62 @@ async def test_a_removed_engine_s_stream_ends_there_or_is_continued_elsewhere(
         assert got(await reading) == told(play, with_usage=False)
         assert len(play.turns) == generations
         await until(lambda: removed.inflight == 0)
+
+
+@pytest.mark.parametrize("second", [PLAIN[1], ANOTHER], ids=["repeats it", "says something else"])
+async def test_a_removed_engine_hands_its_stream_over_or_keeps_it(
+    engines: tuple[Engine, Engine], second: Frames
+) -> None:
+    async with gateway(*engines, hand_over_seconds=0.0) as app, streaming(app.url, CHAT, asked()) as client:
+        handed = second is PLAIN[1]
+        play = Play(PLAIN[0], second, 3, Turn.cancelled if handed else finish)
+        play.ready = lambda: len(play.turns) == 2 and (play.turns[1].done or play.turns[1].is_cancelled)
+        for engine in engines:
+            engine.auto(play)
+        await client.read_head()
+        events = [await client.event() for _ in range(3)]
+        (removed,) = [backend for backend in app.backends.all if backend.inflight]
+        app.backends.change([], [removed])
+        await until(lambda: len(play.turns) == 2)
+        rest = [event.raw async for event in client.events()]
+        frames = [event.raw for event in events if event is not None] + rest
+        assert frames[-1] == DONE
+        whole = _contents(frames[:-1], with_usage=False)
+        assert whole == told(play, with_usage=False)
+        await until(lambda: removed.inflight == 0)
+        outcome = "exact" if handed else "stayed"
+        assert f'outcome="{outcome}"}} 1' in await page(app)
+
+
+async def test_a_removed_engine_keeps_its_streams_while_no_other_has_room(engines: tuple[Engine, Engine]) -> None:
+    async with gateway(*engines, hand_over_seconds=0.0, max_inflight=1, routing="round-robin") as app:
+        play = Play(*PLAIN, 3, finish)
+        ready = asyncio.Event()
+        play.ready = ready.is_set
+        others: list[Turn] = []
+
+        async def script(turn: Turn) -> None:
+            if "seed" in turn.json():
+                others.append(turn)
+                await turn.cancelled()
+            else:
+                await play(turn)
+
+        for engine in engines:
+            engine.auto(script)
+        reading = asyncio.create_task(post_json(app.url, CHAT, asked()))
+        await until(lambda: flying_log(app)() == 3)
+        busy = asyncio.create_task(post_json(app.url, CHAT, asked(seed=1)))
+        await until(lambda: len(others) == 1)
+        (here,) = [engine for engine in engines if play.turns[0] in engine.requests]
+        (removed,) = [backend for backend in app.backends.all if backend.name == here.url]
+        app.backends.change([], [removed])
+        app.scheduler._hand_over(removed)
+        assert len(play.turns) == 1
+        ready.set()
+        assert got(await reading) == told(play, with_usage=False)
+        assert len(play.turns) == 1
+        busy.cancel()
 
 
 @pytest.mark.parametrize("rule", ["three", "nothing of this"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,24 @@ async def test_a_stream_that_breaks_is_continued_for_the_readers_of_all_gateways
         assert await rest(first) == (last := await rest(second))
         assert last[-1] == b"data: [DONE]\n\n"
         assert engine.generations == 2
+
+
+async def test_a_gateway_that_stops_leaves_its_streams_to_their_followers(redis: str) -> None:
+    """Its own client is cut at the end of the drain; the other one's stream is continued by its own gateway."""
+    changes: dict[str, Any] = {"redis": redis, "fleet": "auto", "drain_timeout": 0.0}
+    async with Engine() as engine, gateway(engine, **changes) as other, AsyncExitStack() as stack:
+        one = await stack.enter_async_context(gateway(engine, **changes))
+        await until(lambda: node(one).live and node(other).live)
+        async with followed(engine, one, other) as (turn, first, second):
+            stopping = asyncio.create_task(stack.aclose())
+            assert b'"shutting_down"' in (await rest(first))[-1]
+            again = await engine.next_request()
+            await again.send("a", "b", "c")
+            assert await texts(second, 1) == ["c"]
+            await again.finish()
+            assert (await rest(second))[-1] == b"data: [DONE]\n\n"
+            assert turn.is_cancelled
+            await stopping
 
 
 async def test_an_error_in_the_stream_is_the_same_for_all(redis: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from proxy.errors import GatewayError
 from proxy.flights.continuing.seam import Differs, Seam
 from proxy.flights.flight import Flight, Times
 from proxy.flights.phase import Phase
 from proxy.flights.sharing import sharing_of
-from proxy.flights.spec import Head, Mode
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire import Usage, has_content, is_done
 
 REPLAY: Final = "replay"
@@ -31,23 +31,47 @@ def continuable(flight: Flight) -> bool:
     )
 
 
+def not_continued(broke: GatewayError, why: str) -> GatewayError:
+    """The error of a stream that broke with one error and is not continued, and why it is not."""
+    return GatewayError(broke.code, f"{broke.message} The stream cannot be continued: {why.rstrip('.')}.")
+
+
+class Joint(Protocol):
+    """Makes what readers get of frames of a second answer; all methods raise Differs where it is not theirs."""
+
+    def feed(self, frame: bytes) -> bytes | None: ...
+    def end(self) -> None: ...
+    def renew(self) -> None: ...
+
+
 class Replay(Flight):
     """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
     rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""
 
-    __slots__ = ("_flight", "_on_differs", "_passed", "_seam")
+    __slots__ = ("_flight", "_on_differs", "_on_joined", "_passed", "_seam")
 
-    def __init__(self, flight: Flight, on_differs: Callable[[str], None]) -> None:
-        super().__init__(flight.spec, flight.clock, on_spoiled=self._spoiled)
+    def __init__(
+        self,
+        flight: Flight,
+        on_differs: Callable[[str], None],
+        *,
+        seam: Joint | None = None,
+        spec: FlightSpec | None = None,
+        on_joined: Callable[[], bool] | None = None,
+    ) -> None:
+        """`seam`: compares with the log, by default. `spec`: of its request, by default the Flight's. `on_joined`
+        is called before the first frame that readers get of it; False: they do not get it."""
+        super().__init__(spec or flight.spec, flight.clock, on_spoiled=self._spoiled)
         self.times = Times(dispatched=flight.times.dispatched)  # the time limit is of all attempts together
         self._flight = flight
-        self._seam = Seam(flight.log)
+        self._seam: Joint = seam or Seam(flight.log)
         self._on_differs: Callable[[str], None] | None = on_differs
+        self._on_joined = on_joined
         self._passed = False  # the broken flight has frames that its readers were not served
 
     def close(self) -> None:
         """Take nothing more, and call nobody."""
-        self._on_differs = self.on_spoiled = None  # no reference cycle is left
+        self._on_differs = self._on_joined = self.on_spoiled = None  # no reference cycle is left
 
     def rewind(self) -> None:
         super().rewind()
@@ -77,9 +101,11 @@ class Replay(Flight):
     def _rest(self, frame: bytes) -> bytes | None:
         if is_done(frame):
             self._seam.end()
-            return frame
+            return frame if self._joins() else None
         rest = self._seam.feed(frame)
         if rest is not None:
+            if not self._joins():
+                return None
             flight = self._flight
             if flight.trace is not None:
                 flight.trace.frame(rest)
@@ -88,6 +114,10 @@ class Replay(Flight):
             if has_content(rest):
                 flight.token(self.clock())
         return rest
+
+    def _joins(self) -> bool:
+        on_joined, self._on_joined = self._on_joined, None
+        return on_joined is None or on_joined()
 
     def append_token(self, frame: bytes) -> None:
         self.add(frame, same=True)

@@ -20,6 +20,10 @@ MOST_FRAMES: Final = 3000
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Frames (10 µs each) and bytes of the first answer that are read between two calls of `renew`. Only choices in a
 very different order, or a long answer in one piece, need more: they are not compared."""
+MOST_VALUES: Final = 25_000
+"""Values of lists (1 to 2 µs each), as ids of tokens, that are decoded between two calls of `renew`."""
+MOST_LISTED: Final = 250_000
+"""Commas in one list: ten for each value, as an entry of log probabilities has members."""
 MOST_AHEAD: Final = 1024 * 1024
 """Characters and values of the first answer that may wait for the second: choices in another order."""
 
@@ -141,7 +145,7 @@ class Seam:
 
     def renew(self) -> None:
         """Another read of the second answer is compared: see MOST_FRAMES."""
-        self._frames_left, self._bytes_left = MOST_FRAMES, MOST_BYTES
+        self._frames_left, self._bytes_left, self._values_left = MOST_FRAMES, MOST_BYTES, MOST_VALUES
 
     def feed(self, frame: bytes) -> bytes | None:
         """What readers get of a frame of the second answer; None: nothing. Raises Differs."""
@@ -199,7 +203,14 @@ class Seam:
     def _learn(self, index: int | None, contents: Iterable[Content]) -> None:
         choice = self._choice(index)
         for path, kind, value in contents:
+            self._count(kind, value)
             self._ahead += choice.learn(path, kind, value)
+
+    def _count(self, kind: Kind, value: Any) -> None:
+        if kind == "list":
+            self._values_left -= len(value)
+            if self._values_left < 0:
+                raise Differs("too many values at once")
 
     def _choice(self, index: int | None) -> _Choice:
         choice = self._choices.get(index)
@@ -253,6 +264,7 @@ class Seam:
                 else:
                     old.append((path, kind, value))
                 continue
+            self._count(kind, value)
             start = choice.match(path, kind, value, 0)
             while start < len(value) and self._read():
                 start = choice.match(path, kind, value, start)
@@ -341,6 +353,8 @@ def _content(at: Path, name: str, raw: Raw, kinds: Mapping[str, Kind]) -> Iterat
     kind = kinds.get(name)
     if kind is None:
         raise Differs(f"a member {name[:64]!r} that cannot be compared")
+    if kind == "list" and bytes(raw).count(b",") > MOST_LISTED:
+        raise Differs("too many values at once")  # before each is an object
     value = (_TEXT if kind == "text" else _LIST if kind == "list" else _VALUE).decode(raw)
     if value is not None:
         yield (*at, name), kind, value

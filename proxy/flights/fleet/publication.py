@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from proxy.errors import Code
 from proxy.flights.fleet.messages import State, StreamHead, first_line
 from proxy.flights.fleet.tail import Tail
 from proxy.flights.flight import Flight
@@ -74,6 +75,9 @@ class Publication:
         if self._closed:
             return True
         flight, new = self.flight, bytes(data)
+        if flight.error is not None and flight.error.code is Code.SHUTTING_DOWN:
+            self.end(complete=False)  # of this node alone: its followers continue the stream
+            return True
         if self.reader.done:
             new = new.removesuffix(flight.tail)
             self._state = "landed" if flight.phase is Phase.LANDED and flight.mode is Mode.STREAM else "failed"

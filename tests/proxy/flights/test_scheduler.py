@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.continuing import Continuations
 from proxy.flights.exchange import ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
@@ -100,6 +101,7 @@ class House:
                 metrics=self.metrics,
                 later=loop.call_later,
                 fault=raised,
+                continuations=Continuations(loop.call_later, loop.time, keep_alive=0.0),
             ),
             group=self.group,
             request_queue=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),

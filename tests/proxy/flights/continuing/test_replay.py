@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,9 +11,10 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.continuing.continuations import BLAMED_SECONDS
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.spec import FlightSpec, Mode
-from proxy.upstream.retry import RetryRules
+from proxy.upstream.retry import Budget, RetryRules
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.kit.clock import run_virtual, virtual
@@ -23,6 +25,7 @@ DONE = b"data: [DONE]\n\n"
 STOP = chat(finish="stop")
 CUT = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
 ABORT = chat({"content": "lost"}, finish="abort")
+REFUSED = GatewayError(Code.UPSTREAM_UNREACHABLE, "refused")
 FAILED = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
 
 
@@ -164,6 +167,197 @@ async def test_what_is_not_the_same_twice_or_is_not_kept_is_not_continued(change
     await trip.left_nothing()
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["prefill", "middle"])
+@virtual
+async def test_a_request_over_which_two_engines_die_reaches_no_third(begun: bool) -> None:
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    second = await trip.dialled(1)
+    if begun:
+        second.head()
+        second.body(other(ROLE + say("a")))
+    second.lose(CUT)
+    await trip.dialled(1, error=REFUSED)
+    (error,) = trip.arrivals
+    assert error is not None
+    assert error.message == "cut The stream cannot be continued: the engine that continued it is gone too."
+    assert b"upstream_truncated" in reader.frames[-1]
+    assert not trip.engines[2].dials
+    assert trip.backends.all[1].up is False
+    assert trip.continuations.blamed(trip.flight)
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_blamed_request_is_not_continued_until_its_time_is_over() -> None:
+    for again, arrivals in ((0.0, [CUT]), (BLAMED_SECONDS, [])):
+        trip = trip_of()
+        Reader(trip.flight)
+        trip.continuations.blame(trip.flight)
+        await asyncio.sleep(again)
+        trip.exchange.begin()
+        (await engine(trip, 0)).body(ROLE + say("a"))
+        trip.engines[0].wire.lose(CUT)
+        assert trip.arrivals == arrivals
+        if not arrivals:
+            trip.cancel()
+        await trip.left_nothing()
+
+
+@virtual
+async def test_a_second_continuation_takes_from_the_retry_budget() -> None:
+    for tokens, arrived in ((0.0, 1), (1.0, 0)):
+        trip = Trip(3, spec=spec(), retry=RetryRules(retries=2), budget=Budget(0.0, tokens))
+        Reader(trip.flight)
+        trip.exchange.begin()
+        (await engine(trip, 0)).body(ROLE + say("a"))
+        trip.engines[0].wire.lose(CUT)
+        (await engine(trip, 1)).body(other(ROLE))
+        trip.engines[1].wire.lose(CUT)
+        await trip.dialled(1)  # it lives
+        assert len(trip.arrivals) == arrived
+        if not arrived:
+            trip.cancel()
+        await trip.left_nothing()
+
+
+@virtual
+async def test_a_request_whose_reader_leaves_while_its_engine_is_looked_at_ends() -> None:
+    trip = trip_of()
+    Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    (await engine(trip, 1)).lose(CUT)
+    await trip.turn()
+    trip.cancel()
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
+async def handed_over(*, room: int = 1) -> tuple[Trip, Reader, Wire, Wire]:
+    """A stream of two tokens whose engine is removed, and the request for it at another engine."""
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    first = await engine(trip, 0)
+    first.body(ROLE + say("a") + say("b"))
+    trip.exchange.hand_over()
+    trip.exchange.hand_over()  # once is enough
+    return trip, reader, first, await engine(trip, 1)
+
+
+def outcome(trip: Trip) -> dict[str, int]:
+    page = trip.metrics.render("text/plain")[0].decode()
+    rows = [line.split() for line in page.splitlines() if 'streams_continued_total{how="replay"' in line]
+    return {name.split('outcome="')[1].rstrip('"}'): int(count) for name, count in rows if count != "0"}
+
+
+@virtual
+async def test_a_stream_is_handed_over_once_another_engine_has_repeated_it() -> None:
+    trip, reader, first, second = await handed_over()
+    assert first.held == [True]
+    second.body(other(ROLE + say("ab")))
+    assert (trip.inflight, first.kept, trip.flight.continued) == ([1, 1, 0], None, None)
+    second.body(other(say("c")))
+    assert (trip.inflight, first.kept, trip.flight.continued) == ([0, 1, 0], False, "replay")
+    second.body(other(STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+    assert (trip.arrivals, outcome(trip)) == ([None], {"exact": 1})
+    assert (trip.flight.backend, trip.flight.attempts) == ("e1", 2)
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("how", ["differs", "cut", "status", "busy", "abort", "error", "cannot be written"])
+@virtual
+async def test_a_stream_that_no_other_engine_repeats_goes_on_where_it_is(how: str) -> None:
+    trip, reader, first, second = await handed_over()
+    if how == "differs":
+        second.body(other(ROLE + say("x")))
+    elif how == "cut":
+        second.lose(CUT)
+    elif how in ("abort", "error"):
+        second.body(other(ROLE) + (ABORT if how == "abort" else FAILED))
+    else:
+        trip.cancel()
+        trip = trip_of()
+        reader = Reader(trip.flight)
+        trip.exchange.begin()
+        first = await engine(trip, 0)
+        first.body(ROLE + say("a") + say("b"))
+        if how == "cannot be written":
+            trip.engines[1].refuses = GatewayError(Code.INVALID_HEADER, "no")
+        trip.exchange.hand_over()
+        second = await trip.dialled(1)
+        if how != "cannot be written":
+            second.head(404 if how == "status" else 503, [("content-length", "2")])
+            second.body(b"{}")
+            second.end()
+    assert (trip.arrivals, trip.inflight, first.held) == ([], [1, 0, 0], [True, False])
+    assert outcome(trip) == {"stayed": 1}
+    trip.exchange.hand_over()  # not again
+    first.body(say("c") + STOP + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+    assert (trip.arrivals, trip.flight.backend, trip.flight.continued) == ([None], "e0", None)
+    assert len(trip.continuations) == 0
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_removed_engine_whose_stream_ends_meanwhile_has_ended_it() -> None:
+    for last in (STOP + DONE, b""):
+        trip, reader, first, second = await handed_over()
+        second.body(other(ROLE))
+        if last:  # it was on its way when reading was paused
+            first.body(say("c") + last)
+            assert reader.frames == [ROLE, say("a"), say("b"), say("c"), STOP, DONE]
+            assert trip.arrivals == [None]
+        else:
+            first.lose(CUT)
+            assert not trip.arrivals
+            trip.cancel()
+        assert second.receiver is None
+        await trip.left_nothing()
+
+
+@virtual
+async def test_bytes_that_were_on_their_way_are_not_shown_twice() -> None:
+    trip, reader, first, second = await handed_over()
+    first.body(say("c"))
+    second.body(other(ROLE + say("abc")))
+    assert outcome(trip) == {"stayed": 1}
+    first.body(say("d") + STOP + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@virtual
+async def test_a_stream_that_is_handed_over_is_cancelled_at_both_engines(joined: bool) -> None:
+    trip, _, first, second = await handed_over()
+    second.body(other(ROLE + say("abc" if joined else "a")))
+    trip.cancel()
+    assert (first.kept, second.kept) == (False, False)
+    assert outcome(trip) == {"cancelled": 1}
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_stream_that_was_handed_over_and_breaks_is_continued() -> None:
+    trip, reader, _, second = await handed_over()
+    second.body(other(ROLE + say("abc")))
+    second.lose(CUT)
+    third = await engine(trip, 2)
+    third.body(other(ROLE + say("abcd") + STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
+    assert outcome(trip) == {"exact": 1}
+    await trip.left_nothing()
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_whatever_breaks_where_readers_have_one_answer_or_an_error(data: st.DataObject) -> None:
@@ -201,7 +395,10 @@ async def _any_breaks(data: st.DataObject) -> None:
         if draw(st.booleans()) and not trip.arrivals:
             readers.append(Reader(trip.flight, usage=draw(st.booleans())))
         if how == "lose" and not trip.arrivals:
+            again = trip.flight.continued is not None
             wire.lose(CUT)
+            if again and not trip.arrivals:  # it looks whether the engine lives
+                await trip.dialled(number, error=None if draw(st.booleans()) else REFUSED)
     await trip.turn()
     assert len(trip.arrivals) == 1
     whole = readers[0].frames[-1] == DONE  # an error frame of the engine's that is passed on lands too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from proxy.flights.continuing.seam import MOST_AHEAD, MOST_BYTES, MOST_FRAMES, Differs, Seam
+from proxy.flights.continuing.seam import MOST_AHEAD, MOST_BYTES, MOST_FRAMES, MOST_VALUES, Differs, Seam
 from proxy.wire.sse import chunk
 from tests.kit.engine_wire import sse
 
@@ -254,6 +255,26 @@ def test_what_takes_too_long_to_compare_is_a_difference() -> None:
     seam = Seam([chunk(say("x" * MOST_AHEAD, 1)), chunk(say("x", 1)), chunk(say("x", 1)), chunk(say("a"))])
     with pytest.raises(Differs, match="another order"):
         seam.feed(say("a"))
+
+
+@pytest.mark.parametrize("first", [0, MOST_VALUES])
+def test_lists_of_more_values_than_can_be_compared_at_once_are_a_difference(first: int) -> None:
+    """Frames of some 3 MB of token ids held the loop for a second."""
+    seam = Seam([chunk(chat({"content": "a"}, token_ids=[1] * first)), chunk(say("b"))])
+    began = time.thread_time()
+    with pytest.raises(Differs, match="too many values at once"):
+        seam.feed(chat({"content": "a"}, token_ids=[1] * (MOST_VALUES + 1)))
+    with pytest.raises(Differs, match="too many values at once"):
+        Seam([]).feed(chat({"content": "a"}, token_ids=[1] * 1_500_000))
+    assert time.thread_time() - began < 0.5
+
+
+def test_as_many_values_as_can_be_compared_are_compared_in_each_read() -> None:
+    ids = [1] * (MOST_VALUES // 2)
+    seam = Seam([chunk(chat({"content": "a"}, token_ids=ids))] * 2)
+    assert seam.feed(chat({"content": "a"}, token_ids=ids)) is None
+    seam.renew()
+    assert seam.feed(chat({"content": "a"}, token_ids=ids)) is None
 
 
 def test_frames_that_are_appended_meanwhile_are_not_compared() -> None:

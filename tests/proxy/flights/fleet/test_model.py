@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from proxy.errors import GatewayError
+from proxy.flights.continuing import Continuations
 from proxy.flights.exchange import ExchangeContext
 from proxy.flights.fleet import Node
 from proxy.flights.flight import Flight, Subscriber
@@ -142,6 +143,7 @@ class Place:
             metrics=Metrics(),
             later=world.loop.call_later,
             fault=world.fault,
+            continuations=Continuations(world.loop.call_later, world.loop.time, keep_alive=0.0),
         )
         self.node = Node(
             self,
