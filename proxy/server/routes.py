@@ -54,8 +54,10 @@ class Routes:
         passed: Handler,
         *,
         admin: bool,
+        streams: Handler | None = None,
     ) -> None:
-        """`passed`: answers engine paths. `admin`: operators have a listener, the only one with their paths."""
+        """`passed`: answers engine paths. `admin`: operators have a listener, the only one with their paths.
+        `streams`: gives clients the rest of a stream."""
         self._public = public
         self.posted = {
             path: (label, handler) for path, (method, label, handler) in public.items() if method == "POST"
@@ -65,6 +67,7 @@ class Routes:
         self._plain = plain
         self._access_policy = access_policy
         self._passed = passed
+        self._streams = streams
 
     def add_route(self, path: str, method: str, endpoint: str, handler: Handler, *, public: bool = False) -> None:
         """Add a path for operators, or (`public`) for all."""
@@ -96,6 +99,8 @@ class Routes:
         route = (self._admin if context.admin else self._public).get(path)
         if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
+        if route is None and path.startswith("/v1/streams/") and self._streams is not None and not context.admin:
+            route = ("GET", "streams", self._streams)
         if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
             context.routed("preflight")
             return self._plain.preflight
