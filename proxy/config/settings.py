@@ -269,14 +269,6 @@ class Settings:
         help="Continue a stream that breaks after its first frame; `auto` sends a deterministic, shared request "
         "again and compares both answers.",
     )
-    resume_grace_seconds_max: float = _seconds(
-        60.0,
-        "Longest time that a stream is kept for a client that has left and asked for it by `x-gateway-resume`; 0: "
-        "none is kept.",
-    )
-    resume_streams_max: int = _count(
-        1024, "Most streams that are kept for such clients at a time, half of them for one tenant."
-    )
     breaker_failures: int = _count(
         5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0
     )
@@ -336,6 +328,14 @@ class Settings:
         "auto",
         help="Share generations under way with other gateways; `auto`: where `redis` is yours, or with several "
         "workers.",
+    )
+    resume_grace_seconds_max: float = _seconds(
+        60.0,
+        "Longest time that a stream is kept for a client that has left and asked for it by `x-gateway-resume`; 0: "
+        "none is kept.",
+    )
+    resume_streams_max: int = _count(
+        1024, "Most streams that are kept for such clients at a time, half of them for one tenant."
     )
     merge_max: int = _count(
         16,

@@ -43,6 +43,10 @@ _NOWHERE: Final = frozenset(
 """Methods without a resource here: for proxies, and of other protocols that the parser accepts."""
 
 
+_STREAMS: Final = "/v1/streams/"
+STREAM_PATH: Final = _STREAMS + "{stream}"
+
+
 class Routes:
     """The paths of the public listener and of the operators' one, which is the same where they have none."""
 
@@ -83,7 +87,8 @@ class Routes:
     def offered(self, *, admin: bool) -> list[tuple[str, str, str]]:
         """Path, methods and endpoint of what a listener offers."""
         table = self._admin if admin else self._public
-        return [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
+        routes = [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
+        return routes if admin or self._streams is None else [*routes, (STREAM_PATH, "GET", "streams")]
 
     def find(self, context: RequestContext) -> Handler:
         """The handler; `context` has its endpoint then. Raises GatewayError 404, 405 or 501."""
@@ -99,7 +104,7 @@ class Routes:
         route = (self._admin if context.admin else self._public).get(path)
         if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
-        if route is None and path.startswith("/v1/streams/") and self._streams is not None and not context.admin:
+        if route is None and path.startswith(_STREAMS) and self._streams is not None and not context.admin:
             route = ("GET", "streams", self._streams)
         if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
             context.routed("preflight")

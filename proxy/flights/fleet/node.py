@@ -586,6 +586,8 @@ class Node:
 
     async def get(self, name: bytes) -> bytes | None:
         """What `put` wrote. Raises GatewayError 503 where Redis does not say."""
+        if not self.live:
+            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
         try:
             reply = await self._link.call(b"MGET", self._keys.stream + name, timeout=SECONDS)
         except WireError as e:

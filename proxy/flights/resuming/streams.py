@@ -193,8 +193,7 @@ class Streams:
         entry = self._ledger.find(tenant, name)
         if entry is None:
             fleet = self._feeds.fleet
-            known = fleet is not None and fleet.live and len(name) < 100
-            record = read_record(await fleet.get(hashed(tenant, name))) if known and fleet is not None else None
+            record = None if fleet is None else read_record(await fleet.get(hashed(tenant, name)))
             entry = self._ledger.find(tenant, name)  # another reader may have fetched it meanwhile
             if entry is None and record is not None:
                 return self._fetch(tenant, name, record, make(record), state)

@@ -18,7 +18,6 @@ from proxy.server.respond import Sent
 from proxy.server.responder import Responder
 
 RESUME: Final = "x-gateway-resume"
-PATH: Final = "/v1/streams/"
 _WISH: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)[ \t]*(;[ \t]*ids)?")
 _SHOWN: Final = 100  # characters of a client's text in an error
 
@@ -97,7 +96,7 @@ class StreamHandler:
         priority, owner = self._priority_policy.turn(context.caller, request)
         stream = await self._streams.find(
             tenant_of(context),
-            request.path.removeprefix(PATH),
+            request.path.rpartition("/")[2],
             lambda record: self._remake(context, record),
             QueueState(owner=owner, priority=priority),
         )
