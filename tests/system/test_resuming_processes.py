@@ -74,7 +74,7 @@ async def test_a_gateway_that_is_killed_leaves_its_streams_to_the_other() -> Non
 async def test_a_client_comes_back_to_any_worker(tmp_path: Path) -> None:
     """With the embedded Redis."""
     async with Engine() as engine:
-        flags = ("--backend", engine.url, "--fleet", "auto", "--probe", "off")
+        flags = ("--backend", engine.url, "--fleet", "auto", "--redis", "auto")
         async with workers(2, tmp_path / "log", *flags) as gateway:
             async with patience(60):
                 while await gateway.counter("fleet_live") < 2:  # noqa: ASYNC110 - a metric sets no event
