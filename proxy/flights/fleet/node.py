@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import ExchangeContext
 from proxy.flights.fleet.following import INTEREST, KEPT, Following
-from proxy.flights.fleet.messages import Message, StreamHead, leader_of, read_head, read_message
+from proxy.flights.fleet.messages import Message, State, StreamHead, leader_of, read_head, read_message
 from proxy.flights.fleet.metrics import FleetMetrics
 from proxy.flights.fleet.publication import MOST_LOG, MOST_LOGS, Publication
 from proxy.flights.flight import Flight
@@ -53,6 +53,7 @@ SECONDS: Final = 1.0  # timeout of one script; no client waits for it
 UNBOUNDED: Final = 3600.0  # seconds that a claim lasts where an answer may take any time
 MARGIN: Final = 60.0  # seconds that a claim lasts beyond the longest wait and the longest answer
 MOST_OWED: Final = 4096  # claims that are released later; others expire
+SLICE: Final = 4096  # frames of a stream that one turn of the loop writes: 12 ms
 TRIES: Final = 3  # leaders that a flight follows in succession; then it is generated here, without a claim
 _GONE: Final = "The stream is no longer kept, and its gateway was lost. Send the request again."
 _AWAY: Final = "Redis, which keeps the stream, does not answer: try again."
@@ -78,12 +79,15 @@ class Host(Protocol):
 class _Follower:
     """A flight here that another node feeds."""
 
-    __slots__ = ("flight", "following", "ingest", "named")
+    __slots__ = ("feeding", "flight", "following", "frames", "ingest", "named", "state")
 
     def __init__(self, flight: Flight, following: Following, *, named: bool = False) -> None:
         """`named`: a client asked for this very stream, so another generation cannot replace it."""
         self.flight, self.following, self.named = flight, following, named
         self.ingest: Ingest | None = None  # once the stream has begun
+        self.frames: list[bytes] = []  # taken, and not written into the flight yet
+        self.feeding = False  # a turn of the loop will write some of them
+        self.state: State = "open"  # of the stream, once all of it is taken
 
     def begin(self, ingest: Ingest) -> Ingest:
         self.ingest = ingest
@@ -457,21 +461,44 @@ class Node:
         if new is None:
             self._fetch(follower)
             return
-        if new and not self._feed(follower, message, new):
+        if new and not self._begins(follower, message, new):
             return
-        if message.state == "open" or following.tail.size != message.offset + len(message.data):
+        if following.tail.size == message.offset + len(message.data):
+            follower.state = message.state
+        if not follower.feeding:
+            self._feed(follower)
+
+    def _feed(self, follower: _Follower) -> None:
+        """Write what was taken into the flight, as an engine's answer: so many frames in one turn of the loop."""
+        ingest, frames = follower.ingest, follower.frames
+        follower.feeding = False
+        if self._followers.get(follower.flight) is not follower:
             return
-        ingest = follower.ingest
-        if message.state == "failed":
-            self._do(follower, following.fails())
-        elif ingest is not None and not ingest.done:
+        if frames and ingest is not None:
+            follower.following.feeds()
+            now, follower.frames = frames[:SLICE], frames[SLICE:]
+            ingest.body(b"".join(now))
+        if self._followers.get(follower.flight) is not follower:
+            return
+        if follower.frames:
+            follower.feeding = True
+            self._loop.call_soon(self._feed_on, follower)
+        elif follower.state == "failed":
+            self._do(follower, follower.following.fails())
+        elif follower.state == "landed" and ingest is not None and not ingest.done:
             if ingest.error_frame:
                 ingest.body(DONE)  # which the leader left out behind the error
             else:
                 self._do(follower, "lost")
 
-    def _feed(self, follower: _Follower, message: Message, new: bytes) -> bool:
-        """Write a part of the stream into the flight, as an engine's answer. False: it is not followed now."""
+    def _feed_on(self, follower: _Follower) -> None:
+        try:
+            self._feed(follower)
+        except Exception as e:  # noqa: BLE001 - the border of a callback, as of the inbox
+            self._fault("a stream of the fleet", e)
+
+    def _begins(self, follower: _Follower, message: Message, new: bytes) -> bool:
+        """Take a part of the stream; the first one begins the answer. False: it is not followed now."""
         flight, ingest = follower.flight, follower.ingest
         try:
             frames = unchunks(new)
@@ -489,8 +516,7 @@ class Node:
             ingest.head(200, head.headers)
             if flight.spec.mode is _WHOLE and not self._folds(flight):
                 flight.unfold()
-        follower.following.feeds()
-        ingest.body(b"".join(frames))
+        follower.frames += frames
         return self._followers.get(flight) is follower
 
     def _serves(self, flight: Flight, head: StreamHead) -> bool:
