@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -325,3 +327,41 @@ async def test_ten_thousand_that_leave_hold_nothing_beyond_the_bounds() -> None:
             await turn.finish("x")
         await until(lambda: not len(app.group))
         await asyncio.sleep(0)
+
+
+async def test_a_client_that_comes_back_pays_one_request_and_no_tokens() -> None:
+    body = SAMPLED | {"max_tokens": 900}
+    async with Engine() as engine, gateway(engine, rate_limit_rps=0.001, rate_limit_burst=1) as app:
+        async with left(engine, app.url, body=body) as (turn, name, _):
+            await turn.finish("c")
+            await until(lambda: not len(app.group))
+        answer = await get(app.url, f"/v1/streams/{name}")
+        assert answer.status == 429  # the burst is one request
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    async with Engine() as engine, gateway(engine, rate_limit_tokens_per_minute=1000) as app:
+        async with left(engine, app.url, body=body) as (turn, name, _):
+            for _ in range(3):  # while 900 tokens are reserved
+                async with await Connection.open(app.url) as client:
+                    await client.request("GET", f"/v1/streams/{name}")
+                    assert (await client.read_head()).status == 200
+            await turn.finish("c")
+        assert len(await resumed(app.url, name, 0)) == 5
+
+
+async def test_a_key_reads_streams_of_its_models_only(tmp_path: Path) -> None:
+    """Two keys of one tenant: the other one may not use the model. Models are as clients name them."""
+    file = tmp_path / "keys.toml"
+    file.write_text(
+        f'[[keys]]\nname = "one"\ntenant = "t"\nmodels = ["alias"]\nsha256 = "{sha256(b"sk-one").hexdigest()}"\n'
+        f'[[keys]]\nname = "two"\ntenant = "t"\nmodels = ["m2"]\nsha256 = "{sha256(b"sk-two").hexdigest()}"\n'
+    )
+    file.chmod(0o600)
+    one, two = ((("Authorization", f"Bearer sk-{name}"),) for name in ("one", "two"))
+    names = {"alias": (("m1", 1.0),)}
+    body = SAMPLED | {"model": "alias"}
+    async with Engine() as engine, gateway(engine, api_keys_file=str(file), models=names) as app:
+        async with left(engine, app.url, headers=GRACE + one, body=body) as (turn, name, _):
+            await turn.finish("c")
+        assert (await refused(app.url, f"/v1/streams/{name}", two))[:2] == (404, "model_not_found")
+        assert (await refused(app.url, f"/v1/streams/{name}"))[0] == 401
+        assert len(await resumed(app.url, name, 0, one)) == 5

@@ -166,6 +166,28 @@ async def test_an_abandoned_stream_is_cancelled_at_its_grace(redis: str) -> None
             await turn.finish()
 
 
+async def test_a_stream_that_is_followed_too_is_cancelled_when_all_have_gone(redis: str) -> None:
+    """It is published twice: for those that ask for the same, and under its name."""
+    soon = (("x-gateway-resume", "0.05"),)
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        async with (
+            streaming(one.url, CHAT, HELLO_STREAM, soon) as first,
+            streaming(other.url, CHAT, HELLO_STREAM) as second,
+        ):
+            turn = await engine.next_request()
+            await turn.send("a")
+            for client in (first, second):
+                assert [await client.event() for _ in range(2)]
+            await until(lambda: node(one).publishing + node(other).publishing == 2)
+            await first.abort()
+            await turn.send("b")
+            assert await second.event()
+            assert not turn.is_cancelled
+            await second.abort()
+            await turn.cancelled()
+        assert engine.generations == 1
+
+
 async def test_without_redis_a_stream_is_resumed_at_its_own_gateway() -> None:
     async with redis_server() as path, Engine() as engine:
         redis = f"unix://{path}"

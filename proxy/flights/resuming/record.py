@@ -16,10 +16,12 @@ MOST_REQUEST: Final = 64 * 1024
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """A generation: its model, and its body where the answer would be the same again."""
+    """A generation: its model (and the client's name for it), and its body where the answer would be the same
+    again."""
 
     endpoint: Endpoint
     model: str | None
+    asked_model: str | None
     body: bytes = b""  # empty: it cannot be continued
 
 

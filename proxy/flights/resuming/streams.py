@@ -298,9 +298,11 @@ class Streams:
             return
         stream.place = published
         request = stream.request
+        if len(request.body) > MOST_REQUEST:
+            request = msgspec.structs.replace(request, body=b"")
         record = Record(
             *published,
-            request if len(request.body) <= MOST_REQUEST else Request(request.endpoint, request.model),
+            request,
             usage=stream.usage,
             usage_added=flight.spec.usage_added,
             numbered=stream.numbered,

@@ -144,7 +144,7 @@ class Generation:
             sent = engine_headers(context.request.headers, self._passed_on)
             if not headers_in_common(sent):  # a header may be a secret, which does not go to Redis
                 body = api_request.body
-        return Request(api_request.endpoint, api_request.model, body)
+        return Request(api_request.endpoint, api_request.model, context.asked_model or context.model, body)
 
     def remake(self, context: RequestContext, record: Record) -> FlightSpec:
         """The spec of a Flight for a stream that another gateway generates."""

@@ -102,7 +102,7 @@ class StreamHandler:
         )
         reader = None
         try:
-            context.describe(stream.request.model, stream=True)
+            context.describe(stream.request.asked_model, stream=True)
             if self._access_policy is not None:
                 self._access_policy.check_model(context)
             resumable = _resumable(stream, position.frames)

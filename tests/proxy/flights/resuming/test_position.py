@@ -80,7 +80,7 @@ def test_a_comment_has_no_id_and_a_frame_that_begins_with_one_has() -> None:
 
 @given(st.binary(max_size=60))
 def test_a_record_is_read_as_it_is_written_and_nothing_else_is_one(junk: bytes) -> None:
-    record = Record(b"c", b"f", Request("chat", "m1", b"{}"), True, False, True, 30.0, (Seam(3, A),))
+    record = Record(b"c", b"f", Request("chat", "m1", "alias", b"{}"), True, False, True, 30.0, (Seam(3, A),))
     encoded = record.encoded()
     assert read_record(encoded) == record
     assert read_record(None) is None
