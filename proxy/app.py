@@ -46,6 +46,7 @@ from proxy.flights.continuing import Continuations
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.fleet import Host, Node
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
+from proxy.flights.resuming import ResumingMetrics, Streams
 from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
 from proxy.resources import EngineReload, FileReloads, Naming, Prepared, paths_of, prepare
 from proxy.server import (
@@ -233,6 +234,7 @@ async def running(
             continuations=continuations,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
         )
+        streams: Streams | None = None
         scheduler = Scheduler(
             exchange_context,
             group=group,
@@ -250,10 +252,13 @@ async def running(
                 shapes.waits,
                 log,
                 loop,
+                lambda flight: None if streams is None else streams.lost(flight),
             ),
             on_complete=ticket_factory.landed,
             on_unknown_shape=shapes.passed,
+            on_taken_over=lambda flight: None if streams is None else streams.continued(flight),
         )
+        streams = _streams(settings, group, scheduler, metrics, loop)
         # Where no other process uses the embedded Redis, shared limits would cost a round trip and share nothing.
         shared_redis = None if settings.redis == "auto" and member is None else redis
         limits_state, other_state = redis_state, None
@@ -297,6 +302,8 @@ async def running(
         if scheduler.fleet is not None:
             await scheduler.fleet.start()
             stack.push_async_callback(scheduler.fleet.stop)  # after the flights have ended
+        if streams is not None:
+            stack.callback(streams.close)  # the same
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -323,6 +330,7 @@ async def running(
             render=None if member is None else member.render,
             rules=prepared.rules,
             health_checks=fleet.health_checks,
+            streams=streams,
         )
         await discovery.begin()
         if member is not None:
@@ -696,6 +704,25 @@ def _watchdog(
     )
 
 
+def _streams(
+    settings: Settings, group: FlightGroup, scheduler: Scheduler, metrics: Metrics, loop: asyncio.AbstractEventLoop
+) -> Streams | None:
+    """The streams that clients may come back to; None: none."""
+    if not settings.resume_grace_seconds_max:
+        return None
+    streams = Streams(
+        most=settings.resume_streams_max,
+        longest=settings.resume_grace_seconds_max,
+        group=group,
+        feeds=scheduler,
+        metrics=ResumingMetrics(metrics.registry),
+        loop=loop,
+    )
+    metrics.gauge("resumable_streams", "Streams kept for clients that may come back.", lambda: len(streams))
+    metrics.gauge("resumable_bytes", "Bytes of their logs.", lambda: streams.size)
+    return streams
+
+
 def _node(
     settings: Settings,
     redis: Deployment | None,
@@ -705,9 +732,11 @@ def _node(
     folds: Callable[[Flight], bool],
     log: Log,
     loop: asyncio.AbstractEventLoop,
+    on_lost: Callable[[Flight], None],
     host: Host,
 ) -> Node | None:
-    """This process in the fleet. None: it shares no Redis, or nothing may be stored there."""
+    """This process in the fleet. None: it shares no Redis, or nothing may be stored there. `on_lost` is called
+    with each flight whose gateway is lost."""
     if settings.fleet == "off":
         return None
     if redis is None or cache is None or settings.cache_ttl_seconds == 0:
@@ -723,6 +752,7 @@ def _node(
 
     def lost(flight: Flight, leader: str) -> None:
         log.often("warning", "fleet flight lost", leader, leader=leader, request_id=flight.spec.request_id)
+        on_lost(flight)
 
     node = Node(
         host,

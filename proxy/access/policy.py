@@ -88,6 +88,11 @@ class AccessPolicy:
                 raise self._denied(context, line)
         return api_request
 
+    def check_model(self, context: AccessContext) -> None:
+        """Whether the caller may use the model. Raises GatewayError 404."""
+        if context.caller is not None and not _may_use(context.caller, context.model):
+            raise _no_model(context.model)
+
     def check_raw(self, context: AccessContext, passed: RawBody) -> RawBody:
         """The same for a body that is passed through."""
         self._admit_path(context)

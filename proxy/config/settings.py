@@ -340,6 +340,14 @@ class Settings:
         help="Share generations under way with other gateways; `auto`: where `redis` is yours, or with several "
         "workers.",
     )
+    resume_grace_seconds_max: float = _seconds(
+        60.0,
+        "Longest time that a stream is kept for a client that has left and asked for it by `x-gateway-resume`; 0: "
+        "none is kept.",
+    )
+    resume_streams_max: int = _count(
+        1024, "Most streams that are kept for such clients at a time, half of them for one tenant."
+    )
     merge_max: int = _count(
         16,
         "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",

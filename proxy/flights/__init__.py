@@ -21,7 +21,7 @@
 
 from proxy.flights.cost import NO_COST, Cost, actual_cost, estimate, estimate_raw, was_dispatched
 from proxy.flights.exchange import ExchangeContext, MakeIngest
-from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
+from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Pipe, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.key import Keyer, hash_of_cpu, model_tag
@@ -64,6 +64,7 @@ __all__ = [
     "Memory",
     "Mode",
     "Phase",
+    "Pipe",
     "QueueState",
     "Scheduler",
     "Shapes",

@@ -225,6 +225,10 @@ class Flight:
         """A reader allows the answer to be stored."""
         self.storable = True
 
+    def keep_log(self) -> None:
+        """A client may come back and read it again: its log is kept. Before anything is written to a reader."""
+        self.private = False
+
     def replace_stored(self) -> None:
         """The store's entry of this key does not serve: overwrite it with this answer."""
         self.replace = True
@@ -648,7 +652,7 @@ class Subscriber(msgspec.Struct, eq=False):
         if end - start > SLICE:
             end = start + SLICE
         data: bytes | memoryview
-        if flight.size > self.most and start < end:
+        if start < end and (flight.size > self.most or self.offset):
             data, end = self._slice(view, start, end)
         else:
             data = view[start] if end - start == 1 else flight.joined(view, start, end) if start < end else b""
@@ -740,6 +744,10 @@ class Subscriber(msgspec.Struct, eq=False):
         if whole_chunks:
             self.most = sys.maxsize
         self.pump()
+
+    def begin_at(self, cursor: int, offset: int) -> None:
+        """Its client has the log up to this entry, and of that so many bytes."""
+        self.cursor, self.offset = cursor, offset
 
     def resume(self) -> bool:
         """The client has taken what was written: write what it lacks. False: it lags again."""

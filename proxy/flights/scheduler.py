@@ -55,11 +55,12 @@ class Scheduler:
         fleet: Callable[[Scheduler], Node | None] = lambda scheduler: None,
         on_complete: Callable[[Flight], None] = lambda flight: None,
         on_unknown_shape: Callable[[Backend, Flight], None] = lambda engine, flight: None,
+        on_taken_over: Callable[[Flight], None] = lambda flight: None,
     ) -> None:
         """`merge_max`: choices of one merged request, 1 for none. `fleet` makes this process' node, where gateways
         share flights. `on_complete` is called with each answer that
         is complete and was queued with a ticket, `on_unknown_shape` with each complete stream of an engine whose
-        streams are not known."""
+        streams are not known, `on_taken_over` with each stream of another gateway that is continued here."""
         self._group = group
         self.queue = request_queue
         self._context = exchange_context
@@ -81,6 +82,7 @@ class Scheduler:
         )
         self._on_complete = on_complete
         self._on_unknown_shape = on_unknown_shape
+        self._on_taken_over = on_taken_over
         self._timers = Timers(loop, self._fault)
         self._turn_due = False
         self._turns = 0
@@ -610,6 +612,14 @@ class Scheduler:
             self._enqueue_again(flight, self._loop.time())
             self._soon()
 
+    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
+        """Feed a new Flight with a stream that a gateway of the fleet publishes. False: none does."""
+        if self.fleet is None or self._closed or not self.fleet.follow(flight, claim, fence):
+            return False
+        if not flight.ended:
+            flight.when_abandoned(self._cancel)
+        return True
+
     def followed(self, flight: Flight, error: GatewayError | None) -> None:
         """A flight that another gateway fed has ended there. With an error it was lost in the middle."""
         if error is None:
@@ -645,6 +655,8 @@ class Scheduler:
             return False
         error = self._forget_lost(flight)
         self._begin(flight, lease, lambda exchange: exchange.take_over(error))
+        if not flight.ended:
+            self._on_taken_over(flight)
         return True
 
     def _forget_lost(self, flight: Flight) -> GatewayError:

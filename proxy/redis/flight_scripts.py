@@ -202,6 +202,7 @@ class FlightKeys:
         self.begin = self._prefix + b"flight:{" + self._prefix  # of a claim: the key and END follow
         self.inbox = self._prefix + b"flight:inbox:"  # of channels: a node's name follows
         self.node = self._prefix + b"flight:node:"  # of heartbeats: a node's name follows
+        self.stream = self._prefix + b"flight:stream:"  # of streams that clients may come back to
 
     def claim(self, key: bytes) -> bytes:
         """Its hash tag is the name of the stored answer, as a key without a tag is hashed whole."""

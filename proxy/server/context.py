@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -15,7 +15,8 @@ import msgspec
 from proxy.access import OPERATING, Caller, CorsHeaders
 from proxy.access.ratelimit import Reservation
 from proxy.errors import GatewayError
-from proxy.flights import Held, Subscriber
+from proxy.flights import Held, Mode, Pipe, Subscriber
+from proxy.flights.resuming import Numbered, Seam
 from proxy.server.listener.request import Request
 from proxy.telemetry import Log, Metrics, Recorded, RequestRecord
 from proxy.wire import NO_FACTS, ApiRequest, RawFacts
@@ -39,6 +40,23 @@ class Traced(Protocol):
     def reads(self, context: RequestContext, reader: Subscriber) -> None: ...
 
     def ended(self, context: RequestContext) -> None: ...
+
+
+class Resumable(msgspec.Struct, frozen=True):
+    """A stream to which a client may come back."""
+
+    name: str
+    grace: float  # seconds
+    after: int | None = None  # events that its client has; None: it has not come back
+    numbered: bool = False  # its events have ids
+    seams: Sequence[Seam] = ()  # of the stream, which may grow
+
+    def pipe(self, pipe: Pipe) -> Pipe:
+        """Where its stream is written to, before `pipe`."""
+        return Numbered(pipe, self.after or 0, self.seams) if self.numbered else pipe
+
+    def headers(self) -> list[tuple[str, str]]:
+        return [("x-gateway-stream", self.name), ("x-gateway-resume", f"{self.grace:g}")]
 
 
 class RequestContext(msgspec.Struct, eq=False):
@@ -73,6 +91,7 @@ class RequestContext(msgspec.Struct, eq=False):
     ending: GatewayError | None = None  # why it is ended early
     asked_model: str | None = None  # the client's name for the model, where another one answers
     fallback_from: str | None = None  # the model that could not answer
+    resumable: Resumable | None = None  # its client may come back to its stream, or has come back
     began: float = msgspec.field(default_factory=time.monotonic)
 
     def cut(self, error: GatewayError) -> bool:
@@ -161,6 +180,16 @@ class RequestContext(msgspec.Struct, eq=False):
         if self.trace is not None:
             self.trace.reads(self, reader)
 
+    def may_resume(self, resumable: Resumable) -> None:
+        """Its client may come back to its stream."""
+        self.resumable = resumable
+
+    def resumes(self, resumable: Resumable, reader: Subscriber) -> None:
+        """It reads the rest of a stream, which another request has paid for."""
+        self.resumable, self.reader = resumable, reader
+        if self.trace is not None:
+            self.trace.reads(self, reader)
+
     # -- its response -----------------------------------------------------------------------------
 
     def begin_response(self, status: int, *, endless: bool = False) -> None:
@@ -204,6 +233,8 @@ class RequestContext(msgspec.Struct, eq=False):
         if answer is not None:
             flight = answer.flight
             ours.append(("x-gateway-cache", "attached" if answer.attached else flight.origin))
+            if self.resumable is not None and flight.mode is Mode.STREAM:
+                ours += self.resumable.headers()
             if flight.items is not None:
                 ours.append(("x-gateway-cached-items", str(flight.items)))
             if flight.stored_at is not None:
@@ -344,6 +375,8 @@ class RequestContext(msgspec.Struct, eq=False):
             self.asked_model,
             self.fallback_from,
             reader.flight.leader or None if reader is not None else None,
+            self.resumable.name[:8] if self.resumable is not None else None,
+            self.resumable.after if self.resumable is not None else None,
         )
         if owner is None:
             log.request(record)

@@ -25,6 +25,7 @@ from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Flight, FlightGroup, Keyer, Memory, Scheduler
 from proxy.flights.embeddings import Embedder
+from proxy.flights.resuming import Streams
 from proxy.redis import Places
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext, request_id
@@ -35,6 +36,7 @@ from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.responses import ResponseEngines
 from proxy.server.handlers.standby import Standby
 from proxy.server.handlers.status import Render, StatusHandlers
+from proxy.server.handlers.streams import Resumption, StreamHandler
 from proxy.server.listener.request import Request
 from proxy.server.offload.large import LargeRequests
 from proxy.server.outcome import Outcomes, RecordedOutcomes
@@ -93,6 +95,7 @@ class Gateway:
         render: Render | None = None,
         rules: AccessRules | None = None,
         health_checks: HealthChecks | None = None,
+        streams: Streams | None = None,
     ) -> None:
         """`unfolded` is called with a stream that did not fold although readers had waited for its fold; `render`
         makes the /metrics page where other processes count too."""
@@ -150,6 +153,19 @@ class Gateway:
             rules=rules,
             backends=backends,
             standby=standby,
+            resumption=None if streams is None else Resumption(streams, responder),
+        )
+        resume = (
+            None
+            if streams is None
+            else StreamHandler(
+                streams,
+                responder,
+                admission=admission,
+                access_policy=access_policy,
+                priority_policy=priority_policy,
+                remake=generation.remake,
+            )
         )
         status = StatusHandlers(backends, metrics, access_policy, admission, responder, rules, render)
         handlers = {endpoint: generation.handler(endpoint) for endpoint in PATHS}
@@ -162,7 +178,9 @@ class Gateway:
             "/ping": ("GET, POST", "health", status.health),
             "/ready": ("GET", "ready", status.ready),
         }
-        self.routes = Routes(public, status, access_policy, passthrough, admin=settings.admin_port != 0)
+        self.routes = Routes(
+            public, status, access_policy, passthrough, admin=settings.admin_port != 0, streams=resume
+        )
         self.routes.add_route("/metrics", "GET", "metrics", status.metrics)
 
     def enter(self, stage: Stage) -> None:

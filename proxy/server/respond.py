@@ -16,6 +16,7 @@ from aiohttp import HttpVersion11
 
 from proxy.errors import Code, GatewayError
 from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
+from proxy.server.context import Resumable
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
 from proxy.server.listener.unreadable import GUARDS
@@ -102,9 +103,11 @@ async def stream(
     *,
     limited: bool = False,
     every: float = 0.0,
+    resumable: Resumable | None = None,
 ) -> Sent:
     """Write a Flight that can be answered to the client, as it grows, and no faster than the client takes it.
     `limited`: `headers` tell the client's rate limits. `every`: seconds of silence until a keep-alive; 0: none.
+    `resumable`: its client may come back, and what it has.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
     """
@@ -124,8 +127,9 @@ async def stream(
         bare=not chunks and length is None,
         mute=request.method == "HEAD" or status in (204, 304),
     )
-    reader.write_to(pipe, whole_chunks=not chunks)  # `dechunk` takes whole ones
-    if pipe.head and flight.mode is Mode.RAW:
+    # `dechunk` takes whole ones
+    reader.write_to(pipe if resumable is None else resumable.pipe(pipe), whole_chunks=not chunks)
+    if pipe.head and (flight.mode is Mode.RAW or resumable is not None):
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
     await write_until_done(reader, wait_writable, every)
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
@@ -136,14 +140,19 @@ async def stream(
 
 
 async def stream_late(
-    request: Request, reader: Subscriber, headers: Headers, wait_writable: WaitWritable, every: float
+    request: Request,
+    reader: Subscriber,
+    headers: Headers,
+    wait_writable: WaitWritable,
+    every: float,
+    resumable: Resumable | None = None,
 ) -> tuple[Sent, str | None]:
     """A stream whose client has waited long: the head goes out now, and a comment every so many seconds until the
     answer begins, so that no balancer takes the connection for dead. A failure from now on is an error frame.
     Returns its code too, where the answer is one body in place of a stream."""
     head = write_head(200, [("transfer-encoding", "chunked"), *_SSE, *headers], keep_alive=request.keep_alive)
     pipe = SocketPipe(request, head)
-    reader.hold(pipe)
+    reader.hold(pipe if resumable is None else resumable.pipe(pipe))
     again = keep_alive(reader.flight)
     pipe.write(again)
     while not await reader.ready_within(every):
@@ -158,6 +167,14 @@ async def stream_late(
     reader.resume()
     await write_until_done(reader, wait_writable, 0.0 if reader.flight.spec.event_api is None else every)
     return Sent(200, request.keep_alive, pipe.sent), None
+
+
+def head_only(request: Request, headers: Headers) -> Sent:
+    """The head of a stream, in answer to HEAD."""
+    framing = [("transfer-encoding", "chunked"), *_SSE]
+    pipe = SocketPipe(request, write_head(200, [*framing, *headers], keep_alive=request.keep_alive), mute=True)
+    pipe.write(b"")
+    return Sent(200, request.keep_alive, pipe.sent)
 
 
 def keep_alive(flight: Flight) -> bytes:

@@ -110,7 +110,9 @@ class Responder:
         if not reader.visible and (late or not await self._ready(context, reader)):
             headers = context.headers(reader)
             context.begin_response(200)
-            sent, code = await respond.stream_late(context.request, reader, headers, writable, self._keepalive)
+            sent, code = await respond.stream_late(
+                context.request, reader, headers, writable, self._keepalive, context.resumable
+            )
             if code is not None:
                 context.failed(code)
             return sent
@@ -119,7 +121,9 @@ class Responder:
         headers, limited = context.headers(reader), context.hold is not None
         passed = reader.flight.spec.event_api is not None  # its first events come before its first token
         every = self._keepalive if passed and context.request.version >= HttpVersion11 else 0.0
-        sent = await respond.stream(context.request, reader, headers, writable, limited=limited, every=every)
+        sent = await respond.stream(
+            context.request, reader, headers, writable, limited=limited, every=every, resumable=context.resumable
+        )
         context.begin_response(sent.status)
         return sent
 

@@ -43,6 +43,10 @@ _NOWHERE: Final = frozenset(
 """Methods without a resource here: for proxies, and of other protocols that the parser accepts."""
 
 
+_STREAMS: Final = "/v1/streams/"
+STREAM_PATH: Final = _STREAMS + "{stream}"
+
+
 class Routes:
     """The paths of the public listener and of the operators' one, which is the same where they have none."""
 
@@ -54,8 +58,10 @@ class Routes:
         passed: Handler,
         *,
         admin: bool,
+        streams: Handler | None = None,
     ) -> None:
-        """`passed`: answers engine paths. `admin`: operators have a listener, the only one with their paths."""
+        """`passed`: answers engine paths. `admin`: operators have a listener, the only one with their paths.
+        `streams`: gives clients the rest of a stream."""
         self._public = public
         self.posted = {
             path: (label, handler) for path, (method, label, handler) in public.items() if method == "POST"
@@ -65,6 +71,7 @@ class Routes:
         self._plain = plain
         self._access_policy = access_policy
         self._passed = passed
+        self._streams = streams
 
     def add_route(self, path: str, method: str, endpoint: str, handler: Handler, *, public: bool = False) -> None:
         """Add a path for operators, or (`public`) for all."""
@@ -80,7 +87,8 @@ class Routes:
     def offered(self, *, admin: bool) -> list[tuple[str, str, str]]:
         """Path, methods and endpoint of what a listener offers."""
         table = self._admin if admin else self._public
-        return [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
+        routes = [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
+        return routes if admin or self._streams is None else [*routes, (STREAM_PATH, "GET", "streams")]
 
     def find(self, context: RequestContext) -> Handler:
         """The handler; `context` has its endpoint then. Raises GatewayError 404, 405 or 501."""
@@ -96,6 +104,8 @@ class Routes:
         route = (self._admin if context.admin else self._public).get(path)
         if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
+        if route is None and path.startswith(_STREAMS) and self._streams is not None and not context.admin:
+            route = ("GET", "streams", self._streams)
         if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
             context.routed("preflight")
             return self._plain.preflight

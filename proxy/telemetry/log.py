@@ -76,6 +76,8 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     asked_model: str | None = None  # the client's name for the model, where another one answers
     fallback_from: str | None = None  # the model that no engine could serve
     leader: str | None = None  # the gateway that fed the answer, where another did
+    stream_name: str | None = None  # the first characters of the name by which its client may come back
+    resumed_after: int | None = None  # events that a client had that came back
 
 
 class Log:

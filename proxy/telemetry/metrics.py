@@ -30,6 +30,7 @@ ENDPOINTS: Final = (
     "passthrough",
     "messages",
     "responses",
+    "streams",
     "models",
     "health",
     "ready",

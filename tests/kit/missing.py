@@ -13,6 +13,7 @@ OPENSSL: Final = "apt-get install openssl"
 PROMETHEUS: Final = "apt-get install --no-install-recommends prometheus"
 REDIS_WITH_TLS: Final = "apt-get install redis-server"
 SYSTEMD: Final = "apt-get install --no-install-recommends systemd"
+NODE: Final = "apt-get install nodejs"
 KUBECTL: Final = "apt-get install kubernetes-client"
 TASKSET: Final = "apt-get install util-linux"
 

@@ -58,6 +58,8 @@ TYPED: dict[str, str] = {
     "cache_salt": "a-secret-of-20-chars",
     "cache_salt_file": "salt.txt",
     "fleet": "auto",
+    "resume_grace_seconds_max": "2m",
+    "resume_streams_max": "50",
     "merge_max": "4",
     "redis": "redis://:secret@cache:6379/1",
     "state_redis": "redis+sentinel://:secret@a,b:26380/mymaster/0",

@@ -6,5 +6,6 @@ leads. A `Publication` puts a flight into Redis while another node reads it. REA
 
 from proxy.flights.fleet.following import INTEREST, POLL, SILENCE
 from proxy.flights.fleet.node import BEAT, LIFE, TICK, Host, Node
+from proxy.flights.fleet.publication import MOST_LOGS
 
-__all__ = ["BEAT", "INTEREST", "LIFE", "POLL", "SILENCE", "TICK", "Host", "Node"]
+__all__ = ["BEAT", "INTEREST", "LIFE", "MOST_LOGS", "POLL", "SILENCE", "TICK", "Host", "Node"]

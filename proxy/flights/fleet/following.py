@@ -17,6 +17,8 @@ POLL: Final = 1.0
 """Seconds of silence after which a follower asks Redis. The same interval renews its interest."""
 INTEREST: Final = 5.0
 """Seconds after which the interest of a node that does not renew it lapses."""
+KEPT: Final = 60.0
+"""Seconds that a published log stays in Redis after its last append or fetch."""
 SILENCE: Final = 6.0
 """Seconds without a sign of life from the leader after which a stream that has begun is lost."""
 
@@ -26,12 +28,15 @@ class Following:
 
     __slots__ = (
         "_asked", "_ended_at", "_fetching", "_first_token", "_heard", "_since",
-        "claim", "fed", "fence", "leader", "tail",
+        "claim", "fed", "fence", "kept", "leader", "tail",
     )  # fmt: skip
 
-    def __init__(self, claim: bytes, fence: bytes, leader: bytes, now: float, first_token: float) -> None:
-        """`first_token`: seconds that it waits for the stream to begin."""
-        self.claim, self.fence, self.leader = claim, fence, leader
+    def __init__(
+        self, claim: bytes, fence: bytes, leader: bytes, now: float, first_token: float, kept: float = KEPT
+    ) -> None:
+        """`first_token`: seconds that it waits for the stream to begin; `kept`: seconds that the log stays in
+        Redis after a fetch."""
+        self.claim, self.fence, self.leader, self.kept = claim, fence, leader, kept
         self.tail = Tail(fence)
         self.fed = False  # readers have a part of the stream
         self._since = self._heard = self._asked = now

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import ExchangeContext
-from proxy.flights.fleet.following import INTEREST, Following
-from proxy.flights.fleet.messages import Message, StreamHead, leader_of, read_head, read_message
+from proxy.flights.fleet.following import INTEREST, KEPT, Following
+from proxy.flights.fleet.messages import Message, State, StreamHead, leader_of, read_head, read_message
 from proxy.flights.fleet.metrics import FleetMetrics
 from proxy.flights.fleet.publication import MOST_LOG, MOST_LOGS, Publication
 from proxy.flights.flight import Flight
@@ -49,12 +49,14 @@ from proxy.wire import DONE, unchunks
 TICK: Final = 0.25  # seconds between two looks at what this node follows and publishes
 BEAT: Final = 1.0  # seconds between two heartbeats, and two checks of the leaders'
 LIFE: Final = 3.0  # seconds until a heartbeat that is not renewed lapses: the node counts as dead
-KEPT: Final = 60.0  # seconds that a published log stays in Redis after its last append or fetch
 SECONDS: Final = 1.0  # timeout of one script; no client waits for it
 UNBOUNDED: Final = 3600.0  # seconds that a claim lasts where an answer may take any time
 MARGIN: Final = 60.0  # seconds that a claim lasts beyond the longest wait and the longest answer
 MOST_OWED: Final = 4096  # claims that are released later; others expire
+SLICE: Final = 4096  # frames of a stream that one turn of the loop writes: 12 ms
 TRIES: Final = 3  # leaders that a flight follows in succession; then it is generated here, without a claim
+_GONE: Final = "The stream is no longer kept, and its gateway was lost. Send the request again."
+_AWAY: Final = "Redis, which keeps the stream, does not answer: try again."
 _LOST: Final = "The gateway that generated this answer was lost before the answer was complete."
 _ENDPOINTS: Final = ("chat", "completions")
 _STREAM: Final = Mode.STREAM
@@ -77,11 +79,15 @@ class Host(Protocol):
 class _Follower:
     """A flight here that another node feeds."""
 
-    __slots__ = ("flight", "following", "ingest")
+    __slots__ = ("feeding", "flight", "following", "frames", "ingest", "named", "state")
 
-    def __init__(self, flight: Flight, following: Following) -> None:
-        self.flight, self.following = flight, following
+    def __init__(self, flight: Flight, following: Following, *, named: bool = False) -> None:
+        """`named`: a client asked for this very stream, so another generation cannot replace it."""
+        self.flight, self.following, self.named = flight, following, named
         self.ingest: Ingest | None = None  # once the stream has begun
+        self.frames: list[bytes] = []  # taken, and not written into the flight yet
+        self.feeding = False  # a turn of the loop will write some of them
+        self.state: State = "open"  # of the stream, once all of it is taken
 
     def begin(self, ingest: Ingest) -> Ingest:
         self.ingest = ingest
@@ -132,7 +138,8 @@ class Node:
         self.availability = Availability(self._probe, self._changed)
         longest = exchange_context.timeouts.limits.total or math.inf
         claim = longest + longest_wait + MARGIN
-        cache.claim_as(self.name, INTEREST, claim if claim < math.inf else UNBOUNDED, self._failed)
+        self._longest = claim if claim < math.inf else UNBOUNDED  # seconds that a claim lasts
+        cache.claim_as(self.name, INTEREST, self._longest, self._failed)
         self._first_token = exchange_context.timeouts.limits.first_token or math.inf
         self._inbox = self._keys.inbox + self.name
         self._beat_key = self._keys.node + self.name
@@ -307,19 +314,29 @@ class Node:
         if flight is None or key is None or self._group.find(key, stream=True) is not flight:
             self._release(message.claim, fence)  # it has ended, or can be joined no more
             return
-        if flight.size > MOST_LOG or sum(each.tail.size for each in self._published.values()) > MOST_LOGS:
+        if self._full(flight):
             alone = b"alone %b %b" % (message.claim, fence)
             self._run(RELEASE, self._ending(message.claim, fence), (fence, self._keys.inbox, alone))
             return
+        self._publish(flight, message.claim, fence, self._build, KEPT)
+
+    def _full(self, flight: Flight) -> bool:
+        """Whether Redis has no room for one more log."""
+        return flight.size > MOST_LOG or sum(each.tail.size for each in self._published.values()) > MOST_LOGS
+
+    def _publish(
+        self, flight: Flight, claim: bytes, fence: bytes, build: Callable[[Flight], bytes | None], kept: float
+    ) -> None:
         publication = Publication(
             flight,
-            message.claim,
+            claim,
             fence,
             group=self._group,
-            build=self._build,
+            build=build,
             append=self._append,
             on_end=self._publication_ended,
             later=self._loop.call_soon,
+            kept=kept,
         )
         self._published[fence] = publication
         self.metrics.count("published")
@@ -333,13 +350,13 @@ class Node:
     ) -> None:
         claim, fence = publication.claim, publication.fence
         keys = (self._keys.interest(claim), self._keys.log(claim, fence), self._keys.facts(claim, fence))
-        self._run(APPEND, keys, (*words, MOST_LOG, _ms(KEPT), self._keys.inbox), done)
+        self._run(APPEND, keys, (*words, MOST_LOG, _ms(publication.kept), self._keys.inbox), done)
 
     def _publication_ended(self, publication: Publication, complete: bool) -> None:
         fence, flight = publication.fence, publication.flight
         self._published.pop(fence, None)
-        if not complete or flight.phase is not Phase.LANDED:
-            self._led.pop(fence, None)
+        unled = not complete or flight.phase is not Phase.LANDED
+        if unled and self._led.pop(fence, None) is not None:
             self._leads.pop(flight, None)
         if not complete or flight.error is not None or fence in self._unstored:
             self._unstored.discard(fence)
@@ -383,16 +400,19 @@ class Node:
             self._instead.pop(flight, None)
             self._leave(claim, fence)
             return False
-        now = self._loop.time()
-        following = Following(claim, fence, leader, now, self._first_token)
-        self._followers[flight] = follower = _Follower(flight, following)
-        self._by_fence.setdefault(fence, []).append(follower)
         self._instead[flight] = fence, tries + 1
+        following = Following(claim, fence, leader, self._loop.time(), self._first_token)
+        self._begin(_Follower(flight, following))
+        return True
+
+    def _begin(self, follower: _Follower) -> None:
+        following = follower.following
+        self._followers[follower.flight] = follower
+        self._by_fence.setdefault(following.fence, []).append(follower)
         self.metrics.count("followed")
         self._fetch(follower)
-        if now - self._alive.get(leader, -math.inf) > BEAT:
-            self._check((leader,))
-        return True
+        if self._loop.time() - self._alive.get(following.leader, -math.inf) > BEAT:
+            self._check((following.leader,))
 
     def _fetch(self, follower: _Follower) -> None:
         """Ask Redis for what is missing, which renews the interest too."""
@@ -402,7 +422,7 @@ class Node:
         claim, fence = following.claim, following.fence
         keys = (claim, self._keys.interest(claim), self._keys.log(claim, fence), self._keys.facts(claim, fence))
         join = b"join %b %b %b" % (claim, fence, self.name)
-        words = (fence, self.name, following.tail.size, _ms(INTEREST), _ms(KEPT))
+        words = (fence, self.name, following.tail.size, _ms(INTEREST), _ms(following.kept))
         inbox = self._keys.inbox + following.leader
         self._run(FETCH, keys, (*words, inbox, join), partial(self._fetched, follower))
 
@@ -441,21 +461,44 @@ class Node:
         if new is None:
             self._fetch(follower)
             return
-        if new and not self._feed(follower, message, new):
+        if new and not self._begins(follower, message, new):
             return
-        if message.state == "open" or following.tail.size != message.offset + len(message.data):
+        if following.tail.size == message.offset + len(message.data):
+            follower.state = message.state
+        if not follower.feeding:
+            self._feed(follower)
+
+    def _feed(self, follower: _Follower) -> None:
+        """Write what was taken into the flight, as an engine's answer: so many frames in one turn of the loop."""
+        ingest, frames = follower.ingest, follower.frames
+        follower.feeding = False
+        if self._followers.get(follower.flight) is not follower:
             return
-        ingest = follower.ingest
-        if message.state == "failed":
-            self._do(follower, following.fails())
-        elif ingest is not None and not ingest.done:
+        if frames and ingest is not None:
+            follower.following.feeds()
+            now, follower.frames = frames[:SLICE], frames[SLICE:]
+            ingest.body(b"".join(now))
+        if self._followers.get(follower.flight) is not follower:
+            return
+        if follower.frames:
+            follower.feeding = True
+            self._loop.call_soon(self._feed_on, follower)
+        elif follower.state == "failed":
+            self._do(follower, follower.following.fails())
+        elif follower.state == "landed" and ingest is not None and not ingest.done:
             if ingest.error_frame:
                 ingest.body(DONE)  # which the leader left out behind the error
             else:
                 self._do(follower, "lost")
 
-    def _feed(self, follower: _Follower, message: Message, new: bytes) -> bool:
-        """Write a part of the stream into the flight, as an engine's answer. False: it is not followed now."""
+    def _feed_on(self, follower: _Follower) -> None:
+        try:
+            self._feed(follower)
+        except Exception as e:  # noqa: BLE001 - the border of a callback, as of the inbox
+            self._fault("a stream of the fleet", e)
+
+    def _begins(self, follower: _Follower, message: Message, new: bytes) -> bool:
+        """Take a part of the stream; the first one begins the answer. False: it is not followed now."""
         flight, ingest = follower.flight, follower.ingest
         try:
             frames = unchunks(new)
@@ -464,7 +507,7 @@ class Node:
             return False
         if ingest is None:
             head = read_head(message.head)
-            if head is None or not self._serves(flight, head):
+            if head is None or not (follower.named or self._serves(flight, head)):
                 self._do(follower, "alone")
                 return False
             flight.follows_node(follower.following.leader.decode(), head.shape)
@@ -473,8 +516,7 @@ class Node:
             ingest.head(200, head.headers)
             if flight.spec.mode is _WHOLE and not self._folds(flight):
                 flight.unfold()
-        follower.following.feeds()
-        ingest.body(b"".join(frames))
+        follower.frames += frames
         return self._followers.get(flight) is follower
 
     def _serves(self, flight: Flight, head: StreamHead) -> bool:
@@ -505,7 +547,13 @@ class Node:
             self._host.followed(flight, GatewayError(Code.UPSTREAM_TRUNCATED, _LOST))
             return
         self._close(follower)
-        if step == "look":
+        if follower.named and step != "lost":
+            self.metrics.count("lost")
+            error = GatewayError(Code.STREAM_GONE, _GONE)
+            if not self.live:
+                error = GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
+            self._host.followed(flight, error)
+        elif step == "look":
             self.metrics.count("taken_over" if following.leader in self._dead else "alone")
             self._host.look_again(flight)
         elif step == "alone":
@@ -534,6 +582,52 @@ class Node:
         leader = leader_of(fence) or b""
         left = b"left %b %b %b" % (claim, fence, self.name)
         self._run(LEAVE, (self._keys.interest(claim),), (self.name, self._keys.inbox + leader, left))
+
+    # -- streams that clients may come back to ------------------------------------------------------
+
+    def publish(self, flight: Flight) -> tuple[bytes, bytes] | None:
+        """Publish a flight from its start, under a claim of its own that no look-up finds. Returns claim and
+        fence; None: it is not published."""
+        if not self.live or self._full(flight):
+            return None
+        self._count += 1
+        claim, fence = self._keys.claim(os.urandom(16)), b"%b%d" % (self._own, self._count)
+        self._send((b"SET", claim, fence, b"PX", _ms(self._longest)))
+        self._publish(flight, claim, fence, lambda flight: b"", self._longest)
+        return claim, fence
+
+    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
+        """Feed a new flight with a stream that `publish` published, here or elsewhere. False: it is no fence."""
+        leader = leader_of(fence)
+        if leader is None:
+            return False
+        now = self._loop.time()
+        following = Following(claim, fence, leader, now, self._first_token, self._longest)
+        self._begin(_Follower(flight, following, named=True))
+        return True
+
+    def put(self, name: bytes, value: bytes) -> None:
+        """Write where a stream is published, by its hashed name."""
+        self._send((b"SET", self._keys.stream + name, value, b"PX", _ms(self._longest)))
+
+    async def get(self, name: bytes) -> bytes | None:
+        """What `put` wrote. Raises GatewayError 503 where Redis does not say."""
+        if not self.live:
+            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
+        try:
+            reply = await self._link.call(b"MGET", self._keys.stream + name, timeout=SECONDS)
+        except WireError as e:
+            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1) from e
+        return reply[0] if isinstance(reply, list) and reply and isinstance(reply[0], bytes) else None
+
+    def keep(self, name: bytes, seconds: float) -> None:
+        """Redis keeps what `put` wrote for so long from now on, at most as long as a claim."""
+        self._send((b"PEXPIRE", self._keys.stream + name, _ms(min(seconds, self._longest))))
+
+    def lapses(self, claim: bytes, fence: bytes) -> None:
+        """No client here comes back to a stream: Redis keeps it for those that follow it now."""
+        for key in (claim, self._keys.log(claim, fence), self._keys.facts(claim, fence)):
+            self._send((b"PEXPIRE", key, _ms(KEPT)))
 
     # -- the inbox ----------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ class Publication:
 
     __slots__ = (
         "_append", "_build", "_closed", "_later", "_on_end", "_state", "_writing",
-        "claim", "fence", "flight", "reader", "sending", "tail",
+        "claim", "fence", "flight", "kept", "reader", "sending", "tail",
     )  # fmt: skip
 
     def __init__(
@@ -43,11 +43,12 @@ class Publication:
         append: Append,
         on_end: Callable[[Publication, bool], None],
         later: Callable[[Callable[[], None]], object],
+        kept: float,
     ) -> None:
         """`build`: of the engine that answers, None where it is not known. `append` sends one append; `on_end` is
         called once: with True when the stream is published to its end, whatever that is. `later`: the loop's
-        `call_soon`."""
-        self.flight, self.claim, self.fence = flight, claim, fence
+        `call_soon`. `kept`: seconds that the log stays in Redis after an append."""
+        self.flight, self.claim, self.fence, self.kept = flight, claim, fence, kept
         self.tail = Tail(fence)
         self.sending = False
         self._build = build
@@ -68,7 +69,9 @@ class Publication:
     @property
     def unread_here(self) -> bool:
         """No client of this node reads the flight."""
-        return not self._closed and len(self.flight.subscribers) == 1 and self.reader in self.flight.subscribers
+        if self._closed:
+            return False
+        return all(isinstance(reader.owner, Publication) for reader in self.flight.subscribers)
 
     def write(self, data: bytes | memoryview) -> bool:
         """Append to the published stream. The end of the answer comes with the flight's tail, which is framing."""

@@ -26,11 +26,13 @@ from proxy.flights import (
     sharing_of,
 )
 from proxy.flights.embeddings import Embedder
+from proxy.flights.resuming import Record, Request
 from proxy.server.body import BodyReader, body_if_buffered
 from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.relay import engine_headers, passed_on
 from proxy.server.handlers.standby import Standby
+from proxy.server.handlers.streams import RESUME, Resumption
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
@@ -70,6 +72,7 @@ class Generation:
         rules: AccessRules,
         backends: Backends,
         standby: Standby,
+        resumption: Resumption | None,
     ) -> None:
         """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
         self._settings = settings
@@ -90,6 +93,7 @@ class Generation:
         self._rules = rules
         self._backends = backends
         self._standby = standby
+        self._resumption = resumption
         self._passed_on = passed_on(settings)
         self._scope = scope_of(access_policy)
 
@@ -97,6 +101,9 @@ class Generation:
         """The handler of one endpoint, whichever path it is reached by."""
 
         async def handle(context: RequestContext) -> Sent:
+            wish = None
+            if RESUME in context.request.headers and self._resumption is not None:
+                wish = self._resumption.wish(context)
             body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
@@ -116,6 +123,9 @@ class Generation:
             if model in self._rules.names.standbys or model not in self._backends.listed:
                 reader, late = await self.settle(context, body, reader)
             if context.stream and endpoint != "embeddings":
+                if wish is not None and self._resumption is not None:
+                    generation = self._again(context)
+                    return await self._resumption.stream(context, reader, wish, generation, late=late)
                 return await self._responder.stream(context, reader, late=late)
             while not reader.flight.ended and reader.flight.folds:
                 await reader.changed()
@@ -132,6 +142,40 @@ class Generation:
             return await self._responder.body(context, fresh)
 
         return handle
+
+    def _again(self, context: RequestContext) -> Request:
+        """What another gateway needs to generate this answer again; its body only where it would be the same."""
+        api_request = context.api_request
+        assert api_request is not None  # it has a reader
+        body = b""
+        if api_request.large is None and sharing_of(api_request, "auto").shared:
+            sent = engine_headers(context.request.headers, self._passed_on)
+            if not headers_in_common(sent):  # a header may be a secret, which does not go to Redis
+                body = api_request.body
+        return Request(api_request.endpoint, api_request.model, context.asked_model or context.model, body)
+
+    def remake(self, context: RequestContext, record: Record) -> FlightSpec:
+        """The spec of a Flight for a stream that another gateway generates."""
+        request, api_request, salt = record.request, None, ""
+        if request.body:
+            try:
+                api_request, salt, _ = self._salted(context, decode(request.endpoint, request.body))
+            except GatewayError:
+                pass  # another version of the gateway wrote it: the stream is read, and not continued
+        name = new_id()
+        return FlightSpec(
+            method="POST",
+            path=PATHS[request.endpoint],
+            body=b"" if api_request is None else api_request.body,
+            mode=Mode.STREAM,
+            request_id=name,
+            headers=[("Content-Type", "application/json"), (REQUEST_ID, name)],
+            api_request=api_request,
+            model=request.model,
+            storable=False,
+            usage_added=record.usage_added,
+            salt=salt,
+        )
 
     async def read(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """Steps 1 and 2: the request, decoded and checked; in another process where it is large. Raises

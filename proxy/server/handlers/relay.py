@@ -58,6 +58,7 @@ _NOT_FORWARDED: Final = (
         "forwarded",
         "x-real-ip",  # as X-Forwarded-*: set by anyone
         "x-request-id",  # written anew
+        "x-gateway-resume",
         "x-gateway-share",
     }
 )

@@ -17,6 +17,7 @@ from proxy.flights import SHARES
 from proxy.server.openapi import answers
 from proxy.server.openapi.operations import BY_PATH, EVENTS, HEAD, KEY, OPERATIONS, Operation
 from proxy.server.page.prompt import MAX_DELAY, MAX_READERS
+from proxy.server.routes import STREAM_PATH
 from proxy.wire import PROMPT_FIELD, REQUESTS
 
 Keyless = Container[str] | None
@@ -41,6 +42,9 @@ _HEADERS: Final = {
     "cache-control": "no-cache: no stored answer. no-store: neither that, nor is the answer stored.",
     "x-session-id": "The session, for routing by hash.",
     "traceparent": "Trace context (W3C).",
+    "x-gateway-resume": "Seconds that the stream is kept for a client that leaves; `; ids` gives events ids.",
+    "x-gateway-stream": "The name by which a client comes back to the stream: /v1/streams/{stream}.",
+    "last-event-id": "The id of the last event that the client has; goes before `after`.",
     "x-gateway-cache": "How the answer came: miss, attached, hit, merged or bypass.",
     "x-gateway-cached-items": "Stored inputs of all: 2/3.",
     "x-gateway-stub": "1: a stub, no vector of a model.",
@@ -68,8 +72,10 @@ _VALUES: Final[dict[str, dict[str, Any]]] = {
     "x-gateway-priority": {"enum": list(PRIORITIES)},
     "x-gateway-share": {"enum": list(SHARES)},
     "model": {"type": "string", "minLength": 1},
+    "after": {"type": "integer", "minimum": 0},
 }
 """Schemas of parameters that are no mere texts."""
+_QUERIES: Final = {"model": "Its id.", "after": "How many events the client has."}
 _STREAMS: Final = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
 _REFINED: Final[dict[str, dict[str, Any]]] = {
     "Wanted": {
@@ -106,6 +112,8 @@ def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless) -> dict[st
             operations.append(one)
             item = _path(MODEL_PATH, methods, endpoint, one, keyless)
             described[MODEL_PATH] = {"parameters": [_parameter("path", "model", "Its id.")], **item}
+        if path == STREAM_PATH:
+            described[path]["parameters"] = [_parameter("path", "stream", _HEADERS["x-gateway-stream"])]
     headers = {name: {"description": text, "schema": _TEXT} for name, text in _HEADERS.items()}
     components: dict[str, Any] = {"schemas": _schemas(operations), "headers": headers}
     if keyless is not None:
@@ -134,7 +142,7 @@ def _operation(name: str, endpoint: str, operation: Operation, keyless: Keyless)
         "tags": [operation.tag],
         "parameters": [
             *(_parameter("header", header, _HEADERS[header]) for header in ("x-request-id", *operation.requests)),
-            *(_parameter("query", query, "Its id.") for query in operation.query),
+            *(_parameter("query", query, _QUERIES[query]) for query in operation.query),
         ],
         "responses": _responses(operation, opens=opens),
         "security": [] if opens else [{}, *_KEYS] if endpoint in FORMS else _KEYS,

@@ -25,6 +25,13 @@ HEAD: Final = frozenset(
 """Of any request."""
 KEY: Final = frozenset({Code.INVALID_API_KEY, Code.KEY_EXPIRED, Code.KEY_REVOKED})
 """Where the gateway has API keys."""
+COMES_BACK: Final = frozenset(
+    {
+        *(Code.STREAM_NOT_FOUND, Code.STREAM_GONE, Code.STREAM_POSITION, Code.MODEL_NOT_FOUND),
+        *(Code.CACHE_UNAVAILABLE, Code.MEMORY_FULL),
+    }
+)
+"""Of a client that comes back to a stream."""
 LIMITS: Final = frozenset({Code.RATE_LIMITED, Code.CEILING_REACHED})
 BODY: Final = frozenset(
     {
@@ -71,6 +78,7 @@ _ASKED: Final = (
     *("x-session-id", "traceparent"),
 )
 _SHARED: Final = ("x-gateway-cache", "age")
+_RESUMABLE: Final = ("x-gateway-stream", "x-gateway-resume")
 _RATES: Final = tuple(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
@@ -83,7 +91,7 @@ def _generation(summary: str, answer: type[Struct], takes: type[Struct], **more:
         answer,
         takes,
         more.pop("codes", GENERATION),
-        requests=_ASKED,
+        requests=(*_ASKED, *more.pop("requests", ())),
         headers=(*_SHARED, *_RATES, *more.pop("headers", ())),
         engine=True,
         **more,
@@ -103,14 +111,27 @@ OPERATIONS: Final[dict[str, Operation]] = {
         answers.ChatCompletion,
         REQUESTS["chat"],
         also=(EVENTS,),
+        requests=("x-gateway-resume",),
+        headers=_RESUMABLE,
     ),
     "completions": _generation(
         "A completion of a text, as one body or as a stream of events.",
         answers.Completion,
         REQUESTS["completions"],
         also=(EVENTS,),
+        requests=("x-gateway-resume",),
+        headers=_RESUMABLE,
     ),
     "embeddings": _EMBEDDINGS,
+    "streams": Operation(
+        "The rest of a stream whose request had `x-gateway-resume`, byte for byte, at any gateway of the fleet.",
+        "inference",
+        codes=LIMITS | COMES_BACK,
+        also=(EVENTS,),
+        requests=("last-event-id",),
+        headers=_RESUMABLE,
+        query=("after",),
+    ),
     "models": Operation(
         "The models of all engines that the key may use.",
         "models",

@@ -25,7 +25,8 @@ from tests.kit.ports import free_port
 from tests.kit.running import gateway
 
 USER, OPERATOR = "sk-" + "u" * 40, "sk-" + "o" * 40
-API = {"/chat", "/embed", *PATHS.values(), "/v1/models", "/v1/models/{model}"}
+TEMPLATES = {"/v1/models/{model}", "/v1/streams/{stream}"}
+API = {"/chat", "/embed", *PATHS.values(), "/v1/models", *TEMPLATES}
 OPEN = {"/health", "/ping", "/ready", "/openapi.json", "/docs"}
 OPERATORS = {"/", "/-/cache", "/-/readers", "/-/state", "/metrics"}
 ECHO = echo_script(3)
@@ -67,7 +68,7 @@ async def test_every_path_that_is_served_is_described_and_no_other(engine: Engin
         assert set(api["paths"]) == API | OPEN | OPERATORS
         served = {(path, name.lower()) for path, methods in app.routes for name in methods.split(", ")}
         said = {(path, name) for path, item in api["paths"].items() for name in item if name != "parameters"}
-        assert said - served == {("/v1/models/{model}", "get")}
+        assert said - served == {(path, "get") for path in TEMPLATES}
         assert served <= said
         assert "securitySchemes" not in api["components"]
     async with gateway(engine, page=False) as app:
@@ -135,7 +136,7 @@ def test_no_operation_is_described_in_vain() -> None:
     assert set(OPERATIONS) >= set(PATHS)
 
 
-@pytest.mark.parametrize("path", sorted((API | OPEN | OPERATORS) - {"/v1/models/{model}"}))
+@pytest.mark.parametrize("path", sorted((API | OPEN | OPERATORS) - TEMPLATES))
 async def test_every_path_answers_head_options_and_another_method(engine: Engine, path: str) -> None:
     engine.auto(echo_script())
     async with gateway(engine) as app:
@@ -181,7 +182,7 @@ async def test_schemathesis_finds_no_fault(tmp_path: Path) -> None:
         )
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
-        assert b"Tested: 17" in output
+        assert b"Tested: 18" in output
         assert engine.requests
 
 

@@ -1,0 +1,75 @@
+"""A client that comes back to its stream after its connection was lost: no event is missing, none comes twice.
+
+python ops/examples/resume.py http://127.0.0.1:8080 MODEL "Tell me a story"
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+GRACE = 30  # seconds that the gateway keeps the stream after this client has left
+TRIES = 5  # attempts in succession that bring nothing
+
+
+def events(base: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator[str]:
+    """The data of the events of a streamed chat. Raises HTTPError where the gateway refuses."""
+    first = {"Content-Type": "application/json", "x-gateway-resume": f"{GRACE}; ids"}
+    request = urllib.request.Request(
+        f"{base}/v1/chat/completions", json.dumps(body | {"stream": True}).encode(), headers | first
+    )
+    name, last, tries = None, "0", 0
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                name = answer.headers["x-gateway-stream"]
+                for id, data in whole_events(answer):
+                    last, tries = id, 0
+                    yield data
+                    if data == "[DONE]" or data.startswith('{"error"'):
+                        return
+        except urllib.error.HTTPError as e:
+            if e.code < 500 or name is None:
+                raise  # an answer: it has gone, or something is wrong with the request
+        except (OSError, http.client.HTTPException):
+            pass  # the connection is lost
+        tries += 1
+        if name is None or tries > TRIES:
+            raise ConnectionError(f"the stream was lost after event {last}")
+        time.sleep(0.1 * tries)
+        request = urllib.request.Request(f"{base}/v1/streams/{name}", headers=headers | {"Last-Event-ID": last})
+
+
+def whole_events(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """The ids and the data of server-sent events. One that is cut is none, and neither is a comment."""
+    id, data = "", list[str]()
+    for line in lines:
+        text = line.decode().rstrip("\r\n")
+        if text.startswith("id:"):
+            id = text[3:].strip()
+        elif text.startswith("data:"):
+            data.append(text[5:].removeprefix(" "))
+        elif not text and data:
+            yield id, "\n".join(data)
+            data = []
+
+
+def main() -> None:
+    base, model, prompt = sys.argv[1:4]
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    headers = {"Authorization": f"Bearer {sys.argv[4]}"} if len(sys.argv) > 4 else {}
+    for data in events(base, body, headers):
+        if data != "[DONE]":
+            for choice in json.loads(data).get("choices", ()):
+                print(choice["delta"].get("content") or "", end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""The streams that clients may come back to: held by a reader that reads nothing, until their grace has passed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+from proxy.flights.fleet import MOST_LOGS, Node
+from proxy.flights.flight import FREE, Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.resuming.ledger import MOST_READERS, Entry, Ledger
+from proxy.flights.resuming.metrics import ResumingMetrics
+from proxy.flights.resuming.position import Position, Seam, mark_of, walk
+from proxy.flights.resuming.record import MOST_REQUEST, Record, Request, hashed, read_record
+from proxy.flights.spec import FlightSpec, Mode, QueueState
+
+
+class Feeds(Protocol):
+    """What serves flights: the scheduler."""
+
+    @property
+    def fleet(self) -> Node | None: ...
+
+    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
+        """Feed a new flight with a stream that a gateway of the fleet publishes."""
+
+
+class Stream(msgspec.Struct, eq=False):
+    """A stream that is held."""
+
+    entry: Entry
+    flight: Flight
+    holder: Subscriber  # keeps the flight and its log
+    request: Request
+    usage: bool
+    numbered: bool
+    follows: bool = False  # another gateway made its first frames
+    seams: list[Seam] = msgspec.field(default_factory=list)
+    place: tuple[bytes, bytes] | None = None  # claim and fence under which it is published
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def frames(self) -> list[bytes]:
+        return self.flight.view(usage=self.usage)
+
+    def mark(self, frames: int) -> str:
+        return mark_of(self.seams, frames)
+
+
+class Streams:
+    """One for a gateway."""
+
+    def __init__(
+        self,
+        *,
+        most: int,
+        longest: float,
+        group: FlightGroup,
+        feeds: Feeds,
+        metrics: ResumingMetrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """`most`: streams that are held at a time, half of them of one tenant; `longest`: seconds of grace."""
+        self.longest = longest
+        self._ledger = Ledger(most, max(1, most // 2))
+        self._group = group
+        self._feeds = feeds
+        self._metrics = metrics
+        self._loop = loop
+        self._streams: dict[Entry, Stream] = {}
+        self._by_flight: dict[Flight, list[Stream]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when the timer fires
+
+    def __repr__(self) -> str:
+        return f"<Streams {self._ledger!r}>"
+
+    def __len__(self) -> int:
+        return len(self._ledger)
+
+    @property
+    def size(self) -> int:
+        """Bytes of their logs."""
+        return sum(flight.size for flight in self._by_flight)
+
+    def close(self) -> None:
+        """Drop all of them."""
+        for stream in tuple(self._streams.values()):
+            self._drop(stream)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # -- holding ------------------------------------------------------------------------------------
+
+    def hold(
+        self, tenant: bytes, reader: Subscriber, grace: float, request: Request, *, numbered: bool, private: bool
+    ) -> Stream | None:
+        """Hold the stream that a client is about to read. `private`: nothing of it goes to Redis. None: there are
+        too many, or no memory is left."""
+        name = urlsafe_b64encode(os.urandom(24)).decode()
+        stream = self._add(tenant, name, grace, reader.flight, request, reader.usage, numbered)
+        if stream is None:
+            return None
+        stream.holder.waits(reader.since)
+        self._metrics.count("held")
+        if not private:
+            self._publish(stream)
+        return stream
+
+    def leaves(self, stream: Stream, reader: Subscriber | None) -> None:
+        """A client reads it no longer. One of which nothing has come is dropped if it has ended."""
+        flight = stream.flight
+        read = reader is not None and reader.done and reader.sent > 0
+        self._ledger.leaves(stream.entry, self._loop.time(), read=read)
+        if flight.ended and (flight.mode is not Mode.STREAM or not stream.frames):
+            self._drop(stream)
+        elif not stream.entry.readers:
+            self._keep(stream, stream.entry.grace)
+            if stream.entry.lapses < self._due:
+                self._schedule()
+
+    def _add(
+        self,
+        tenant: bytes,
+        name: str,
+        grace: float,
+        flight: Flight,
+        request: Request,
+        usage: bool,
+        numbered: bool,
+    ) -> Stream | None:
+        fits, oldest = self._ledger.room(tenant)
+        if oldest is not None:
+            self._metrics.count("evicted")
+            self._drop(self._streams[oldest])
+        if not fits or not flight.charge(max(flight.size, FREE)):
+            self._metrics.count("refused")
+            return None
+        flight.keep_log()
+        holder = self._group.attach(flight, usage=usage, whole=True, attached=True, storable=False)
+        stream = Stream(self._ledger.add(tenant, name, grace), flight, holder, request, usage, numbered)
+        self._streams[stream.entry] = stream
+        self._by_flight.setdefault(flight, []).append(stream)
+        return stream
+
+    def _drop(self, stream: Stream) -> None:
+        """Hold it no longer: where nobody else reads it, its generation is cancelled."""
+        self._ledger.remove(stream.entry)
+        if self._streams.pop(stream.entry, None) is None:
+            return
+        others = self._by_flight[stream.flight]
+        others.remove(stream)
+        if not others:
+            del self._by_flight[stream.flight]
+            if stream.place is not None and self._feeds.fleet is not None:
+                self._feeds.fleet.lapses(*stream.place)
+        stream.holder.leave()
+
+    def _keep(self, stream: Stream, seconds: float) -> None:
+        """Redis tells other gateways of a stream for so long from now on."""
+        if stream.place is not None and self._feeds.fleet is not None:
+            self._feeds.fleet.keep(hashed(stream.entry.tenant, stream.name), seconds)
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = self._ledger.next_due()
+        self._timer = self._loop.call_at(self._due, self._lapse) if self._due < math.inf else None
+
+    def _lapse(self) -> None:
+        for entry in self._ledger.due(self._loop.time()):
+            self._metrics.count("lapsed")
+            self._drop(self._streams[entry])
+        self._schedule()
+
+    # -- coming back --------------------------------------------------------------------------------
+
+    async def find(
+        self, tenant: bytes, name: str, make: Callable[[Record], FlightSpec], state: QueueState
+    ) -> Stream:
+        """The stream of this name, of which the caller is one more reader until `leaves`. `make` and `state`: of a
+        flight here for one that another gateway holds. Raises GatewayError 404, 429 or 503."""
+        entry = self._ledger.find(tenant, name)
+        if entry is None:
+            fleet = self._feeds.fleet
+            record = None if fleet is None else read_record(await fleet.get(hashed(tenant, name)))
+            entry = self._ledger.find(tenant, name)  # another reader may have fetched it meanwhile
+            if entry is None and record is not None:
+                return self._fetch(tenant, name, record, make(record), state)
+        if entry is None:
+            self._metrics.count("unknown")
+            raise GatewayError(
+                Code.STREAM_NOT_FOUND,
+                f"No stream {name[:64]!r} is kept for you: its grace has passed, it had to make room, it is "
+                "another key's, or it never was. Send the request again.",
+            )
+        if not self._ledger.joins(entry):
+            raise GatewayError(
+                Code.RATE_LIMITED, f"{MOST_READERS} clients read this stream at present.", retry_after=1
+            )
+        self._metrics.count("resumed")
+        stream = self._streams[entry]
+        self._keep(stream, math.inf)
+        return stream
+
+    def _fetch(self, tenant: bytes, name: str, record: Record, spec: FlightSpec, state: QueueState) -> Stream:
+        """Follow a stream that another gateway holds."""
+        flight = self._group.launch(spec, state)
+        grace = min(record.grace, self.longest)
+        stream = self._add(tenant, name, grace, flight, record.request, record.usage, record.numbered)
+        if stream is None:
+            self._group.remove(flight)
+            raise GatewayError(
+                Code.MEMORY_FULL, "Too many streams are kept here for you: try again.", retry_after=1
+            )
+        stream.follows, stream.seams, stream.place = True, list(record.seams), (record.claim, record.fence)
+        self._metrics.count("fetched")
+        self._keep(stream, math.inf)
+        if not self._feeds.follow(flight, record.claim, record.fence):
+            flight.fail(GatewayError(Code.STREAM_GONE, "The stream is no longer kept. Send the request again."))
+            self._group.remove(flight)
+        return stream
+
+    async def read_from(self, stream: Stream, position: Position) -> Subscriber:
+        """A reader of what a client lacks; waits until what it has is here. Raises GatewayError 410 or 416."""
+        flight = stream.flight
+        reader = self._group.attach(flight, usage=stream.usage, whole=False, attached=True, storable=False)
+        try:
+            while len(stream.frames) < position.frames and not flight.ended and stream.follows:
+                if stream.mark(position.frames) != position.mark:
+                    break
+                await reader.changed()
+            await self._place(stream, reader, position)
+        except BaseException:
+            reader.leave()
+            raise
+        return reader
+
+    async def _place(self, stream: Stream, reader: Subscriber, position: Position) -> None:
+        view, flight = stream.frames, stream.flight
+        if flight.error is not None and not view:
+            return  # the error is the answer
+        if flight.stored_at is None:
+            frames = len(view)
+            cursor, offset = min(position.frames, frames), 0
+        else:
+            frames = cursor = offset = 0
+            for passed in walk(view[0], position.frames):
+                frames, offset = passed
+                await asyncio.sleep(0)  # other requests have their turn
+            if offset == len(view[0]):
+                cursor, offset = 1, 0
+        last = frames + (flight.error is not None)  # a client may count the error's event too
+        if position.frames > last or stream.mark(position.frames) != position.mark:
+            self._metrics.count("position")
+            first = stream.seams[0].frames if stream.seams else frames
+            raise GatewayError(
+                Code.STREAM_POSITION,
+                f"This stream has no event {position} that can be continued: the last one that certainly is yours "
+                f"is {min(first, frames)}. Go on from there, or send the request again.",
+            )
+        reader.begin_at(cursor, offset)
+
+    # -- the fleet ----------------------------------------------------------------------------------
+
+    def lost(self, flight: Flight) -> None:
+        """The gateway that fed a flight is lost: what comes from now on is made anew."""
+        for stream in self._by_flight.get(flight, ()):
+            if stream.follows:
+                stream.seams.append(Seam(len(stream.frames), os.urandom(8).hex()))
+        for reader in tuple(flight.subscribers):
+            reader.wake()  # one that waits for more frames than came will not get them
+
+    def continued(self, flight: Flight) -> None:
+        """A flight whose gateway was lost is continued here: this gateway publishes it from now on."""
+        for stream in self._by_flight.get(flight, ()):
+            if stream.follows:
+                self._publish(stream)
+
+    def _publish(self, stream: Stream) -> None:
+        fleet, flight = self._feeds.fleet, stream.flight
+        if fleet is None or not fleet.live or self.size > MOST_LOGS:
+            return
+        published = next((each.place for each in self._by_flight[flight] if each.place is not None), None)
+        if stream.follows or published is None:
+            published = fleet.publish(flight)
+        if published is None:
+            return
+        stream.place = published
+        request = stream.request
+        if len(request.body) > MOST_REQUEST:
+            request = msgspec.structs.replace(request, body=b"")
+        record = Record(
+            *published,
+            request,
+            usage=stream.usage,
+            usage_added=flight.spec.usage_added,
+            numbered=stream.numbered,
+            grace=stream.entry.grace,
+            seams=tuple(stream.seams),
+        )
+        fleet.put(hashed(stream.entry.tenant, stream.name), record.encoded())

@@ -1,0 +1,52 @@
+"""The example clients print the whole answer though their connections are cut again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+
+import pytest
+
+from tests.kit.cutting_relay import CuttingRelay, Shears
+from tests.kit.engine import Engine, Turn
+from tests.kit.missing import NODE, needs
+from tests.kit.patience import patience
+from tests.kit.running import gateway
+from tests.ops.kit import ROOT
+
+NODE_PATH = shutil.which("node")
+WORDS = [f"wörd-{n} 🙂 " for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "ops/examples/resume.py"],
+        pytest.param([NODE_PATH or "", "ops/examples/resume.mjs"], marks=needs(NODE_PATH, "Node.js", NODE)),
+    ],
+    ids=["python", "node"],
+)
+async def test_an_example_prints_the_whole_answer(command: list[str]) -> None:
+    async with Engine() as engine, gateway(engine) as app:
+        shears = Shears()
+        async with CuttingRelay(app.url, shears) as relay:
+            shears.cut_after(3)
+            process = await asyncio.create_subprocess_exec(
+                *command, relay.url, "m1", "hello", cwd=ROOT, stdout=asyncio.subprocess.PIPE
+            )
+            turn: Turn = await engine.next_request()
+            await turn.send(*WORDS[:4])
+            async with patience(60):
+                while shears.cuts < 1:  # noqa: ASYNC110 - the relay sets no event
+                    await asyncio.sleep(0)
+                shears.cut_after(2)
+                await turn.send(*WORDS[4:8])
+                while shears.cuts < 2:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0)
+                await turn.send(*WORDS[8:])
+                await turn.finish()
+                output, _ = await process.communicate()
+            assert process.returncode == 0
+            assert output.decode() == "".join(WORDS) + "\n"
+            assert engine.generations == 1

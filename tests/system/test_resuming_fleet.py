@@ -1,0 +1,308 @@
+"""Clients that come back to their stream at another gateway of the fleet: byte for byte the same, one generation,
+and never a gap, whatever is lost on the way. Gateways of one event loop, a real redis-server.
+
+`RESUME_CUTS=1000 python -m pytest tests/system/test_resuming_fleet.py -k cuts -s` cuts more clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from proxy.app import App
+from proxy.flights.fleet import following
+from proxy.redis import Lost, address
+from proxy.redis.client import RedisClient
+from tests.kit.client import Connection, IncompleteBody, get, post_json, split_events, streaming
+from tests.kit.engine import Engine, Turn
+from tests.kit.engine_scripts import echo_script, paced_script
+from tests.kit.redis_server import redis_server
+from tests.kit.running import HELLO_STREAM, until
+from tests.system.test_fleet import node, two
+from tests.system.test_resuming import CHAT, DONE, GRACE, IDS, SAMPLED, left, name_of, refused, rest, resumed
+
+CUTS = int(os.environ.get("RESUME_CUTS", "30"))
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[str]:
+    async with redis_server() as path:
+        yield f"unix://{path}"
+
+
+@asynccontextmanager
+async def client_of(redis: str) -> AsyncIterator[RedisClient]:
+    client = RedisClient(address(redis), connect_timeout=5)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def published(app: App) -> None:
+    """All that its streams have is in Redis."""
+    fleet = node(app)
+    await until(lambda: not any(each.sending for each in fleet._published.values()))
+
+
+@pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["shared", "alone"])
+@pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=["plain", "usage"])
+@pytest.mark.parametrize("headers", [GRACE, IDS], ids=["counted", "ids"])
+async def test_the_rest_comes_from_another_gateway(
+    redis: str, body: dict[str, Any], options: dict[str, Any], headers: Any
+) -> None:
+    body = body | ({"stream_options": options} if options else {}) | {"user": str(random.random())}
+    async with Engine() as engine, two(engine, redis, cache_ttl_seconds=1) as (one, other):
+        async with streaming(one.url, CHAT, body, headers) as whole:
+            turn = await engine.next_request()
+            await turn.send("a", "b")
+            first = [event.raw for event in [await whole.event() for _ in range(3)] if event is not None]
+            name = name_of(whole.head)
+            async with await Connection.open(other.url) as again:
+                await again.request("GET", f"/v1/streams/{name}?after=2")
+                assert name_of(await again.read_head()) == name
+                assert (event := await again.event()) is not None
+                assert event.raw == first[2]
+                await turn.send("c")
+                await turn.finish()
+                events = first + await rest(whole)
+                assert await rest(again) == events[3:]
+        assert events[-1].endswith(DONE)
+        for app in (one, other):
+            for after in (0, 3, len(events)):
+                assert await resumed(app.url, name, after) == events[after:]
+            assert (await refused(app.url, f"/v1/streams/{name}?after={len(events) + 1}"))[0] == 416
+        assert engine.generations == 1
+
+
+async def test_a_stored_answer_is_resumed_in_its_middle(redis: str) -> None:
+    text = ["x" * 2000] * 60
+    async with Engine(paced_script(text)) as engine, two(engine, redis) as (one, other):
+        await post_json(one.url, CHAT, HELLO_STREAM)
+        await until(lambda: not len(one.group))
+        answer = await post_json(one.url, CHAT, HELLO_STREAM, IDS)
+        assert answer.head["x-gateway-cache"] == "hit"
+        name, events = name_of(answer.head), answer.events()
+        assert [event.partition(b"\n")[0] for event in events] == [
+            b"id: %d" % n for n in range(1, len(events) + 1)
+        ]
+        await published(one)
+        for app in (one, other):
+            for after in (0, 1, 30, len(events) - 1, len(events)):
+                assert await resumed(app.url, name, after) == events[after:]
+            assert (await refused(app.url, f"/v1/streams/{name}?after={len(events) + 1}"))[0] == 416
+        assert engine.generations == 1
+
+
+async def test_cuts_at_random_bytes_are_joined_at_any_gateway(redis: str) -> None:
+    """Each client is cut again and again, and comes back to the other gateway, until it has its stream."""
+    dice = random.Random(7)
+    tokens = 24
+
+    async def script(turn: Turn) -> None:
+        if turn.json()["messages"][0]["content"].startswith("slow"):
+            await asyncio.gather(*(asyncio.sleep(0) for _ in range(3)))
+        await echo_script(tokens)(turn)
+
+    async def one_client(n: int, apps: tuple[App, App]) -> int:
+        body = SAMPLED | {"messages": [{"role": "user", "content": f"slow {n}"}], "temperature": 1 if n % 2 else 0}
+        async with streaming(apps[n % 2].url, CHAT, body, GRACE) as client:
+            name = name_of(await client.read_head())
+            got, cuts = await cut(client, dice.randrange(1, 4000)), 1
+        while not got.endswith(DONE):
+            frames, part = split_events(got)
+            got = got[: len(got) - len(part)]
+            async with await Connection.open(apps[(n + cuts) % 2].url) as client:
+                await client.request("GET", f"/v1/streams/{name}?after={len(frames)}")
+                head = await client.read_head()
+                assert head.status == 200, await client.read()
+                got += await cut(client, dice.randrange(1, 4000))
+                cuts += 1
+        assert got == (await get(apps[0].url, f"/v1/streams/{name}")).body
+        assert len(split_events(got)[0]) == tokens + 3
+        return cuts
+
+    async def cut(client: Connection, size: int) -> bytes:
+        got = b""
+        try:
+            while len(got) < size and (chunk := await client.chunk()) is not None:
+                got += chunk
+        except IncompleteBody as error:
+            got += error.received
+        await client.abort()
+        return got if got.endswith(DONE) else got[:size]
+
+    async with Engine(script) as engine, two(engine, redis, resume_streams_max=2 * CUTS + 2) as apps:
+        done, total = 0, 0
+        while total < CUTS:
+            counts = await asyncio.gather(*(one_client(done + n, apps) for n in range(10)))
+            done, total = done + 10, total + sum(counts)
+        assert engine.generations == done  # one each
+        print(f"{total} cuts, {done} streams, {engine.generations} generations")
+
+
+async def test_an_abandoned_stream_is_cancelled_at_its_grace(redis: str) -> None:
+    soon = (("x-gateway-resume", "0.05"),)
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        async with left(engine, one.url, headers=soon) as (turn, name, _):
+            await turn.cancelled()
+        assert (await refused(one.url, f"/v1/streams/{name}"))[0] == 404
+        await until(lambda: not node(one).publishing)
+        # A client at another gateway keeps it, and its own grace is the last one.
+        async with left(engine, one.url) as (turn, name, events):
+            async with await Connection.open(other.url) as client:
+                await client.request("GET", f"/v1/streams/{name}?after=3")
+                await client.read_head()
+                await turn.send("c")
+                assert (event := await client.event()) is not None
+                assert event.raw not in events
+                await client.abort()
+            assert not turn.is_cancelled
+            await turn.finish()
+
+
+async def test_a_stream_that_is_followed_too_is_cancelled_when_all_have_gone(redis: str) -> None:
+    """It is published twice: for those that ask for the same, and under its name."""
+    soon = (("x-gateway-resume", "0.05"),)
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        async with (
+            streaming(one.url, CHAT, HELLO_STREAM, soon) as first,
+            streaming(other.url, CHAT, HELLO_STREAM) as second,
+        ):
+            turn = await engine.next_request()
+            await turn.send("a")
+            for client in (first, second):
+                assert [await client.event() for _ in range(2)]
+            await until(lambda: node(one).publishing + node(other).publishing == 2)
+            await first.abort()
+            await turn.send("b")
+            assert await second.event()
+            assert not turn.is_cancelled
+            await second.abort()
+            await turn.cancelled()
+        assert engine.generations == 1
+
+
+async def test_without_redis_a_stream_is_resumed_at_its_own_gateway() -> None:
+    async with redis_server() as path, Engine() as engine:
+        redis = f"unix://{path}"
+        async with (
+            two(engine, redis) as (one, other),
+            client_of(redis) as client,
+            left(engine, one.url) as (turn, name, events),
+        ):
+            with pytest.raises(Lost):
+                await client.call(b"SHUTDOWN", b"NOSAVE", timeout=5)
+            await until(lambda: not node(one).live and not node(other).live)
+            await turn.finish("c")
+            assert (events + await resumed(one.url, name, 3))[-1] == DONE
+            status, code, _ = await refused(other.url, f"/v1/streams/{name}")
+            assert (status, code) == (503, "cache_unavailable")
+
+
+async def test_what_redis_forgot_is_gone(redis: str) -> None:
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        client_of(redis) as client,
+        left(engine, one.url) as (turn, name, _),
+    ):
+        await turn.finish("c")
+        await published(one)
+        for pattern, answer in (("*:log:*", (410, "stream_gone")), ("*:stream:*", (404, "stream_not_found"))):
+            for key in await client.call(b"KEYS", pattern, timeout=5):
+                await client.call(b"DEL", key, timeout=5)
+            for key in await client.call(b"KEYS", b"*:facts:*", timeout=5):
+                await client.call(b"DEL", key, timeout=5)
+            assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == answer
+        assert len(await resumed(one.url, name, 3)) == 2
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff", b"\x90", b"{}", b"\x98" + b"\xc0" * 8, b"x" * 100_000])
+async def test_a_record_that_is_none_is_no_stream(redis: str, junk: bytes) -> None:
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        client_of(redis) as client,
+        left(engine, one.url) as (turn, name, _),
+    ):
+        for key in await client.call(b"KEYS", b"*:stream:*", timeout=5):
+            await client.call(b"SET", key, junk, timeout=5)
+        assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == (404, "stream_not_found")
+        await turn.finish()
+
+
+async def test_another_tenant_finds_nothing_at_another_gateway(redis: str) -> None:
+    mine = (("Authorization", "Bearer a"),)
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        async with left(engine, one.url, headers=GRACE + mine) as (turn, name, _):
+            await turn.finish("c")
+        assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == (404, "stream_not_found")
+        assert len(await resumed(other.url, name, 0, mine)) == 5
+
+
+async def test_what_may_not_be_stored_does_not_go_to_redis(redis: str) -> None:
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        headers = (*GRACE, ("Cache-Control", "no-store"))
+        async with left(engine, one.url, headers=headers) as (turn, name, _):
+            await turn.finish("c")
+        assert (await refused(other.url, f"/v1/streams/{name}"))[0] == 404
+        assert len(await resumed(one.url, name, 3)) == 2
+
+
+@asynccontextmanager
+async def cut_off(engine: Engine, redis: str, body: dict[str, Any], headers: Any) -> AsyncIterator[Any]:
+    """A stream of two tokens whose gateway then loses Redis for ever: for the other one it is dead."""
+    async with two(engine, redis) as (one, other), streaming(one.url, CHAT, body, headers) as client:
+        turn = await engine.next_request()
+        await turn.send("a", "b")
+        first = [event.raw for event in [await client.event() for _ in range(3)] if event is not None]
+        await published(one)
+        await node(one).stop()
+        await turn.send("c", "d")  # which the other gateway never gets
+        first += [event.raw for event in [await client.event() for _ in range(2)] if event is not None]
+        yield turn, other, name_of(client.head), first
+        await turn.finish()
+
+
+@pytest.mark.parametrize("headers", [GRACE, IDS], ids=["counted", "ids"])
+async def test_a_lost_gateway_s_stream_is_continued_and_never_mixed(
+    redis: str, headers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "SILENCE", 0.2)
+    body = HELLO_STREAM | {"messages": [{"role": "user", "content": f"lost {headers}"}]}
+    async with Engine() as engine, cut_off(engine, redis, body, headers) as (_, other, name, first):
+        async with await Connection.open(other.url) as again:
+            await again.request("GET", f"/v1/streams/{name}?after=1")
+            assert (await again.read_head()).status == 200
+            turn = await engine.next_request()
+            await turn.send("a", "b", "c d")  # cut otherwise
+            got = [event.raw for event in [await again.event() for _ in range(3)] if event is not None]
+            assert got[:2] == first[1:3]
+            # The client of the lost gateway has four events, of which the fourth is no longer the same.
+            status, code, words = await refused(other.url, f"/v1/streams/{name}?after=4")
+            assert (status, code) == (416, "stream_position_unknown")
+            assert "is 3." in words
+            await turn.finish()
+            got += await rest(again)
+            assert got[-1].endswith(DONE)
+        if headers is IDS:
+            id = got[2].split(b"\n")[0].removeprefix(b"id: ").decode()
+            assert id.startswith("4-")
+            answer = await get(other.url, f"/v1/streams/{name}", [("Last-Event-ID", id)])
+            assert answer.events() == got[3:]
+        assert await resumed(other.url, name, 3) == got[2:]
+
+
+async def test_a_lost_sampled_stream_ends_with_what_there_is(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "SILENCE", 0.2)
+    async with Engine() as engine, cut_off(engine, redis, SAMPLED, GRACE) as (_, other, name, first):
+        events = await resumed(other.url, name, 1)
+        assert events[:-1] == first[1:3]
+        assert b"upstream_truncated" in events[-1]
+        assert (await refused(other.url, f"/v1/streams/{name}?after=5"))[:2] == (416, "stream_position_unknown")
