@@ -1,6 +1,6 @@
-"""Runs clients against an engine, direct and through a gateway in front of it: `tox -e clients`. Results are kept under
-out/clients, so clients can be run one by one. Exits 1 if something fails through the gateway only, 2 if it cannot
-run."""
+"""Runs clients against an engine, direct and through a gateway in front of it: `tox -e clients`. Results are kept
+under out/clients, so clients can be run one by one. Exits 1 if something fails through the gateway only, 2 if it
+cannot run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1800.0, help="time limit of one client (default: 1800)")
     parser.add_argument("--install", action="store_true", help="install the clients, and run nothing")
     parser.add_argument("--report", action="store_true", help="write the report of past results, and run nothing")
-    parser.add_argument("--publish", action="store_true", help=f"write the tables into {PAGE.relative_to(ROOT)} too")
+    parser.add_argument("--publish", action="store_true", help="write the tables into ops/docs/clients.md too")
     return parser
 
 

@@ -60,7 +60,9 @@ CLIENTS: Final = (
     Client("openai-python", "OpenAI, Python", "openai", _python("openai_python")),
     Client("openai-javascript", "OpenAI, JavaScript", "npm:openai", _node("openai_javascript.mjs")),
     Client("anthropic-python", "Anthropic, Python", "anthropic", _python("anthropic_python")),
-    Client("anthropic-javascript", "Anthropic, JavaScript", "npm:@anthropic-ai/sdk", _node("anthropic_javascript.mjs")),
+    Client(
+        "anthropic-javascript", "Anthropic, JavaScript", "npm:@anthropic-ai/sdk", _node("anthropic_javascript.mjs")
+    ),
     Client("claude-code", "Claude Code", "npm:@anthropic-ai/claude-code", _claude),
     Client("langchain", "LangChain (langchain-openai)", "langchain-openai", _python("langchain_python")),
     Client("llamaindex", "LlamaIndex (openai-like)", "llama-index-llms-openai-like", _llamaindex),
@@ -75,7 +77,10 @@ CLIENTS: Final = (
     Client("chromium", "Chromium, another origin", "of the system", _chromium),
     Client("eventsource-parser", "eventsource-parser", "npm:eventsource-parser", _node("parser_javascript.mjs")),
     Client("httpx-sse", "httpx-sse", "httpx-sse", _python("sse_python", "httpx-sse")),
-    Client("aiohttp-sse-client", "aiohttp-sse-client", "aiohttp-sse-client", _python("sse_python", "aiohttp-sse-client")),
+    Client(
+        "aiohttp-sse-client", "aiohttp-sse-client", "aiohttp-sse-client",
+        _python("sse_python", "aiohttp-sse-client"),
+    ),
 )  # fmt: skip
 SUITES: Final = tuple(
     Client(f"comply-{form}", f"llm-comply, {name}", "llm-comply", _comply(form))

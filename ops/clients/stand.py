@@ -97,9 +97,7 @@ def _child(log: Path, command: Sequence[str], environment: Mapping[str, str]) ->
         child.wait()
 
 
-def _wait(
-    name: str, child: subprocess.Popen[bytes], log: Path, seconds: float, fact: Callable[[], bool]
-) -> None:
+def _wait(name: str, child: subprocess.Popen[bytes], log: Path, seconds: float, fact: Callable[[], bool]) -> None:
     end = time.monotonic() + seconds
     while not fact():
         if child.poll() is not None or time.monotonic() > end:

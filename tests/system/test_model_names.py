@@ -369,6 +369,15 @@ async def test_while_an_engine_is_away_an_unknown_model_is_a_warning(tmp_path: P
     assert told == ["models: 'chat' names 'm2', which no engine lists (not every engine has answered)"]
 
 
+async def test_an_unknown_model_is_told_once_with_the_name_that_it_is_written_for() -> None:
+    names = (("latest", (("chat", 1.0),)), ("chat", (("m1", 0.5), ("nowhere", 0.5))), ("new", (("latest", 1.0),)))
+    async with engines("m1") as made:
+        with pytest.raises(SettingsError) as raised:
+            async with gateway(*made, models=names):
+                pass
+    assert str(raised.value) == "models: 'chat' names 'nowhere', which no engine lists"
+
+
 async def test_names_change_while_running_and_wrong_ones_change_nothing(tmp_path: Path) -> None:
     async with engines("m1", "m2") as (one, two):
         path = tmp_path / "x.toml"

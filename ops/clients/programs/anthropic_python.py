@@ -67,7 +67,9 @@ def tools(target: Target) -> None:
     answer = client(target).messages.create(
         model=target.model, messages=says(WEATHER), tools=[TOOL], tool_choice=FORCED, max_tokens=TYPED
     )
-    assert [block.input["city"] in ("Paris", "Rome") for block in answer.content if block.type == "tool_use"] == [True]
+    assert [block.input["city"] in ("Paris", "Rome") for block in answer.content if block.type == "tool_use"] == [
+        True
+    ]
 
 
 def tools_streamed(target: Target) -> None:

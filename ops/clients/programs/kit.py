@@ -35,9 +35,7 @@ CITY: Final[dict[str, Any]] = {
     "additionalProperties": False,
 }
 WEATHER: Final = "What is the weather in Paris?"
-PIXEL: Final = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
+PIXEL: Final = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 _RUNNING: Final = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _LOOK: Final = 0.05
 
@@ -139,4 +137,12 @@ def wav() -> bytes:
     """A tenth of a second of silence: WAV, 16 kHz, mono."""
     data = bytes(3200)
     form = (16).to_bytes(4, "little") + bytes.fromhex("01000100803e0000007d000002001000")
-    return b"RIFF" + (36 + len(data)).to_bytes(4, "little") + b"WAVEfmt " + form + b"data" + len(data).to_bytes(4, "little") + data
+    return (
+        b"RIFF"
+        + (36 + len(data)).to_bytes(4, "little")
+        + b"WAVEfmt "
+        + form
+        + b"data"
+        + len(data).to_bytes(4, "little")
+        + data
+    )

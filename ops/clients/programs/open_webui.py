@@ -95,7 +95,9 @@ def image(target: Target) -> None:
 
 def embeddings(target: Target) -> None:
     """Of its search in documents."""
-    answer = asyncio.run(body(f"{target.embeds}/v1/embeddings", {"model": target.embed_model, "input": ["a", "b"]}))
+    answer = asyncio.run(
+        body(f"{target.embeds}/v1/embeddings", {"model": target.embed_model, "input": ["a", "b"]})
+    )
     assert len(answer["data"]) == 2
 
 

@@ -77,7 +77,12 @@ def usage(target: Target) -> None:
 
 def tools(target: Target) -> None:
     answer = client(target).chat.completions.create(
-        model=target.model, messages=says(WEATHER), tools=[TOOL], tool_choice=FORCED, max_tokens=TYPED, temperature=0
+        model=target.model,
+        messages=says(WEATHER),
+        tools=[TOOL],
+        tool_choice=FORCED,
+        max_tokens=TYPED,
+        temperature=0,
     )
     calls = answer.choices[0].message.tool_calls
     assert calls is not None
@@ -87,7 +92,12 @@ def tools(target: Target) -> None:
 
 def tools_streamed(target: Target) -> None:
     with client(target).chat.completions.stream(
-        model=target.model, messages=says(WEATHER), tools=[TOOL], tool_choice=FORCED, max_tokens=TYPED, temperature=0
+        model=target.model,
+        messages=says(WEATHER),
+        tools=[TOOL],
+        tool_choice=FORCED,
+        max_tokens=TYPED,
+        temperature=0,
     ) as answer:
         done = [event for event in answer if event.type == "tool_calls.function.arguments.done"]
     assert [json.loads(event.arguments)["city"] in ("Paris", "Rome") for event in done] == [True]
