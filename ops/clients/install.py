@@ -1,4 +1,4 @@
-"""The clients at the pinned versions, in a place of their own: two environments of Python, Node.js, node_modules."""
+"""The clients at the pinned versions, in their own place: two environments of Python, Node.js, node_modules."""
 
 from __future__ import annotations
 

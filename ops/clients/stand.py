@@ -24,7 +24,7 @@ CHAT: Final = (
     *("--max-model-len", "8192", "--tool-strict-level", "parameter", "--allowed-origins", '["*"]'),
     *("--port",),
 )
-"""vLLM's flags: the arguments of tools keep to their schemas, and pages may ask it, as they may ask the gateway."""
+"""vLLM's flags: the arguments of tools keep to their schemas, and pages may use it, as they may the gateway."""
 GATEWAY: Final = ("--port", "0", "--max-inflight", "1", "--keepalive-seconds", "0.3", "--cors-origins", "*")
 """One request at a time at an engine, so that a second one is silent for a while."""
 

@@ -35,14 +35,17 @@ CITY: Final[dict[str, Any]] = {
     "additionalProperties": False,
 }
 WEATHER: Final = "What is the weather in Paris?"
-PIXEL: Final = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL: Final = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 _RUNNING: Final = re.compile(r"^vllm:num_requests_running(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _LOOK: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Target:
-    """`url` and `embeds` are where chat and embeddings are served; `engine` is the engine itself. None ends in /v1."""
+    """`url` and `embeds` serve chat and embeddings; `engine` is the engine itself. None ends in /v1."""
 
     url: str
     embeds: str
@@ -55,7 +58,7 @@ Trial = Callable[[Target], object]
 
 
 def main(trials: Mapping[str, Trial]) -> None:
-    """Run them against the targets of `sys.argv[1]`, JSON: a line of JSON for each. A trial that raises has failed."""
+    """Run them against the targets of `sys.argv[1]`, JSON: a line of JSON for each. One that raises has failed."""
     for name, fields in json.loads(sys.argv[1]).items():
         target = Target(**fields)
         for feature, trial in trials.items():
@@ -135,14 +138,6 @@ def busy(target: Target) -> Iterator[None]:
 
 def wav() -> bytes:
     """A tenth of a second of silence: WAV, 16 kHz, mono."""
-    data = bytes(3200)
-    form = (16).to_bytes(4, "little") + bytes.fromhex("01000100803e0000007d000002001000")
-    return (
-        b"RIFF"
-        + (36 + len(data)).to_bytes(4, "little")
-        + b"WAVEfmt "
-        + form
-        + b"data"
-        + len(data).to_bytes(4, "little")
-        + data
-    )
+    return bytes.fromhex(
+        "52494646a40c000057415645666d74201000000001000100803e0000007d00000200100064617461800c0000"
+    ) + bytes(3200)

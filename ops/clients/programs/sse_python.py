@@ -1,4 +1,4 @@
-"""Readers of server-sent events in Python: `sse_python httpx-sse TARGETS` or `sse_python aiohttp-sse-client TARGETS`."""
+"""Readers of server-sent events in Python: `sse_python READER TARGETS`, of `httpx-sse` or `aiohttp-sse-client`."""
 
 from __future__ import annotations
 
