@@ -52,6 +52,8 @@ def run(command: Sequence[str], targets: Mapping[str, Target], seconds: float) -
         child.kill()
         output, errors = child.communicate()
         trouble = f"it took more than {seconds:.0f} s"
+    finally:
+        child.kill()
     if child.returncode and not trouble:
         trouble = f"exit code {child.returncode}: {errors.strip()[-300:]}"
     return read(output), trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import anthropic
@@ -32,6 +33,7 @@ class Colour(BaseModel):
     colour: Literal["red", "blue"]
 
 
+@cache
 def client(target: Target) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=target.url, api_key="none", max_retries=0, timeout=120)
 

@@ -17,7 +17,7 @@ export const COLOURS = {
   additionalProperties: false,
 };
 export const PIXEL = 'data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';
-const [TRIAL_SECONDS, SILENCE, LOOK] = [150, 1.5, 0.05];
+const [TRIAL_SECONDS, LOOK] = [150, 0.05];
 
 const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
 
@@ -87,7 +87,7 @@ export async function busy(target, block) {
   const answer = await fetch(`${target.url}/v1/chat/completions`, {method: 'POST', headers, body, signal: abort.signal});
   const reader = answer.body.getReader();
   await reader.read();
-  const over = pause(SILENCE).then(() => abort.abort());
+  const over = pause(target.silence).then(() => abort.abort());
   await block();
   await over;
   await reader.read().catch(() => {});

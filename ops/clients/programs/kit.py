@@ -18,8 +18,6 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 TRIAL_SECONDS: Final = 150.0
-SILENCE: Final = 1.5
-"""Seconds for which `busy` holds the engine's slot."""
 COLOUR: Final = "Name a colour."
 COUNT: Final = "Count from 1 to 1000, one number a line."
 """A prompt with a long answer."""
@@ -52,6 +50,8 @@ class Target:
     engine: str
     model: str
     embed_model: str
+    silence: float = 1.5
+    """Seconds for which `busy` has the engine's slot."""
 
 
 Trial = Callable[[Target], object]
@@ -115,8 +115,8 @@ def stops(target: Target, leave: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def busy(target: Target) -> Iterator[None]:
-    """Another request streams for `SILENCE` seconds from here. Where it has the engine's only slot, those who ask
-    in the block wait as long."""
+    """Another request streams for `target.silence` seconds from here. Where it has the engine's only slot, the
+    requests of the block wait as long."""
     at = urlsplit(target.url)
     assert at.hostname is not None
     connection = http.client.HTTPConnection(at.hostname, at.port, timeout=TRIAL_SECONDS)
@@ -126,7 +126,7 @@ def busy(target: Target) -> Iterator[None]:
     held = connection.sock
     answer = connection.getresponse()
     answer.read(1)
-    timer = threading.Timer(SILENCE, held.shutdown, [socket.SHUT_RDWR])
+    timer = threading.Timer(target.silence, held.shutdown, [socket.SHUT_RDWR])
     timer.start()
     try:
         yield

@@ -106,7 +106,8 @@ def abort(target: Target) -> None:
         payload = chat(target, COUNT, LONG, ignore_eos=True)
         async with sent(f"{target.url}/v1/chat/completions", payload) as answer:
             await answer.content.readline()
-            await asyncio.to_thread(stops, target, answer.close)
+            loop = asyncio.get_running_loop()
+            await asyncio.to_thread(stops, target, lambda: loop.call_soon_threadsafe(answer.close))
 
     asyncio.run(leave())
 

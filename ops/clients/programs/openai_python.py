@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, Literal
 
 import openai
@@ -34,6 +35,7 @@ class Colour(BaseModel):
     colour: Literal["red", "blue"]
 
 
+@cache
 def client(target: Target) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{target.url}/v1", api_key="none", max_retries=0, timeout=120)
 
