@@ -22,6 +22,7 @@ from proxy.upstream import State
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_turn import Turn
 from tests.kit.forms import FORM_TYPE, form_of
 from tests.kit.running import DEFAULTS, HELLO, HELLO_STREAM, gateway, lines, until
 
@@ -336,6 +337,29 @@ async def test_an_adapter_that_was_loaded_meanwhile_answers_at_once() -> None:
         unknown = await asyncio.gather(*(ask(app, f"none-{n}") for n in range(5)))
         assert [answer.status for answer in unknown] == [404] * 5
         assert sum(engine.polls["/v1/models"] for engine in made) - polls >= 6
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_an_engine_that_lacks_the_path_does_not_answer_for_an_unknown_model(path: str, stream: bool) -> None:
+    async def embeds(turn: Turn) -> None:
+        await turn.respond(404, {"detail": "Not Found"})
+
+    async with engines("m1", "m2") as made:
+        for engine in made:
+            engine.auto(embeds)
+        async with gateway(*made) as app:
+            ask = HELLO | {"model": "none", "max_tokens": 8, "stream": stream}
+            told = await post_json(app.url, path, ask)
+            assert (told.status, told.json()["error"]["type"]) == (
+                404,
+                "not_found_error" if "messages" in path else "invalid_request_error",
+            )
+            assert "'none'" in told.json()["error"]["message"]
+            nameless = await post_json(app.url, "/v1/rerank", {"query": "x"})
+            assert (nameless.status, nameless.json()) == (404, {"detail": "Not Found"})
+        async with gateway(made[0]) as app:  # the only engine answers for itself
+            assert (await post_json(app.url, path, ask)).json() == {"detail": "Not Found"}
 
 
 # -- settings -----------------------------------------------------------------------------------------------

@@ -31,7 +31,11 @@ class Colour(BaseModel):
     colour: Literal["red", "blue"]
 
 
-def weather(city: Literal["Paris", "Rome"]) -> str:
+class Place(BaseModel):
+    city: Literal["Paris", "Rome"]
+
+
+def weather(city: str) -> str:
     """The weather of a city."""
     return f"sunny in {city}"
 
@@ -73,7 +77,7 @@ def usage(target: Target) -> None:
 
 def tools(target: Target) -> None:
     ours = model(target, TYPED)
-    asked = [FunctionTool.from_defaults(weather)]
+    asked = [FunctionTool.from_defaults(weather, fn_schema=Place)]
     answer = ours.chat_with_tools(asked, user_msg=WEATHER, tool_choice="weather")
     calls = ours.get_tool_calls_from_response(answer)
     assert [call.tool_kwargs["city"] in ("Paris", "Rome") for call in calls] == [True]
@@ -81,7 +85,7 @@ def tools(target: Target) -> None:
 
 def tools_streamed(target: Target) -> None:
     ours = model(target, TYPED)
-    asked = [FunctionTool.from_defaults(weather)]
+    asked = [FunctionTool.from_defaults(weather, fn_schema=Place)]
     *_, last = ours.stream_chat_with_tools(asked, user_msg=WEATHER, tool_choice="weather")
     calls = ours.get_tool_calls_from_response(last)
     assert [call.tool_kwargs["city"] in ("Paris", "Rome") for call in calls] == [True]
@@ -120,7 +124,7 @@ def unknown_model(target: Target) -> None:
 
 
 def invalid(target: Target) -> None:
-    refused(openai.BadRequestError, lambda: model(target, temperature=-1).chat(says(COLOUR)))
+    refused(openai.BadRequestError, lambda: model(target, additional_kwargs={"top_p": 5}).chat(says(COLOUR)))
 
 
 if __name__ == "__main__":
