@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +49,7 @@ def standing(
                 raise StartError(f"no engine answers at {url}/health")
         for name, started in starts.items():
             url = {"chat": engine, "embed": backends[-1]}[name]
-            _wait(name, started, logs / f"{name}.log", ENGINE_SECONDS, lambda url=url: answers(f"{url}/health"))
+            _wait(name, started, logs / f"{name}.log", ENGINE_SECONDS, partial(answers, f"{url}/health"))
         gateway = stack.enter_context(_gateway(logs / "gateway.log", backends))
         model, embed_model = models
         yield {

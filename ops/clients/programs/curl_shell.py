@@ -47,7 +47,7 @@ def stream(target: Target, *flags: str) -> None:
 
 
 def usage(target: Target) -> None:
-    options = {"stream": True, "stream_options": {"include_usage": True}}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
     body = asked(target, "/v1/chat/completions", chat(target, **options), "-N")
     assert '"completion_tokens"' in body.split("data: ")[-2]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import openai
-from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, SecretStr
 
@@ -31,7 +30,6 @@ class Colour(BaseModel):
     colour: Literal["red", "blue"]
 
 
-@tool
 def weather(city: Literal["Paris", "Rome"]) -> str:
     """The weather of a city."""
     return f"sunny in {city}"
