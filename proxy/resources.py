@@ -289,7 +289,13 @@ class Naming:
         known = all(backend.up and backend.models for backend in engines)
         if settings.backends:
             known = known and {backend.name for backend in engines} == set(settings.backends)
-        uses = [(f"models: {name!r}", model) for name, shares in names.aliases.items() for model, _ in shares]
+        # A name that leads to another name is not told: the other one is.
+        uses = [
+            (f"models: {name!r}", model)
+            for name, shares in settings.models
+            for model, _ in shares
+            if model not in names.aliases
+        ]
         uses += [
             (f"model_fallbacks: {model!r}", each)
             for model, others in names.standbys.items()

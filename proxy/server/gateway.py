@@ -18,6 +18,7 @@ from proxy.access import (
     Origins,
     PriorityPolicy,
     TrustedProxies,
+    caller_for_address,
     parse_request_timeout,
 )
 from proxy.access.ratelimit import Admission
@@ -129,7 +130,11 @@ class Gateway:
             access_policy=access_policy,
             admission=admission,
             large=large,
-            responses=None if places is None else ResponseEngines(places, backends),
+            responses=None
+            if places is None
+            else ResponseEngines(
+                places, backends, lambda request: caller_for_address(rules.identity.address(request))
+            ),
             rules=rules,
             backends=backends,
             standby=standby,

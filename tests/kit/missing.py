@@ -15,10 +15,12 @@ REDIS_WITH_TLS: Final = "apt-get install redis-server"
 SYSTEMD: Final = "apt-get install --no-install-recommends systemd"
 NODE: Final = "apt-get install nodejs"
 KUBECTL: Final = "apt-get install kubernetes-client"
+CLIENTS_OF_NODE: Final = "python -m ops.clients --install"
 TASKSET: Final = "apt-get install util-linux"
 
 COMMAND: Final = re.compile(
     r"(pip install -e '\.\[\w+(,\w+)*\]'|apt-get install [a-z0-9 -]+|python ops/vllm\.py install .+|"
+    r"python -m ops\.clients --install|"
     r"([A-Z_]+=\S+ )?python -m pytest .+)"
 )
 

@@ -31,7 +31,8 @@ def started(*flags: str) -> Iterator[str]:
     process = subprocess.Popen(
         # In float32, not bfloat16: runs are compared token for token, and there are fewer ties to part at.
         [sys.executable, PROGRAM, "serve", "--port", str(port), "--die-with-parent", "--dtype", "float32", *flags],
-        env={"VLLM_SERVER_DEV_MODE": "1", **os.environ},  # for /pause, by which it aborts streams
+        # For /pause, by which it aborts streams; and it keeps responses.
+        env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1", **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

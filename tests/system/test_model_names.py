@@ -22,6 +22,7 @@ from proxy.upstream import State
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_turn import Turn
 from tests.kit.forms import FORM_TYPE, form_of
 from tests.kit.running import DEFAULTS, HELLO, HELLO_STREAM, gateway, lines, until
 
@@ -338,6 +339,29 @@ async def test_an_adapter_that_was_loaded_meanwhile_answers_at_once() -> None:
         assert sum(engine.polls["/v1/models"] for engine in made) - polls >= 6
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+async def test_an_engine_that_lacks_the_path_does_not_answer_for_an_unknown_model(path: str, stream: bool) -> None:
+    async def embeds(turn: Turn) -> None:
+        await turn.respond(404, {"detail": "Not Found"})
+
+    async with engines("m1", "m2") as made:
+        for engine in made:
+            engine.auto(embeds)
+        async with gateway(*made) as app:
+            ask = HELLO | {"model": "none", "max_tokens": 8, "stream": stream}
+            told = await post_json(app.url, path, ask)
+            assert (told.status, told.json()["error"]["type"]) == (
+                404,
+                "not_found_error" if "messages" in path else "invalid_request_error",
+            )
+            assert "'none'" in told.json()["error"]["message"]
+            nameless = await post_json(app.url, "/v1/rerank", {"query": "x"})
+            assert (nameless.status, nameless.json()) == (404, {"detail": "Not Found"})
+        async with gateway(made[0]) as app:  # the only engine answers for itself
+            assert (await post_json(app.url, path, ask)).json() == {"detail": "Not Found"}
+
+
 # -- settings -----------------------------------------------------------------------------------------------
 
 
@@ -367,6 +391,15 @@ async def test_while_an_engine_is_away_an_unknown_model_is_a_warning(tmp_path: P
             pass
     told = [line["detail"] for line in lines(log) if line.get("msg") == "settings"]
     assert told == ["models: 'chat' names 'm2', which no engine lists (not every engine has answered)"]
+
+
+async def test_an_unknown_model_is_told_once_with_the_name_that_it_is_written_for() -> None:
+    names = (("latest", (("chat", 1.0),)), ("chat", (("m1", 0.5), ("nowhere", 0.5))), ("new", (("latest", 1.0),)))
+    async with engines("m1") as made:
+        with pytest.raises(SettingsError) as raised:
+            async with gateway(*made, models=names):
+                pass
+    assert str(raised.value) == "models: 'chat' names 'nowhere', which no engine lists"
 
 
 async def test_names_change_while_running_and_wrong_ones_change_nothing(tmp_path: Path) -> None:

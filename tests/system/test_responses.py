@@ -14,6 +14,7 @@ from typing import Any
 import openai
 import pytest
 
+from proxy.access.ratelimit import Limit, Limits
 from proxy.app import App
 from proxy.server.handlers import responses
 from tests import golden
@@ -194,19 +195,30 @@ async def test_without_keys_an_unknown_id_is_looked_for_at_the_engines(monkeypat
             for id in ids:
                 assert (await post_json(app.url, PATH, ASK | {"previous_response_id": id})).status == 200
             assert code_of(await get(app.url, f"{PATH}/resp_nowhere")) == (404, "response_not_found")
-            monkeypatch.setattr(responses, "MAX_ASKS", 0)
+            monkeypatch.setattr(responses, "ASKS", Limits(streams=0))
             assert code_of(await get(app.url, f"{PATH}/resp_nowhere")) == (503, "queue_full")
-            monkeypatch.undo()
-            monkeypatch.setattr(responses, "ASK_EVERY", 60.0)
-            monkeypatch.setattr(responses, "ASK_BURST", 1)
-            codes = [code_of(await get(app.url, f"{PATH}/resp_nowhere"))[1] for _ in range(3)]
-            assert (codes[0], codes[2]) == ("response_not_found", "queue_full")
             monkeypatch.undo()
         async with gateway(*both) as app:
             both[1].auto(lambda turn: turn.respond(500))
             assert code_of(await get(app.url, f"{PATH}/resp_nowhere")) == (503, "no_backend")
         async with gateway(both[0]) as app:  # the only engine answers for itself
             assert (await get(app.url, f"{PATH}/resp_nowhere")).json()["error"]["code"] == 404
+
+
+async def test_one_client_cannot_use_up_the_questions_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "OWN_ASKS", Limits(Limit(0.001, 2)))
+    monkeypatch.setattr(responses, "ASKS", Limits(Limit(0.001, 5)))
+    async with engines() as both, gateway(*both, trusted_proxies=("127.0.0.1",)) as app:
+
+        async def code(client: str) -> str:
+            answer = await get(app.url, f"{PATH}/resp_nowhere", [("x-forwarded-for", client)])
+            assert answer.status == 404 or answer.head["retry-after"] == "1"
+            return str(code_of(answer)[1])
+
+        for client in ("10.0.0.1", "10.0.0.2"):
+            codes = [await code(client) for _ in range(3)]
+            assert codes == ["response_not_found", "response_not_found", "rate_limit_exceeded"]
+        assert [await code(f"10.0.0.{n}") for n in (3, 4)] == ["response_not_found", "queue_full"]
 
 
 async def test_after_its_engine_is_gone_the_client_reads_that(tmp_path: Path) -> None:

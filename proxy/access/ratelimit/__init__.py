@@ -3,10 +3,15 @@ all together. `Admission` makes a `Reservation` for each request; `LocalLimits` 
 `RedisLimits` across processes. A refusal is an error with OpenAI's rate-limit headers."""
 
 from proxy.access.ratelimit.admission import Admission, admission_for
+from proxy.access.ratelimit.buckets import Claim, Limit, Limits, LocalLimits
 from proxy.access.ratelimit.limiter import Reservation
 
 __all__ = [
     "Admission",
+    "Claim",
+    "Limit",
+    "Limits",
+    "LocalLimits",
     "Reservation",
     "admission_for",
 ]

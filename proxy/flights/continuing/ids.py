@@ -18,6 +18,7 @@ from proxy.flights.continuing.replay import Replay
 from proxy.flights.continuing.seam import Differs
 from proxy.flights.flight import FREE, STEP, Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
+from proxy.upstream.http import KnownHead
 from proxy.wire import PATHS, REASONS, ApiRequest, FrameTemplate, Tokens, Usage, data_of, encode, stream_extras
 
 IDS: Final = "ids"
@@ -286,11 +287,11 @@ class IdsIngest(Ingest):
         self._twins = _NoTemplate()
         self._paid = FREE
 
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+    def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         """An engine that does not know ids may refuse the request for that."""
         if status in _INVALID and self._on_head is not None and self._on_head(status, headers):
             return
-        super().head(status, headers)
+        super().head(status, headers, known)
 
     def _pass_on(self, frames: list[bytes], now: float) -> None:
         record = self._record

@@ -4,13 +4,13 @@ so a request that refers to one has to go there. Engines know no tenants, so the
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 from urllib.parse import quote
 
-from proxy.access import tenant_of
+from proxy.access import Caller, ClientRequest, tenant_of
+from proxy.access.ratelimit import Claim, Limit, Limits, LocalLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights import Flight
 from proxy.redis import Places, WireError
@@ -19,19 +19,21 @@ from proxy.upstream import Backend, Backends
 from proxy.wire.event_apis import LONGEST_ID, is_responses, response_named
 
 ASK_SECONDS: Final = 2.0  # for an engine's answer to the question whether it has a response
-MAX_ASKS: Final = 8  # such questions at a time
-ASK_EVERY: Final = 0.05  # seconds between two of them, on average
-ASK_BURST: Final = 20  # that may come at once
+ASKS: Final = Limits(Limit(20, 20), streams=8)
+"""Such questions a second and at a time, of all clients."""
+OWN_ASKS: Final = Limits(Limit(10, 10), streams=4)
+"""Those of one client: half of them, so that no client takes all."""
 
 
 class ResponseEngines:
     """One for a gateway."""
 
-    def __init__(self, places: Places, backends: Backends) -> None:
+    def __init__(self, places: Places, backends: Backends, identify: Callable[[ClientRequest], Caller]) -> None:
+        """`identify`: the client by its address."""
         self._places = places
         self._backends = backends
-        self._asks = 0
-        self._paid = -math.inf  # by the loop's clock: until then its questions are paid for (GCRA)
+        self._identify = identify
+        self._limits = LocalLimits(0.0)  # by the loop's clock
 
     def keeper(self, context: RequestContext) -> Callable[[Flight, str], None]:
         """To be called with a flight of this request and the id of its response."""
@@ -69,7 +71,7 @@ class ResponseEngines:
             engines = self._backends.candidates(context.model)
             if len(engines) == 1:
                 return engines[0].name  # its own answer says whether it has it
-            name = await self._ask(engines, id)
+            name = await self._ask(context, engines, id)
             if name is not None:
                 self._places.put(tenant, id, name)
         elif name is None and unsure:
@@ -94,20 +96,23 @@ class ResponseEngines:
             )
         return name
 
-    async def _ask(self, engines: list[Backend], id: str) -> str | None:
-        """The name of the engine that has a response. Raises GatewayError 503 where not all could say."""
-        now = asyncio.get_running_loop().time()
-        paid = max(self._paid, now)
-        if self._asks >= MAX_ASKS or paid - now > ASK_BURST * ASK_EVERY:
+    async def _ask(self, context: RequestContext, engines: list[Backend], id: str) -> str | None:
+        """The name of the engine that has a response. Raises GatewayError 429 or 503 for too many questions, 503
+        where not all engines could say."""
+        clock = asyncio.get_running_loop().time
+        claim = Claim("", self._identify(context.request).id, OWN_ASKS, ASKS, tokens=0)
+        refused = self._limits.acquire(claim, clock()).over
+        if refused is not None:
+            own = refused[0] == "caller"
             raise GatewayError(
-                Code.QUEUE_FULL, "Too many unknown responses are being looked for: try again.", retry_after=1
+                Code.RATE_LIMITED if own else Code.QUEUE_FULL,
+                f"Too many unknown responses are being looked for{' by you' if own else ''}: try again.",
+                retry_after=1,
             )
-        self._paid = paid + ASK_EVERY
-        self._asks += 1
         try:
             found = await asyncio.gather(*(_has(engine, id) for engine in engines))
         finally:
-            self._asks -= 1
+            self._limits.refund(claim, clock(), stream=True)
         for engine, has in zip(engines, found, strict=True):
             if has:
                 return engine.name

@@ -10,7 +10,7 @@ from aiohttp import HttpVersion11
 
 from proxy.access import AccessRules
 from proxy.config import Settings
-from proxy.errors import Code
+from proxy.errors import Code, GatewayError
 from proxy.flights import Mode, Subscriber
 from proxy.server.context import RequestContext
 from proxy.telemetry import Log, Metrics
@@ -61,6 +61,9 @@ class Standby:
             reader = await self._anew(reader, again, model)
             if not await self._answered(context, reader):
                 return reader, True
+        elif unlisted and model and await self._lacks_path(reader):
+            words = f"The model {model[:200]!r} does not exist: no engine lists it."
+            raise GatewayError(Code.MODEL_NOT_FOUND, words, param="model")
         for other in self._rules.names.standbys.get(model, ()):
             why = cannot_serve(reader)
             if not why:
@@ -96,6 +99,16 @@ class Standby:
         if not self._backends.lists(model):
             await self._health_checks.look_again(patient=missing)
         return self._backends.lists(model)
+
+    async def _lacks_path(self, reader: Subscriber) -> bool:
+        """Whether the engine answered that it has no such path, as one for embeddings does to a chat: of several
+        engines that says nothing of the model, and has no error object for a client to read."""
+        flight = reader.flight
+        if flight.head is None or flight.head.status != 404 or len(self._backends.all) == 1:
+            return False
+        while not flight.ended:
+            await reader.changed()
+        return b'"error"' not in b"".join(flight.view(usage=False))
 
     async def _anew(self, reader: Subscriber, again: Again, model: str) -> Subscriber:
         reader.leave()

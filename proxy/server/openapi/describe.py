@@ -12,13 +12,23 @@ import msgspec
 from proxy import __version__
 from proxy.access import FORMS, MAX_TIMEOUT
 from proxy.config import PRIORITIES
-from proxy.errors import Code
+from proxy.errors import Code, anthropic_type
 from proxy.flights import SHARES
 from proxy.server.openapi import answers
-from proxy.server.openapi.operations import BY_PATH, EVENTS, HEAD, KEY, OPERATIONS, Operation
+from proxy.server.openapi.engine_apis import MessagesErrorObject
+from proxy.server.openapi.operations import (
+    BY_PATH,
+    ENGINE_OPERATIONS,
+    EVENTS,
+    HEAD,
+    KEY,
+    OPERATIONS,
+    Operation,
+)
 from proxy.server.page.prompt import MAX_DELAY, MAX_READERS
 from proxy.server.routes import STREAM_PATH
 from proxy.wire import PROMPT_FIELD, REQUESTS
+from proxy.wire.event_apis import LONGEST_ID
 
 Keyless = Container[str] | None
 """The endpoints that need no API key; None where there are no keys."""
@@ -27,9 +37,10 @@ _JSON: Final = "application/json"
 _REFERENCE: Final = "#/components/schemas/{name}"
 _TEXT: Final = {"type": "string"}
 _ABOUT: Final = (
-    "What this gateway answers itself. Requests and answers have more members: those of vLLM's API, which go to "
-    "the engine and come from it unchanged. Other paths under /v1 are passed through, and the engine describes "
-    "them. An error of the gateway has OpenAI's form, an engine's own is passed on unchanged."
+    "What this gateway answers itself, and what it reads of Messages and Responses, which engines answer. "
+    "Requests and answers have more members: those of vLLM's API, which go to the engine and come from it "
+    "unchanged. Other paths under /v1 are passed through, and the engine describes them. An error of the gateway "
+    "has OpenAI's form, on Messages Anthropic's; an engine's own is passed on unchanged."
 )
 _MEMBERS: Final = "The members that the gateway reads. All others go to the engine, which checks them."
 _OF_ENGINE: Final = {"type": "object", "description": "The engine's own error, passed on unchanged."}
@@ -41,11 +52,14 @@ _HEADERS: Final = {
     "x-gateway-share": "Which identical requests share one answer: auto, all or off.",
     "cache-control": "no-cache: no stored answer. no-store: neither that, nor is the answer stored.",
     "x-session-id": "The session, for routing by hash.",
+    "x-claude-code-session-id": "The same, as Claude Code sends it.",
     "traceparent": "Trace context (W3C).",
     "x-gateway-resume": "Seconds that the stream is kept for a client that leaves; `; ids` gives events ids.",
     "x-gateway-stream": "The name by which a client comes back to the stream: /v1/streams/{stream}.",
     "last-event-id": "The id of the last event that the client has; goes before `after`.",
     "x-gateway-cache": "How the answer came: miss, attached, hit, merged or bypass.",
+    "x-gateway-model": "The model that answers, where the client named another one.",
+    "x-gateway-fallback": "The model that no engine could serve, where another one answers.",
     "x-gateway-cached-items": "Stored inputs of all: 2/3.",
     "x-gateway-stub": "1: a stub, no vector of a model.",
     "age": "Seconds since a stored answer was made.",
@@ -73,9 +87,17 @@ _VALUES: Final[dict[str, dict[str, Any]]] = {
     "x-gateway-share": {"enum": list(SHARES)},
     "model": {"type": "string", "minLength": 1},
     "after": {"type": "integer", "minimum": 0},
+    "response_id": {"type": "string", "minLength": 1, "maxLength": LONGEST_ID},
+    "stream": {"type": "boolean"},
 }
 """Schemas of parameters that are no mere texts."""
-_QUERIES: Final = {"model": "Its id.", "after": "How many events the client has."}
+_PARAMETERS: Final = {
+    "model": "Its id.",
+    "after": "How many events the client has.",
+    "response_id": "The response's id.",
+    "stream": "Whether it comes as a stream of events.",
+}
+_BRACED: Final = re.compile(r"\{(\w+)\}")
 _STREAMS: Final = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
 _REFINED: Final[dict[str, dict[str, Any]]] = {
     "Wanted": {
@@ -99,8 +121,9 @@ _OPTIONS: Final = [
 _KEYS: Final[list[dict[str, list[str]]]] = [{"key": []}, {"x-api-key": []}]
 
 
-def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless) -> dict[str, Any]:
-    """`paths`: path, methods (as in `Allow`) and endpoint of each."""
+def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless, *, engines: bool) -> dict[str, Any]:
+    """`paths`: path, methods (as in `Allow`) and endpoint of each. `engines`: with the paths that engines
+    answer."""
     described: dict[str, Any] = {}
     operations = []
     for path, methods, endpoint in sorted(paths):
@@ -111,9 +134,13 @@ def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless) -> dict[st
             one = OPERATIONS["model"]
             operations.append(one)
             item = _path(MODEL_PATH, methods, endpoint, one, keyless)
-            described[MODEL_PATH] = {"parameters": [_parameter("path", "model", "Its id.")], **item}
+            described[MODEL_PATH] = {"parameters": _in_path(MODEL_PATH), **item}
         if path == STREAM_PATH:
             described[path]["parameters"] = [_parameter("path", "stream", _HEADERS["x-gateway-stream"])]
+    for (path, method), operation in ENGINE_OPERATIONS.items() if engines else ():
+        operations.append(operation)
+        entry = described.setdefault(path, {"parameters": _in_path(path)} if _BRACED.search(path) else {})
+        entry.update(_path(path, method, "passthrough", operation, keyless))
     headers = {name: {"description": text, "schema": _TEXT} for name, text in _HEADERS.items()}
     components: dict[str, Any] = {"schemas": _schemas(operations), "headers": headers}
     if keyless is not None:
@@ -129,6 +156,10 @@ def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless) -> dict[st
     }
 
 
+def _in_path(path: str) -> list[dict[str, Any]]:
+    return [_parameter("path", name, _PARAMETERS[name]) for name in _BRACED.findall(path)]
+
+
 def _path(path: str, methods: str, endpoint: str, operation: Operation, keyless: Keyless) -> dict[str, Any]:
     names = methods.split(", ")
     return {name.lower(): _operation(f"{name} {path}", endpoint, operation, keyless) for name in names}
@@ -142,7 +173,7 @@ def _operation(name: str, endpoint: str, operation: Operation, keyless: Keyless)
         "tags": [operation.tag],
         "parameters": [
             *(_parameter("header", header, _HEADERS[header]) for header in ("x-request-id", *operation.requests)),
-            *(_parameter("query", query, _QUERIES[query]) for query in operation.query),
+            *(_parameter("query", query, _PARAMETERS[query]) for query in operation.query),
         ],
         "responses": _responses(operation, opens=opens),
         "security": [] if opens else [{}, *_KEYS] if endpoint in FORMS else _KEYS,
@@ -159,7 +190,7 @@ def _responses(operation: Operation, *, opens: bool) -> dict[str, Any]:
         content[kind] = {"schema": _ALSO.get(kind, _TEXT)}
     good = {"description": operation.summary, "headers": _headers(operation.headers), "content": content}
     responses: dict[str, Any] = {"200": good}
-    error: dict[str, Any] = _reference(answers.Error)
+    error: dict[str, Any] = _reference(operation.error)
     if operation.engine:
         error = {"anyOf": [error, _OF_ENGINE]}
     by_status: dict[int, list[str]] = {}
@@ -199,7 +230,7 @@ def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
     required; the types and codes of errors are those of the table."""
     kinds: set[type[msgspec.Struct]] = {answers.Error}
     for operation in operations:
-        kinds.update(kind for kind in (operation.answer, operation.takes) if kind is not None)
+        kinds.update(kind for kind in (operation.answer, operation.takes, operation.error) if kind is not None)
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
     for endpoint, kind in REQUESTS.items():
@@ -222,4 +253,7 @@ def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
     members = schemas[answers.ErrorObject.__name__]["properties"]
     members["code"]["enum"] = [code.code for code in Code]
     members["type"]["enum"] = sorted({code.type for code in Code})
+    if MessagesErrorObject.__name__ in schemas:
+        types = {anthropic_type(code.status) for code in Code}
+        schemas[MessagesErrorObject.__name__]["properties"]["type"]["enum"] = sorted(types)
     return dict(schemas)

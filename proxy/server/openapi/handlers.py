@@ -24,6 +24,7 @@ class ApiDocument:
         self._keyless = None
         if settings.api_keys_file:
             self._keyless = OPEN - {"metrics"} if settings.metrics_key else OPEN
+        self._engines = not settings.deny_answers
         self._made: dict[tuple[bool, bool], bytes] = {}
         self._routes.add_route("/openapi.json", "GET", "openapi", self.description, public=True)
         if settings.page:
@@ -44,7 +45,7 @@ class ApiDocument:
 
     def _make(self, admin: bool, operators: bool) -> bytes:
         paths = [route for route in self._routes.offered(admin=admin) if operators or route[2] not in OPERATING]
-        return msgspec.json.encode(describe(paths, self._keyless))
+        return msgspec.json.encode(describe(paths, self._keyless, engines=self._engines and not admin))
 
     async def docs(self, context: RequestContext) -> Sent:
         headers = [*self._shell.headers, *context.headers()]

@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from proxy.errors import Code
-from proxy.server.openapi import answers
+from proxy.server.openapi import answers, engine_apis
 from proxy.server.page.prompt import Wanted
 from proxy.wire import REQUESTS
 
@@ -71,13 +71,13 @@ class Operation(Struct, frozen=True):
     headers: tuple[str, ...] = ()  # of a good answer
     query: tuple[str, ...] = ()
     engine: bool = False
+    error: type[Struct] = answers.Error
 
 
-_ASKED: Final = (
-    *("x-request-timeout", "x-gateway-priority", "x-gateway-share", "cache-control"),
-    *("x-session-id", "traceparent"),
-)
-_SHARED: Final = ("x-gateway-cache", "age")
+_UNSHARED: Final = ("x-request-timeout", "x-gateway-priority", "x-session-id", "traceparent")
+_ASKED: Final = (*_UNSHARED, "x-gateway-share", "cache-control")
+_MODEL: Final = ("x-gateway-model", "x-gateway-fallback")
+_SHARED: Final = ("x-gateway-cache", "age", *_MODEL)
 _RESUMABLE: Final = ("x-gateway-stream", "x-gateway-resume")
 _RATES: Final = tuple(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
@@ -104,6 +104,68 @@ _EMBEDDINGS: Final = _generation(
     REQUESTS["embeddings"],
     headers=("x-gateway-cached-items",),
 )
+
+_KEPT: Final = GENERATION | {Code.RESPONSE_NOT_FOUND, Code.CACHE_UNAVAILABLE}
+
+
+def _of_engine(summary: str, answer: type[Struct], takes: type[Struct] | None = None, **more: Any) -> Operation:
+    """An operation that shares nothing: the engine answers it, and the gateway reads what it counts."""
+    headers = ("x-gateway-cache", *_MODEL, *_RATES)
+    return Operation(
+        summary,
+        more.pop("tag"),
+        answer,
+        takes,
+        requests=(*_UNSHARED, *more.pop("requests", ())),
+        headers=headers,
+        engine=True,
+        **more,
+    )
+
+
+def _of_messages(summary: str, answer: type[Struct], takes: type[Struct], **more: Any) -> Operation:
+    return _of_engine(
+        summary,
+        answer,
+        takes,
+        tag="messages",
+        codes=GENERATION,
+        error=engine_apis.MessagesError,
+        requests=("x-claude-code-session-id",),
+        **more,
+    )
+
+
+def _of_response(summary: str, answer: type[Struct], takes: type[Struct] | None = None, **more: Any) -> Operation:
+    return _of_engine(summary, answer, takes, tag="responses", codes=_KEPT, **more)
+
+
+_RESPONSE: Final = "/v1/responses/{response_id}"
+
+ENGINE_OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
+    ("/v1/messages", "POST"): _of_messages(
+        "A message of Anthropic's API, as one body or as a stream of events.",
+        engine_apis.MessagesAnswer,
+        engine_apis.MessagesRequest,
+        also=(EVENTS,),
+    ),
+    ("/v1/messages/count_tokens", "POST"): _of_messages(
+        "The tokens of a prompt.", engine_apis.TokenCount, engine_apis.CountTokensRequest
+    ),
+    ("/v1/responses", "POST"): _of_response(
+        "A response of OpenAI's API, as one body or as a stream of events.",
+        engine_apis.Response,
+        engine_apis.ResponsesRequest,
+        also=(EVENTS,),
+    ),
+    (_RESPONSE, "GET"): _of_response(
+        "A response, from the engine that keeps it.", engine_apis.Response, also=(EVENTS,), query=("stream",)
+    ),
+    (_RESPONSE, "DELETE"): _of_response("Delete a response.", engine_apis.DeletedResponse),
+    (f"{_RESPONSE}/cancel", "POST"): _of_response("Cancel a response in the background.", engine_apis.Response),
+    (f"{_RESPONSE}/input_items", "GET"): _of_response("The input of a response.", engine_apis.InputItems),
+}
+"""Paths that engines answer and whose requests and answers the gateway reads, by path and method."""
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "chat": _generation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_a_stream_that_was_folded_is_one_json_body_whatever_its_head_says() -> N
 
 
 @pytest.mark.parametrize(("given", "kept"), [({}, True), ({"keep": True}, True), ({"keep": False}, False)])
-def test_a_connection_is_kept_unless_that_is_said(given: dict[str, bool], kept: bool) -> None:
+def test_a_connection_is_kept_unless_that_is_said(given: dict[str, Any], kept: bool) -> None:
     client = Client()
     sent, _ = respond.write(client.request, 200, (), b"x", **given)
     assert (sent.keep_alive, b"connection: close" in client.sent) == (kept, not kept)

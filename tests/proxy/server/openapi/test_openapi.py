@@ -12,8 +12,11 @@ import pytest
 
 from proxy.config.keys_file import hash_of
 from proxy.errors import Code
-from proxy.server.openapi.operations import BY_PATH, OPERATIONS
+from proxy.server.openapi import engine_apis
+from proxy.server.openapi.operations import BY_PATH, ENGINE_OPERATIONS, OPERATIONS
 from proxy.wire import PATHS, decode
+from proxy.wire.event_apis import EVENT_APIS
+from tests import golden
 from tests.kit.chrome import BROWSER, Chrome
 from tests.kit.client import Connection, call, get
 from tests.kit.engine import Engine
@@ -26,10 +29,16 @@ from tests.kit.running import gateway
 
 USER, OPERATOR = "sk-" + "u" * 40, "sk-" + "o" * 40
 TEMPLATES = {"/v1/models/{model}", "/v1/streams/{stream}"}
-API = {"/chat", "/embed", *PATHS.values(), "/v1/models", *TEMPLATES}
+OF_ENGINES = {path for path, _ in ENGINE_OPERATIONS}
+API = {"/chat", "/embed", *PATHS.values(), "/v1/models", *TEMPLATES, *OF_ENGINES}
 OPEN = {"/health", "/ping", "/ready", "/openapi.json", "/docs"}
 OPERATORS = {"/", "/-/cache", "/-/readers", "/-/state", "/metrics"}
 ECHO = echo_script(3)
+TAKES: dict[str, tuple[type, bytes]] = {
+    "/v1/messages": (engine_apis.MessagesRequest, golden.load("messages").body),
+    "/v1/messages/count_tokens": (engine_apis.CountTokensRequest, b'{"input_tokens": 7}'),
+    "/v1/responses": (engine_apis.ResponsesRequest, golden.load("responses").body),
+}
 CONFIG = """
 [checks]
 positive_data_acceptance.enabled = false # what an engine refuses is its own
@@ -68,7 +77,8 @@ async def test_every_path_that_is_served_is_described_and_no_other(engine: Engin
         assert set(api["paths"]) == API | OPEN | OPERATORS
         served = {(path, name.lower()) for path, methods in app.routes for name in methods.split(", ")}
         said = {(path, name) for path, item in api["paths"].items() for name in item if name != "parameters"}
-        assert said - served == {(path, "get") for path in TEMPLATES}
+        passed = {(path, method.lower()) for path, method in ENGINE_OPERATIONS}
+        assert said - served == {(path, "get") for path in TEMPLATES} | passed
         assert served <= said
         assert "securitySchemes" not in api["components"]
     async with gateway(engine, page=False) as app:
@@ -119,8 +129,7 @@ async def test_the_description_is_whole(engine: Engine) -> None:
     answers = [answer for one in operations for answer in one["responses"].values()]
     told = {code for answer in answers for code in answer["description"].split(", ")}
     keyed = {Code.INVALID_API_KEY, Code.KEY_EXPIRED, Code.KEY_REVOKED}
-    passed = {Code.RESPONSE_NOT_FOUND}  # of paths that the engine answers, which are not described
-    assert {code.code for code in Code if code not in keyed | passed} <= told
+    assert {code.code for code in Code if code not in keyed} <= told
     for one in operations:
         for status, answer in one["responses"].items():
             assert status == "default" or "x-request-id" in answer["headers"]
@@ -131,12 +140,30 @@ async def test_the_description_is_whole(engine: Engine) -> None:
     assert set(decoded.fields) <= set(chat["properties"])
 
 
+async def test_messages_and_responses_are_described_as_they_were_recorded(engine: Engine, tmp_path: Path) -> None:
+    deny = tmp_path / "deny"
+    deny.write_text("x y z")
+    async with gateway(engine) as app:
+        api = await described(app.url)
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            refusal = api["paths"][path]["post"]["responses"]["429"]["content"]["application/json"]["schema"]
+            assert {"$ref": "#/components/schemas/MessagesError"} in refusal["anyOf"]
+        types = api["components"]["schemas"]["MessagesErrorObject"]["properties"]["type"]["enum"]
+        told = await call(app.url, "POST", "/v1/messages", b"{", [("content-type", "application/json")])
+        assert msgspec.convert(told.json(), engine_apis.MessagesError).error.type in types
+    msgspec.json.decode(golden.load("messages").body, type=engine_apis.MessagesAnswer)
+    msgspec.json.decode(golden.load("responses").body, type=engine_apis.Response)
+    async with gateway(engine, deny_file=str(deny), deny_answers=True) as app:
+        assert not OF_ENGINES & set((await described(app.url))["paths"])
+
+
 def test_no_operation_is_described_in_vain() -> None:
+    assert {path for path, _ in ENGINE_OPERATIONS} & set(EVENT_APIS) == set(EVENT_APIS)
     assert {"model"} | {operation.tag for operation in BY_PATH.values()} == {"model", "inference"}
     assert set(OPERATIONS) >= set(PATHS)
 
 
-@pytest.mark.parametrize("path", sorted((API | OPEN | OPERATORS) - TEMPLATES))
+@pytest.mark.parametrize("path", sorted((API | OPEN | OPERATORS) - TEMPLATES - OF_ENGINES))
 async def test_every_path_answers_head_options_and_another_method(engine: Engine, path: str) -> None:
     engine.auto(echo_script())
     async with gateway(engine) as app:
@@ -154,7 +181,8 @@ async def test_every_path_answers_head_options_and_another_method(engine: Engine
 
 
 async def answering(turn: Turn) -> None:
-    """An engine that takes any input, except an empty list: vLLM refuses it ("at least one prompt")."""
+    """An engine that takes any input of the right type, except an empty list: vLLM refuses that ("at least one
+    prompt")."""
     if turn.path == "/v1/embeddings":
         given = turn.json()["input"]
         if given == []:
@@ -163,6 +191,14 @@ async def answering(turn: Turn) -> None:
         count = len(given) if isinstance(given, list) else 1
         data = [{"object": "embedding", "index": at, "embedding": [0.5]} for at in range(count)]
         await turn.respond(200, {"object": "list", "model": "m1", "data": data})
+    elif turn.path in TAKES:
+        kind, body = TAKES[turn.path]
+        try:
+            msgspec.convert(turn.json(), kind)
+        except msgspec.ValidationError as error:
+            await turn.respond(400, error_body(str(error), status=400))
+        else:
+            await turn.respond(200, body)
     else:
         await ECHO(turn)
 
@@ -182,7 +218,7 @@ async def test_schemathesis_finds_no_fault(tmp_path: Path) -> None:
         )
         output, _ = await process.communicate()
         assert process.returncode == 0, output.decode()
-        assert b"Tested: 18" in output
+        assert b"Tested: 25" in output
         assert engine.requests
 
 
