@@ -334,17 +334,20 @@ class ClusterClient(Client):
         masters = self._cluster.all()
         left = len(masters)
         problem: WireError | None = None
+        answer: Any = None
 
         def take(master: Master, reply: Any) -> None:
-            nonlocal left, problem
+            nonlocal left, problem, answer
             left -= 1
             if isinstance(reply, Lost) and not self.closed:
                 self._cluster.lost(master, reply)
                 reply = self._cluster.away(master)
-            if isinstance(reply, WireError) and not (isinstance(reply, NodeAway) and command[0] == b"SCRIPT"):
+            if not isinstance(reply, WireError) or (isinstance(reply, NodeAway) and command[0] == b"SCRIPT"):
+                answer = reply if answer is None or not isinstance(reply, WireError) else answer
+            else:
                 problem = problem or reply
             if left == 0:
-                done(problem or reply)
+                done(problem or answer)
 
         if not masters:
             done(self._cluster.away(None))

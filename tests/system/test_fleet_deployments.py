@@ -68,6 +68,17 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
             await second.close()
 
 
+async def test_a_gateway_that_starts_while_a_master_is_away_shares_by_the_others() -> None:
+    async with redis_cluster("--cluster-require-full-coverage", "no") as cluster, Engine() as engine:
+        seeds = cluster.url(*cluster.masters[:2])
+        cluster.masters[2].freeze()
+        try:
+            async with two(engine, seeds, redis_timeout_ms=1000):  # which are live
+                pass
+        finally:
+            cluster.masters[2].thaw()
+
+
 async def _is_master(replica: RedisNode) -> bool:
     try:
         return b"role:master" in await replica.call("INFO", "replication")
