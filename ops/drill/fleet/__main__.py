@@ -8,7 +8,6 @@ import asyncio
 import json
 import shutil
 import sys
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -30,9 +29,9 @@ async def measure(options: argparse.Namespace, hosts: list[Host], folder: Path) 
         findings = await drill(
             on, rng, events=options.events, readers=options.readers, pause_after=options.pause_after
         )
-        generations: Counter[str] = sum((ledger.generations() for ledger in on.ledgers), Counter())
+        notes = [note for ledger in on.ledgers for note in ledger.notes()]
         tokens = sum(ledger.tokens for ledger in on.ledgers)
-        return report_of(findings, on.leader_of, tokens, generations, rates=options.events >= RATED)
+        return report_of(findings, on.leader_of, tokens, notes, rates=options.events >= RATED)
 
 
 def main() -> int:

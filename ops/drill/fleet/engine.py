@@ -10,9 +10,8 @@ import mmap
 import os
 import struct
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
@@ -20,6 +19,12 @@ from ops.drill.fleet.texts import tokens_of
 
 MODEL: Final = "m1"
 _COUNT: Final = struct.Struct("=Q")
+
+
+class Note(NamedTuple):
+    at: float  # monotonic seconds
+    what: str  # begin, end (complete) or cancel
+    prompt: str
 
 
 class Ledger:
@@ -42,13 +47,12 @@ class Ledger:
         _COUNT.pack_into(self._tokens, 0, self.tokens + count)
 
     def note(self, what: str, prompt: str) -> None:
-        """`what`: begin, end (complete) or cancel."""
         os.write(self._log, f"{time.monotonic():.3f} {what} {prompt}\n".encode())
 
-    def generations(self) -> Counter[str]:
-        """How often each prompt of the drill was begun."""
+    def notes(self) -> list[Note]:
+        """All that was noted of prompts of the drill."""
         words = (line.split(" ", 2) for line in self.lines.read_text().splitlines())
-        return Counter(prompt for _, what, prompt in words if what == "begin" and prompt.startswith("drill "))
+        return [Note(float(at), what, prompt) for at, what, prompt in words if prompt.startswith("drill ")]
 
     def close(self) -> None:
         self._tokens.close()

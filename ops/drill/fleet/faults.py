@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -67,7 +67,7 @@ class Scene:
 
 Targets = tuple[Member, ...]
 Choose = Callable[[Scene], Awaitable[Targets]]
-Make = Callable[[Scene, Targets], Awaitable[None]]
+Make = Callable[[Scene, Targets], Coroutine[None, None, None]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Fault:
 
 
 FAULTS: Final[list[Fault]] = []
+TOGETHER: Final = "twins at all gateways at once"
 
 
 def _fault(
@@ -176,7 +177,7 @@ async def engine_link_down(scene: Scene, targets: Targets) -> None:
     await link_down(scene, targets)
 
 
-async def _dropped(scene: Scene, pairs: list[tuple[Member, Member]]) -> None:
+async def _dropped(scene: Scene, pairs: Sequence[tuple[Member, Member]]) -> None:
     """What the first of each pair sends to the second is lost for a while."""
     for sender, receiver in pairs:
         receiver.host.drop(sender.host)
@@ -344,6 +345,6 @@ async def _spoil(server: Server, key: bytes, rng: Random, keys: list[bytes]) -> 
             await server.call("PEXPIRE", claim, 20_000)
 
 
-@_fault("twins at all gateways at once", "redis", _nobody, weight=2)
+@_fault(TOGETHER, "redis", _nobody, weight=2)
 async def together(scene: Scene, targets: Targets) -> None:
     await scene.readers.together(3)

@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 
@@ -77,6 +77,14 @@ class _Prompt:
     long: bool
 
 
+class Burst(NamedTuple):
+    """Twins at all gateways at once: their prompt, and from when to when they were answered."""
+
+    prompt: str
+    began: float
+    ended: float
+
+
 class Readers:
     """Clients in a closed loop over all gateways. `answers` has all that have ended."""
 
@@ -87,7 +95,7 @@ class Readers:
         self._prompts: list[_Prompt] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.answers: list[Answer] = []
-        self.bursts: list[str] = []  # prompts of `together`
+        self.bursts: list[Burst] = []
         self._open: dict[int, Answer] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -135,11 +143,13 @@ class Readers:
 
     async def together(self, each: int) -> None:
         """So many twins at every gateway at the same moment."""
-        self.bursts.append(prompt := self.prompt())
+        prompt = self.prompt()
+        began = time.monotonic()
         twins = (
             self._one(node, prompt, stream=True, leave=0, usage=False) for node in self._nodes for _ in range(each)
         )
         await asyncio.gather(*twins)
+        self.bursts.append(Burst(prompt, began, time.monotonic()))
 
     def leaders(self) -> Counter[str]:
         """Fingerprints of the streams under way, with the number of their readers."""

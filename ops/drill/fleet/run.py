@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from ops.drill.fleet.faults import FAULTS, Fault, Scene, Strike
-from ops.drill.fleet.readers import Readers
+from ops.drill.fleet.readers import Burst, Readers
 from ops.drill.fleet.stage import Stage, until
 from ops.drill.fleet.verdict import Answer
 
@@ -29,7 +29,7 @@ class Findings:
 
     answers: list[Answer] = field(default_factory=list)
     strikes: list[Strike] = field(default_factory=list)
-    bursts: list[str] = field(default_factory=list)
+    bursts: list[Burst] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)  # seconds from the last reader to idle engines, at each pause
     leaks: list[str] = field(default_factory=list)  # keys without expiry
     faults: list[str] = field(default_factory=list)  # log lines of a gateway that report a fault of its own
@@ -37,9 +37,10 @@ class Findings:
 
 
 async def drill(stage: Stage, rng: Random, *, events: int, readers: int, pause_after: int) -> Findings:
-    """Make so many faults. Every `pause_after` faults all clients leave, and the engines must become idle."""
+    """Make so many faults, or none but let clients read. Every `pause_after` faults all clients leave, and the
+    engines must become idle."""
     findings = Findings()
-    while len(findings.strikes) < events:
+    while True:
         clients = Readers(stage.nodes, rng, readers, len(findings.strikes))
         clients.start()
         await _strike(stage, clients, rng, findings, min(events, len(findings.strikes) + pause_after))
@@ -51,6 +52,8 @@ async def drill(stage: Stage, rng: Random, *, events: int, readers: int, pause_a
         findings.bursts += clients.bursts
         await _idle(stage, findings, left)
         print(f"  {len(findings.strikes)} faults, {len(findings.answers)} answers", file=sys.stderr, flush=True)
+        if len(findings.strikes) >= events:
+            break
     keys = await stage.keys()
     findings.leaks += sorted(key.decode(errors="replace") for key, ms in keys.items() if ms < 0)
     for node in stage.nodes:

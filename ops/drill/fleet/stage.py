@@ -165,7 +165,8 @@ class Stage:
 
     def leader_of(self, fingerprint: str) -> tuple[str, str]:
         """The engine and the gateway that a fingerprint names; empty for what it does not."""
-        engine, *ends = (*fingerprint.split(" "), "", "")
+        engine, _, addresses = fingerprint.partition(" ")
+        ends = addresses.split(" ")
         node = next((self._by_address[end] for end in ends if end in self._by_address), "")
         return (engine, node) if engine in {member.name for member in self.engines} else ("", "")
 
