@@ -29,7 +29,7 @@ READ_SECONDS: Final = 1.0  # for each server that is asked for the topology
 START_SECONDS: Final = 2.0  # how long start-up waits for the first reading
 MAX_MASTERS: Final = 1000  # what Redis documents as the largest Cluster; redirections name servers too
 _EVERYWHERE: Final = frozenset({b"SCRIPT", b"PING"})
-_SCRIPTS: Final = frozenset({"EVAL", "EVALSHA"})
+_SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", b"EVAL", b"EVALSHA"})
 _ASKING: Final = (b"ASKING",)
 _UNCOVERED: Final = "some slots have no master; CLUSTER NODES says which"
 
