@@ -101,7 +101,7 @@ class Readers:
 
     def _session_of(self) -> aiohttp.ClientSession:
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=PATIENCE)
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self._session

@@ -35,6 +35,9 @@ _FLAGS: Final = (
 )
 
 
+_OFF: Final = ["--fleet", "off"]
+
+
 async def until(fact: Callable[[], Awaitable[object]], seconds: float, what: str) -> float:
     """Wait for a fact of other processes. Returns the seconds. Raises TimeoutError that says what."""
     began = time.monotonic()
@@ -180,7 +183,8 @@ class Stage:
 
     async def serves(self, node: Member) -> bool:
         """Whether it shares generations, and takes requests."""
-        return await node.figure("gateway_fleet_live") == 1 and bool(await node.page("/ready"))
+        live = await node.figure("gateway_fleet_live") or 0
+        return (live > 0 or node.words[-2:] == _OFF) and bool(await node.page("/ready"))
 
     async def settled(self) -> None:
         """Wait until everything runs again after faults."""
@@ -206,10 +210,17 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def stage(
-    folder: Path, hosts: Sequence[Host], *, nodes: int, engines: int, pace: float, flags: Sequence[str] = ()
+    folder: Path,
+    hosts: Sequence[Host],
+    *,
+    nodes: int,
+    engines: int,
+    pace: float,
+    flags: Sequence[str] = (),
+    alone: int = 0,
 ) -> AsyncIterator[Stage]:
     """`hosts`: one for each process, or none: all on loopback. `pace`: seconds of a token. `flags`: of
-    gateways. `folder` exists."""
+    gateways, of which the last `alone` are not in the fleet. `folder` exists."""
     networks = bool(hosts)
     places = iter(hosts)
 
@@ -240,9 +251,10 @@ async def stage(
         for n in range(nodes):
             host, port = place(10 + n), free_port()
             words = [python, "-m", "proxy", "--host", host.address, "--port", str(port), "--redis", redis]
+            off = _OFF if n >= nodes - alone else []
             for engine in backends:  # on loopback an engine knows the gateway by the address that it was asked at
                 words += ["--backend", engine.url if networks else f"http://{host.address}:{engine.port}"]
-            gateways.append(Member(f"n{n}", host, port, [*words, *_FLAGS, *flags], folder / f"n{n}.log"))
+            gateways.append(Member(f"n{n}", host, port, [*words, *_FLAGS, *flags, *off], folder / f"n{n}.log"))
         for member in (*servers, *backends, *gateways):
             stack.push_async_callback(member.stop if member in gateways else member.kill)
         for member in (*servers, *backends):
