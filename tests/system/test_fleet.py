@@ -134,6 +134,22 @@ async def test_the_last_reader_anywhere_cancels(redis: str) -> None:
         await turn.cancelled()
 
 
+async def test_a_record_of_somebody_else_keeps_no_generation_without_readers(redis: str) -> None:
+    link = RedisClient(address(redis), connect_timeout=5.0)
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        (interest,) = await link.call(b"KEYS", b"*:interest", timeout=5.0)
+        await link.call(b"ZADD", interest, 10**15, b"nobody", timeout=5.0)
+        await link.call(b"PEXPIRE", interest, 600_000, timeout=5.0)
+        await first.abort()
+        await second.abort()
+        await turn.cancelled()
+    await link.close()
+
+
 async def test_a_follower_that_leaves_harms_nobody(redis: str) -> None:
     async with (
         Engine() as engine,

@@ -43,7 +43,9 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
         places = await cluster.keys()
         assert all(any(b":facts:" in key for key in keys) for keys in places.values()), "each master has some"
         for master in cluster.masters:
-            assert b"MOVED" not in await master.call("INFO", "errorstats"), "each script goes to its master at once"
+            assert b"MOVED" not in await master.call("INFO", "errorstats"), (
+                "each script goes to its master at once"
+            )
         alone = await asked(one.url, 100)
         turn = await engine.next_request()
         body = asyncio.ensure_future(post_json(other.url, CHAT, HELLO | {"seed": 100}))

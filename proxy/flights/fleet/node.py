@@ -361,7 +361,9 @@ class Node:
             if reply != 0 and publication.unread_here:
                 publication.end(complete=True)
 
-        self._run(QUIT, self._ending(publication.claim, publication.fence), (publication.fence,), decided)
+        self._run(
+            QUIT, self._ending(publication.claim, publication.fence), (publication.fence, _ms(INTEREST)), decided
+        )
 
     def _ending(self, claim: bytes, fence: bytes) -> tuple[bytes, ...]:
         """The keys of a script that ends a claim."""
