@@ -10,9 +10,9 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from random import Random
 from typing import Final
 
+from ops.drill.fleet.faults import FAULTS
 from ops.drill.fleet.hosts import Host, NoNetworks, network
 from ops.drill.fleet.report import Report, markdown, report_of
 from ops.drill.fleet.run import drill
@@ -24,10 +24,14 @@ RATED: Final = 50  # faults from which rates mean something
 
 
 async def measure(options: argparse.Namespace, hosts: list[Host], folder: Path) -> Report:
-    rng = Random(options.seed)  # noqa: S311 - repeatable, not secret
     async with stage(folder, hosts, nodes=options.nodes, engines=options.engines, pace=options.pace) as on:
         findings = await drill(
-            on, rng, events=options.events, readers=options.readers, pause_after=options.pause_after
+            on,
+            options.seed,
+            options.faults,
+            events=options.events,
+            readers=options.readers,
+            pause_after=options.pause_after,
         )
         notes = [note for ledger in on.ledgers for note in ledger.notes()]
         tokens = sum(ledger.tokens for ledger in on.ledgers)
@@ -51,7 +55,11 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="DIR", help="folder for logs and report [%(default)s]"
     )
+    parser.add_argument("--only", default="", metavar="WORD", help="only faults whose names contain this")
     options = parser.parse_args()
+    options.faults = [fault for fault in FAULTS if options.only.lower() in fault.kind.lower()]
+    if not options.faults:
+        parser.error(f"no fault contains {options.only!r}; there are: {', '.join(fault.kind for fault in FAULTS)}")
     with ExitStack() as stack:
         hosts: list[Host] = []
         if not options.loopback:

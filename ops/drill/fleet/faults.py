@@ -81,6 +81,7 @@ class Fault:
 
 
 FAULTS: Final[list[Fault]] = []
+TWINS: Final = 3  # of one prompt at each gateway
 TOGETHER: Final = "twins at all gateways at once"
 
 
@@ -347,4 +348,4 @@ async def _spoil(server: Server, key: bytes, rng: Random, keys: list[bytes]) -> 
 
 @_fault(TOGETHER, "redis", _nobody, weight=2)
 async def together(scene: Scene, targets: Targets) -> None:
-    await scene.readers.together(3)
+    await scene.readers.together(TWINS)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from ops.drill.fleet.faults import FAULTS, Fault, Scene, Strike
+from ops.drill.fleet.faults import TWINS, Fault, Scene, Strike
 from ops.drill.fleet.readers import Burst, Readers
 from ops.drill.fleet.stage import Stage, until
 from ops.drill.fleet.verdict import Answer
@@ -36,15 +36,21 @@ class Findings:
     trouble: list[str] = field(default_factory=list)  # faults that could not be undone
 
 
-async def drill(stage: Stage, rng: Random, *, events: int, readers: int, pause_after: int) -> Findings:
+async def drill(
+    stage: Stage, seed: int, faults: Sequence[Fault], *, events: int, readers: int, pause_after: int
+) -> Findings:
     """Make so many faults, or none but let clients read. Every `pause_after` faults all clients leave, and the
     engines must become idle."""
     findings = Findings()
+    rng, of_readers = Random(seed), Random(seed + 1)  # noqa: S311 - repeatable, not secret
+    faults = [fault for fault in faults if stage.networks or not fault.networks]
     while True:
-        clients = Readers(stage.nodes, rng, readers, len(findings.strikes))
+        clients = Readers(stage.nodes, of_readers, readers, len(findings.strikes))
         clients.start()
-        await _strike(stage, clients, rng, findings, min(events, len(findings.strikes) + pause_after))
+        await _strike(stage, clients, rng, faults, findings, min(events, len(findings.strikes) + pause_after))
         await stage.settled()
+        await asyncio.sleep(SETTLES)
+        await clients.together(TWINS)
         await asyncio.sleep(READING)
         left = await clients.leave()
         await clients.close()
@@ -73,10 +79,11 @@ async def _idle(stage: Stage, findings: Findings, left: float) -> None:
     findings.idle.append(time.monotonic() - left)
 
 
-async def _strike(stage: Stage, clients: Readers, rng: Random, findings: Findings, most: int) -> None:
+async def _strike(
+    stage: Stage, clients: Readers, rng: Random, faults: Sequence[Fault], findings: Findings, most: int
+) -> None:
     """Make faults until there are `most`, and wait until all are undone."""
     under_way: dict[asyncio.Task[None], tuple[Fault, Strike]] = {}
-    faults = [fault for fault in FAULTS if stage.networks or not fault.networks]
     try:
         while len(findings.strikes) < most or under_way:
             if len(findings.strikes) < most:
