@@ -97,6 +97,28 @@ async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
             stage.redis.thaw()
 
 
+@_fault("Redis stopped for a gateway of a fleet", "GatewayFleetAway")
+async def fleet_away(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway("--fleet", "auto") as gateway, clients(gateway.address, 4):
+        stage.redis.freeze()
+        try:
+            yield
+        finally:
+            stage.redis.thaw()
+
+
+@_fault("all clients at one of three gateways of a fleet", "GatewayFleetLeadsMost")
+async def fleet_leads_most(stage: Stage) -> AsyncIterator[None]:
+    fleet = ("--fleet", "auto", "--redis-namespace", "fleet")
+    async with (
+        stage.gateway(*fleet) as first,
+        stage.gateway(*fleet),
+        stage.gateway(*fleet),
+        clients(first.address, 4),
+    ):
+        yield
+
+
 @_fault("a user that Redis does not know", "GatewayRedisRefuses")
 async def redis_refuses(stage: Stage) -> AsyncIterator[None]:
     url = stage.redis.url.replace("unix://", "unix://nobody:guess@")

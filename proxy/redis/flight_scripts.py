@@ -162,8 +162,8 @@ local function close(facts)
 end
 """
 
-# KEYS: the claim, the interest, the log's facts. ARGV: fence, interest in ms. Returns 1 where no node is interested
-# any more: the claim has ended. Interest that would not lapse for twice its time is a record of somebody else.
+# KEYS: the claim, the interest, the facts of the log. ARGV: fence, interest in ms. Returns 1 where no node is
+# interested any more: the claim has ended. Interest that does not lapse within twice its time is of somebody else.
 QUIT: Final = FlightScript.of(
     _NOW
     + _CLOSE

@@ -226,19 +226,22 @@ async def test_a_follower_waits_while_its_leader_waits_for_an_engine(redis: str)
     """Only the leader knows whether the engine is late, or the stream is being continued: the limit between two
     tokens is its own."""
     settings = {"redis": redis, "fleet": "auto"}
-    async with Engine() as engine, gateway(engine, **settings) as one:
-        async with gateway(engine, token_timeout=0.2, resume="off", **settings) as other:
-            await until(lambda: node(one).live and node(other).live)
-            async with followed(engine, one, other) as (turn, first, second):
-                sampled = HELLO_STREAM | {"temperature": 1, "messages": OTHER["messages"]}
-                async with streaming(other.url, CHAT, sampled) as late:  # a clock: this one does time out
-                    own = await engine.next_request()
-                    await own.send("x")
-                    assert b'"upstream_token_timeout"' in (await rest(late))[-1]
-                await turn.send("c")
-                await turn.finish()
-                assert await rest(first) == (frames := await rest(second))
-                assert frames[-1] == b"data: [DONE]\n\n"
+    async with (
+        Engine() as engine,
+        gateway(engine, **settings) as one,
+        gateway(engine, token_timeout=0.2, resume="off", **settings) as other,
+    ):
+        await until(lambda: node(one).live and node(other).live)
+        async with followed(engine, one, other) as (turn, first, second):
+            sampled = HELLO_STREAM | {"temperature": 1, "messages": OTHER["messages"]}
+            async with streaming(other.url, CHAT, sampled) as late:  # a clock: this one does time out
+                own = await engine.next_request()
+                await own.send("x")
+                assert b'"upstream_token_timeout"' in (await rest(late))[-1]
+            await turn.send("c")
+            await turn.finish()
+            assert await rest(first) == (frames := await rest(second))
+            assert frames[-1] == b"data: [DONE]\n\n"
 
 
 async def test_an_error_in_the_stream_is_the_same_for_all(redis: str) -> None:
