@@ -225,7 +225,7 @@ async def test_a_stream_that_breaks_is_continued_for_the_readers_of_all_gateways
 async def test_a_follower_waits_while_its_leader_waits_for_an_engine(redis: str) -> None:
     """Only the leader knows whether the engine is late, or the stream is being continued: the limit between two
     tokens is its own."""
-    settings = {"redis": redis, "fleet": "auto"}
+    settings: dict[str, Any] = {"redis": redis, "fleet": "auto"}
     async with (
         Engine() as engine,
         gateway(engine, **settings) as one,
