@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,9 @@ RATED: Final = 50  # faults from which rates mean something
 
 
 async def measure(options: argparse.Namespace, hosts: list[Host], folder: Path) -> Report:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # what it has started ends with it
     async with stage(folder, hosts, nodes=options.nodes, engines=options.engines, pace=options.pace) as on:
         findings = await drill(
             on,

@@ -47,13 +47,15 @@ async def drill(
     while True:
         clients = Readers(stage.nodes, of_readers, readers, len(findings.strikes))
         clients.start()
-        await _strike(stage, clients, rng, faults, findings, min(events, len(findings.strikes) + pause_after))
-        await stage.settled()
-        await asyncio.sleep(SETTLES)
-        await clients.together(TWINS)
-        await asyncio.sleep(READING)
-        left = await clients.leave()
-        await clients.close()
+        try:
+            await _strike(stage, clients, rng, faults, findings, min(events, len(findings.strikes) + pause_after))
+            await stage.settled()
+            await asyncio.sleep(SETTLES)
+            await clients.together(TWINS)
+            await asyncio.sleep(READING)
+            left = await clients.leave()
+        finally:
+            await clients.close()
         findings.answers += clients.answers
         findings.bursts += clients.bursts
         await _idle(stage, findings, left)
