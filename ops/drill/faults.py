@@ -97,8 +97,8 @@ async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
             stage.redis.thaw()
 
 
-@_fault("Redis stopped under a gateway of a fleet", "GatewayFleetAlone")
-async def fleet_without_redis(stage: Stage) -> AsyncIterator[None]:
+@_fault("Redis stopped for a gateway of a fleet", "GatewayFleetAway")
+async def fleet_away(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway("--fleet", "auto") as gateway, clients(gateway.address, 4):
         stage.redis.freeze()
         try:
@@ -125,12 +125,14 @@ async def leader_killed(stage: Stage) -> AsyncIterator[None]:
             yield
 
 
-@_fault("all clients of two gateways at one of them", "GatewayFleetUneven")
-async def one_gateway_leads(stage: Stage) -> AsyncIterator[None]:
+@_fault("all clients at one of three gateways of a fleet", "GatewayFleetLeadsMost")
+async def fleet_leads_most(stage: Stage) -> AsyncIterator[None]:
+    fleet = ("--fleet", "auto", "--redis-namespace", "fleet")
     async with (
-        stage.gateway("--fleet", "auto") as gateway,
-        stage.gateway("--fleet", "auto"),
-        clients(gateway.address, 8),
+        stage.gateway(*fleet) as first,
+        stage.gateway(*fleet),
+        stage.gateway(*fleet),
+        clients(first.address, 4),
     ):
         yield
 

@@ -29,7 +29,7 @@ READ_SECONDS: Final = 1.0  # for each server that is asked for the topology
 START_SECONDS: Final = 2.0  # how long start-up waits for the first reading
 MAX_MASTERS: Final = 1000  # what Redis documents as the largest Cluster; redirections name servers too
 _EVERYWHERE: Final = frozenset({b"SCRIPT", b"PING"})
-_SCRIPTS: Final = frozenset({"EVAL", "EVALSHA"})
+_SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", b"EVAL", b"EVALSHA"})
 _ASKING: Final = (b"ASKING",)
 _UNCOVERED: Final = "some slots have no master; CLUSTER NODES says which"
 
@@ -334,17 +334,20 @@ class ClusterClient(Client):
         masters = self._cluster.all()
         left = len(masters)
         problem: WireError | None = None
+        answer: Any = None
 
         def take(master: Master, reply: Any) -> None:
-            nonlocal left, problem
+            nonlocal left, problem, answer
             left -= 1
             if isinstance(reply, Lost) and not self.closed:
                 self._cluster.lost(master, reply)
                 reply = self._cluster.away(master)
-            if isinstance(reply, WireError) and not (isinstance(reply, NodeAway) and command[0] == b"SCRIPT"):
+            if not isinstance(reply, WireError) or (isinstance(reply, NodeAway) and command[0] == b"SCRIPT"):
+                answer = reply if answer is None or not isinstance(reply, WireError) else answer
+            else:
                 problem = problem or reply
             if left == 0:
-                done(problem or reply)
+                done(problem or answer)
 
         if not masters:
             done(self._cluster.away(None))

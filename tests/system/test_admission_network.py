@@ -78,8 +78,8 @@ async def test_a_gateway_that_loses_redis_has_its_share_and_both_serve_all_the_t
                 assert counting.most <= LIMIT
                 for cut, join in (
                     (third.cut, third.join),  # neither reaches it
-                    (lambda: third.lose(first.address), lambda: third.find(first.address)),  # one gets no reply
-                    (lambda: first.lose(third.address), lambda: first.find(third.address)),  # one's calls are lost
+                    (lambda: first.drop(third), lambda: first.take(third)),  # one gets no reply
+                    (lambda: third.drop(first), lambda: third.take(first)),  # one's calls are lost
                 ):
                     alone = cut != third.cut
                     counting.most = 0

@@ -134,6 +134,22 @@ async def test_the_last_reader_anywhere_cancels(redis: str) -> None:
         await turn.cancelled()
 
 
+async def test_a_record_of_somebody_else_keeps_no_generation_without_readers(redis: str) -> None:
+    link = RedisClient(address(redis), connect_timeout=5.0)
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        followed(engine, one, other) as (turn, first, second),
+    ):
+        (interest,) = await link.call(b"KEYS", b"*:interest", timeout=5.0)
+        await link.call(b"ZADD", interest, 10**15, b"nobody", timeout=5.0)
+        await link.call(b"PEXPIRE", interest, 600_000, timeout=5.0)
+        await first.abort()
+        await second.abort()
+        await turn.cancelled()
+    await link.close()
+
+
 async def test_a_follower_that_leaves_harms_nobody(redis: str) -> None:
     async with (
         Engine() as engine,
@@ -204,6 +220,28 @@ async def test_a_stream_that_breaks_is_continued_for_the_readers_of_all_gateways
         assert await rest(first) == (last := await rest(second))
         assert last[-1] == b"data: [DONE]\n\n"
         assert engine.generations == 2
+
+
+async def test_a_follower_waits_while_its_leader_waits_for_an_engine(redis: str) -> None:
+    """Only the leader knows whether the engine is late, or the stream is being continued: the limit between two
+    tokens is its own."""
+    settings: dict[str, Any] = {"redis": redis, "fleet": "auto"}
+    async with (
+        Engine() as engine,
+        gateway(engine, **settings) as one,
+        gateway(engine, token_timeout=0.2, resume="off", **settings) as other,
+    ):
+        await until(lambda: node(one).live and node(other).live)
+        async with followed(engine, one, other) as (turn, first, second):
+            sampled = HELLO_STREAM | {"temperature": 1, "messages": OTHER["messages"]}
+            async with streaming(other.url, CHAT, sampled) as late:  # a clock: this one does time out
+                own = await engine.next_request()
+                await own.send("x")
+                assert b'"upstream_token_timeout"' in (await rest(late))[-1]
+            await turn.send("c")
+            await turn.finish()
+            assert await rest(first) == (frames := await rest(second))
+            assert frames[-1] == b"data: [DONE]\n\n"
 
 
 async def test_a_gateway_that_stops_leaves_its_streams_to_their_followers(redis: str) -> None:

@@ -42,6 +42,10 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
             clients.append((turn, first, second))
         places = await cluster.keys()
         assert all(any(b":facts:" in key for key in keys) for keys in places.values()), "each master has some"
+        for master in cluster.masters:
+            assert b"MOVED" not in await master.call("INFO", "errorstats"), (
+                "each script goes to its master at once"
+            )
         alone = await asked(one.url, 100)
         turn = await engine.next_request()
         body = asyncio.ensure_future(post_json(other.url, CHAT, HELLO | {"seed": 100}))
@@ -66,6 +70,17 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
         for _, first, second in clients:
             await first.close()
             await second.close()
+
+
+async def test_a_gateway_that_starts_while_a_master_is_away_shares_by_the_others() -> None:
+    async with redis_cluster("--cluster-require-full-coverage", "no") as cluster, Engine() as engine:
+        seeds = cluster.url(*cluster.masters[:2])
+        cluster.masters[2].freeze()
+        try:
+            async with two(engine, seeds, redis_timeout_ms=1000):  # which are live
+                pass
+        finally:
+            cluster.masters[2].thaw()
 
 
 async def _is_master(replica: RedisNode) -> bool:

@@ -38,11 +38,9 @@ _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL: Final = Raw(b"null")
 _NOTHING: Final = frozenset((b"null", b'""', b"[]", b"{}", b"false"))
 
-_HEAD: Final = ("id", "object", "created", "model")
+_HEAD: Final = ("id", "object", "created", "model", "system_fingerprint")
 """Members that readers get as the first answer has them."""
-_OF_ENGINE: Final = frozenset(
-    {*_HEAD, "choices", "usage", "system_fingerprint", "service_tier", "timings", "metrics"}
-)
+_OF_ENGINE: Final = frozenset({*_HEAD, "choices", "usage", "service_tier", "timings", "metrics"})
 """Members of a chunk that say nothing about the generated text."""
 _OF_PROMPT: Final = frozenset({"prompt_token_ids", "prompt_text", "prompt_logprobs"})
 _WHOLE: Final = None  # in place of a choice's index: members of the chunk

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
+from msgspec import structs
+
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import ExchangeContext
 from proxy.flights.fleet.following import INTEREST, KEPT, Following
@@ -20,7 +22,7 @@ from proxy.flights.fleet.metrics import FleetMetrics
 from proxy.flights.fleet.publication import MOST_LOG, MOST_LOGS, Publication
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Callbacks, Ingest
+from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Mode
 from proxy.redis import (
@@ -140,7 +142,12 @@ class Node:
         claim = longest + longest_wait + MARGIN
         self._longest = claim if claim < math.inf else UNBOUNDED  # seconds that a claim lasts
         cache.claim_as(self.name, INTEREST, self._longest, self._failed)
-        self._first_token = exchange_context.timeouts.limits.first_token or math.inf
+        limits = exchange_context.timeouts.limits
+        self._first_token = limits.first_token or math.inf
+        # A leader continues a stream whose engine is silent, which takes it longer than the limit between tokens:
+        # a follower has none of its own, but asks whether the leader lives.
+        of_leaders = structs.replace(limits, first_token=0, token=0)
+        self._timeouts = Timeouts(of_leaders, loop, fault, exchange_context.timeouts.lost)
         self._inbox = self._keys.inbox + self.name
         self._beat_key = self._keys.node + self.name
         self._leads: dict[Flight, bytes] = {}  # its fence, from the claim to the end
@@ -182,7 +189,8 @@ class Node:
         try:
             await self._probe()
         except WireError as e:
-            self.availability.failed(e)
+            # One master of a Cluster that is away opens no breaker, but only an open one is probed.
+            self.availability.failed(Lost(str(e)) if isinstance(e, NodeAway) else e)
         self.availability.start()
         self._timer = self._loop.call_later(TICK, self._tick)
 
@@ -191,6 +199,7 @@ class Node:
         self.live, self._stopped = False, True
         if self._timer is not None:
             self._timer.cancel()
+        self._timeouts.close()
         await self.availability.stop()
         try:
             # Behind the releases of the flights, which have been carried out with it.
@@ -369,7 +378,9 @@ class Node:
             if reply != 0 and publication.unread_here:
                 publication.end(complete=True)
 
-        self._run(QUIT, self._ending(publication.claim, publication.fence), (publication.fence,), decided)
+        self._run(
+            QUIT, self._ending(publication.claim, publication.fence), (publication.fence, _ms(INTEREST)), decided
+        )
 
     def _ending(self, claim: bytes, fence: bytes) -> tuple[bytes, ...]:
         """The keys of a script that ends a claim."""
@@ -512,7 +523,7 @@ class Node:
                 return False
             flight.follows_node(follower.following.leader.decode(), head.shape)
             callbacks = Callbacks(partial(self._ingested, follower))
-            ingest = follower.begin(self._context.ingest(flight, self._context.timeouts, callbacks))
+            ingest = follower.begin(self._context.ingest(flight, self._timeouts, callbacks))
             ingest.head(200, head.headers)
             if flight.spec.mode is _WHOLE and not self._folds(flight):
                 flight.unfold()

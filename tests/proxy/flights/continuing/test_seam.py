@@ -26,12 +26,15 @@ def chat(delta: Json | None = None, *, index: int = 0, finish: str | None = None
 
 def chunk_of(choices: Sequence[Json], **more: Any) -> bytes:
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m1"}
+    head["system_fingerprint"] = "fp-1"
     return sse({**head, "choices": choices, **more})
 
 
 def other(frame: bytes) -> bytes:
     """The frame as another engine sends it."""
-    return frame.replace(b'"chatcmpl-1"', b'"chatcmpl-2"').replace(b'"created":1', b'"created":2')
+    for name in (b'"chatcmpl-%d"', b'"created":%d', b'"fp-%d"'):
+        frame = frame.replace(name % 1, name % 2)
+    return frame
 
 
 def say(text: str, index: int = 0) -> bytes:
@@ -57,7 +60,7 @@ def merged(frames: Iterable[bytes]) -> Json:
     whole: Json = {"choices": {}, "head": set(), "usage": []}
     for frame in frames:
         data = json.loads(frame.removeprefix(b"data: "))
-        whole["head"].add((data["id"], data["created"], data["model"]))
+        whole["head"].add((data["id"], data["created"], data["model"], data["system_fingerprint"]))
         if data.get("usage"):
             whole["usage"].append(data["usage"])
         for choice in data["choices"]:
