@@ -44,7 +44,6 @@ from loadgen.drive import (
     judge_self_error,
     lag_of,
     new_loop,
-    prompts_of,
     scraping,
     session_of,
     stop_on_signals,
@@ -65,6 +64,8 @@ TOP_RATE: Final = 10_000.0
 TOP_USERS: Final = 4096
 LEAST_SECONDS: Final = 2.0  # of a stage
 OVERTIME: Final = 3.0  # a stage that takes so many times as long as its arrivals is given up
+MISSES: Final = 3.0  # times the allowed misses of a stage, after which it is given up
+LEAST_MISSES: Final = 20
 RESPONSES: Final = 5.0  # a stage lasts at least as long as so many responses in a row
 NO_OBJECTIVES: Final = (
     "find needs objectives, such as --goodput ttft:500 tpot:50 (milliseconds): they are what the load must meet"
@@ -192,15 +193,15 @@ class Driver:
         return next(touching, "")
 
     def _hopeless(self, plan: Plan, began: float) -> Callable[[int], bool]:
-        """Whether twice as many requests as may miss an objective in the whole stage have missed it already, or
+        """Whether several times as many requests as may miss an objective in the whole stage have missed it, or
         the stage takes much longer than its arrivals."""
         ttft, e2e = (
             min((self._slos[name] for name in names if name in self._slos), default=math.inf) * 1e6
             for names in (("ttft", "ttft_due"), ("e2el", "e2el_due"))
         )
-        most = max(2 * self._allowed * plan.requests, 20)
+        most = max(MISSES * self._allowed * plan.requests, LEAST_MISSES)
         longest_ns = (began + OVERTIME * plan.requests / plan.load + self._grace) * 1e9
-        return lambda now: now > longest_ns or self._session.late(now, ttft, e2e) > most
+        return lambda now: now > longest_ns or self._session.missed(now, ttft, e2e) > most
 
     def _name(self, plan: Plan) -> str:
         if not self._users:
@@ -306,8 +307,7 @@ async def searched(
     async with session_of(job, hide, view) as session:
         stop_on_signals(session.stop, view.note)
         await warm_up(job, session, workload, warmed)
-        prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
-        stages = Stages(session, prompts, file.append)
+        stages = Stages(session, itertools.islice(workload.requests(), job.num_prompts), file.append)
         driver = Driver(args, search, stages, session)
         while not session.stopped and not stages.ran_out and (plan := search.next()) is not None:
             stage = await driver.stage(plan)

@@ -17,7 +17,9 @@ from loadgen.analysis.search.stage import CERTAIN, Stage
 SURE: Final = 3.0
 """Standard errors beyond which a stage by itself met or missed the objectives."""
 STEP: Final = 1.2
-"""Largest factor between neighbouring loads near the limit."""
+"""Largest factor between neighbouring loads near the limit, where the lower one was run for a short time only."""
+ABOVE: Final = 1.5
+"""Of what an overloaded server answers, or of what met the objectives: no load beyond is tried near the limit."""
 LIKELY: Final = 2.0
 """Standard errors beyond which a miss is not put down to chance, and no higher load is tried."""
 BEYOND: Final = 1.05
@@ -168,10 +170,14 @@ class Search:
             # Those before it missed, perhaps because the server was not warm yet.
             self._passed = True
             self._before = len(self.stages) - 1
-        if stage.load in self._near:
+        if stage.load in self._near and not stage.aborted:
             self._near_requests = ceil(self._near_requests * GROWTH[not stage.settled])
         estimate = self._latest = self._estimate()
-        narrow = estimate is not None and self._narrow(estimate.load, estimate.low, estimate.high)
+        narrow = (
+            estimate is not None
+            and self._narrow(estimate.load, estimate.low, estimate.high)
+            and self._enclosed(estimate.load)
+        )
         self._sure_twice = self._sure_twice + 1 if narrow else 0
 
     @property
@@ -226,19 +232,21 @@ class Search:
             return self._far(high.load / (4 if high.share > 4 * self._allowed else 1.5))
         if high.load / low.load > 1.35 and self._separate(low, high) and not self._near:
             return self._far((low.load * high.load) ** 0.5)
-        return self._close(self._between(low.load, min(high.load, max(served, low.load) * STEP)))
+        return self._close(self._between(low, min(high.load, max(served, low.load) * ABOVE)))
 
     def _at_top(self) -> Stage | None:
         """The longest stage at the highest load that may be tried; a rate is used once, so those just below it
         count."""
         return max((stage for stage in self.stages if stage.load >= 0.99 * self._top), key=len, default=None)
 
-    def _between(self, low: float, high: float) -> float:
+    def _between(self, stage: Stage, high: float) -> float:
         """Without a line: in and around the middle, so that a line becomes possible. Never far below a load that
         surely was too much, since a low one that was run for a short time only says little."""
+        low = stage.load
         centre = (low * high) ** 0.5
         spread = min(max((high / low) ** 0.25, 1.07), STEP)
-        return float(max(centre * spread ** (0, -1, 1)[self._side % 3], high / STEP))
+        least = low if low in self._near else high / STEP
+        return float(max(centre * spread ** (0, -1, 1)[self._side % 3], least))
 
     def _served(self) -> float:
         """The fewest good responses per second of a stage that asked for more: near the most that the server can
@@ -408,6 +416,15 @@ class Search:
             return stage.share < self._allowed * 2 * WIDE
         return self._allowed / WIDE < stage.share < self._allowed * WIDE
 
+    def _enclosed(self, load: float) -> bool:
+        """Whether stages on both sides of a load had shares in whose range a straight line may be trusted."""
+        inside = [
+            stage.load
+            for stage in self._counted
+            if not stage.aborted and self._allowed / WIDE < stage.share < self._allowed * WIDE
+        ]
+        return bool(inside) and min(inside) <= load <= max(inside)
+
     def _service_of(self, stages: Sequence[Stage], reference: float) -> float:
         """The service time of the simulated queue whose waits follow the measured strain best. Searched for again
         only after the sample has grown by half."""
@@ -477,7 +494,7 @@ class Search:
                 estimate.low if estimate.low > load / 2 else met,
                 estimate.high if estimate.high < load * 2 else missed,
             )
-            narrow = self._narrow(load, estimate.low, estimate.high)
+            narrow = self._narrow(load, estimate.low, estimate.high) and self._enclosed(load)
         elif high is None:
             top = self._at_top()
             sure = top is not None and top.met(self._allowed, SURE)
@@ -487,7 +504,7 @@ class Search:
             return self._broken(replace(known, state="not met" if sure else "all missed"), min(loads))
         else:
             ends = (met, missed)
-            load = ((met or low.load) * (missed or high.load)) ** 0.5
+            load = (low.load * high.load) ** 0.5
         if self._by == "users":
             load = float(max(int(load + 1e-9), 1))
             narrow = narrow or (met is not None and missed is not None and missed - met <= 1)

@@ -127,18 +127,26 @@ class Stage:
 
     @cached_property
     def served(self) -> float:
-        """Responses per second while requests arrived, without the beginning; 0 if unknown."""
+        """Responses per second while requests arrived, without the beginning; 0 if unknown or if the stage was not
+        much longer than a response."""
         begin, end = self._window
-        return sum(begin < at <= end for at in self.ends) / (end - begin) if end > begin else 0.0
+        if end <= begin or self._brief:
+            return 0.0
+        return sum(begin < at <= end for at in self.ends) / (end - begin)
 
     @cached_property
     def overloaded(self) -> bool:
         """Whether requests came faster than they were answered, so that any objective is missed in the end."""
         begin, end = self._window
-        if end <= begin or len(self) < ANSWERED * self.overlap or not self.rising:
+        if end <= begin or self._brief or not self.rising:
             return False
         started = self._in_flight(begin)
         return self._in_flight(end) - started > GROWS * sqrt(len(self))
+
+    @property
+    def _brief(self) -> bool:
+        """By Little's law."""
+        return len(self) < ANSWERED * self.overlap
 
     @property
     def _window(self) -> tuple[float, float]:

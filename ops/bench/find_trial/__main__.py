@@ -1,10 +1,10 @@
-"""The command line: start each server of a list, search it with each seed, print what was found and how long it took.
+"""The command line: start each server of a list, search it with each seed, print what was found in what time.
 
 The list is TOML. Nothing of it is known to the search but `find`:
 
     [[server]]
     name = "four places"
-    command = "python -m somewhere.places --count 4"   # prints its URL as the first line, serves until it is killed
+    command = "python -m somewhere.places --count 4"   # prints its URL first, serves until it is killed
     find = "--goodput ttft:300 --attainment 95% --max-tokens 2"   # flags of `loadgen find`
     limit = 36.2   # optional: the true limit, for the column of errors
 """
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--servers", type=Path, required=True, metavar="FILE", help="TOML; see the module's text")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="searches of each server (default 10)")
     parser.add_argument("--only", metavar="NAME", help="this server only")
-    parser.add_argument("--within", type=float, default=0.03, help="allowed error of a limit (default %(default)g)")
+    parser.add_argument(
+        "--within", type=float, default=0.03, help="allowed error of a limit (default %(default)g)"
+    )
     parser.add_argument(
         "--fresh", action="store_true", help="start the server anew for each search, not once for all"
     )
@@ -133,12 +135,22 @@ def search(server: Server, url: str, seed: int) -> Answer:
             found = loadgen["found"]
             found["sound"] = not loadgen["run"].get("invalid")
     lines = [line for line in ended.stdout.decode(errors="replace").splitlines() if line.strip()]
-    said = next((line for line in lines if line.strip().startswith("Result:")), lines[-1] if lines else "nothing")
+    said = next((line for line in lines if line.strip().startswith("Result:")), [*lines, "nothing"][-1])
     return Answer(
-        server=server.name, seed=seed, seconds=seconds, code=ended.returncode, said=said.strip(), limit=server.limit,
-        state=found.get("state", "no result"), by=found.get("by", ""), load=found.get("load"), low=found.get("low"),
-        high=found.get("high"), requests=found.get("requests", 0), sound=found.get("sound", False),
-    )  # fmt: skip
+        server=server.name,
+        seed=seed,
+        seconds=seconds,
+        code=ended.returncode,
+        said=said.strip(),
+        limit=server.limit,
+        state=found.get("state", "no result"),
+        by=found.get("by", ""),
+        load=found.get("load"),
+        low=found.get("low"),
+        high=found.get("high"),
+        requests=found.get("requests", 0),
+        sound=found.get("sound", False),
+    )
 
 
 if __name__ == "__main__":

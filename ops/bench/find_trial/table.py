@@ -8,7 +8,16 @@ from typing import Final
 
 import msgspec
 
-HEADS: Final = ("server", "limit", "found, each seed", "largest error", "interval holds it", "seconds", "sure", "sound")
+HEADS: Final = (
+    "server",
+    "limit",
+    "found, each seed",
+    "largest error",
+    "interval holds it",
+    "seconds",
+    "sure",
+    "sound",
+)
 
 
 class Answer(msgspec.Struct, kw_only=True):
