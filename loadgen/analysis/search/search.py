@@ -51,6 +51,9 @@ FLOOR: Final = 0.005
 closely that nothing is left but the error of its own service time, which the line does not know."""
 COMPARED: Final = 12_000
 """Requests by which the simulated queues are compared."""
+SAME: Final = 0.05
+"""Stages whose loads differ by less are tries of one load, of which the next is longer."""
+MOST_TRIES: Final = 3
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
 AGREE: Final = 1.03
@@ -255,7 +258,9 @@ class Search:
             (
                 stage.served
                 for stage in self._counted
-                if 0 < stage.served < stage.load / BEYOND and stage.lost(self._allowed, SURE)
+                if 0 < stage.served < stage.load / BEYOND
+                and stage.due[-1] - stage.due[0] >= self._least
+                and stage.lost(self._allowed, SURE)
             ),
             default=inf,
         )
@@ -269,7 +274,7 @@ class Search:
 
     def _far(self, load: float) -> Plan:
         load = self._rounded(load)
-        short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < 0.05]
+        short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < SAME]
         if short:
             return self._plan(load, ceil(2.5 * max(short)), near=False)
         if self._by == "users":
@@ -311,7 +316,7 @@ class Search:
         pools: list[tuple[float, int, list[Stage]]] = []  # bad requests, requests, stages
         served = self._served()
         for stage in sorted(self._counted, key=lambda stage: (stage.load, len(stage))):
-            lost = stage.lost(self._allowed, SURE)
+            lost = stage.lost(self._allowed, SURE) or self._restless(stage)
             if not lost and stage.load > BEYOND * served and stage.load not in self._near:
                 continue  # short, and above what the server answers: it was let through from a reserve
             if not lost and not (self._long(stage) and (stage.settled or stage.share > self._allowed)):
@@ -325,6 +330,11 @@ class Search:
         below = [stage for bad, requests, stages in pools if bad <= self._allowed * requests for stage in stages]
         above = [stage for bad, requests, stages in pools if bad > self._allowed * requests for stage in stages]
         return (below[-1] if below else None), (above[0] if above else None)
+
+    def _restless(self, stage: Stage) -> bool:
+        """Whether stages at this load, each longer than the last, never came to rest: the server is about full."""
+        tries = [s for s in self._counted if abs(s.load / stage.load - 1) < SAME and not s.aborted]
+        return len(tries) >= MOST_TRIES and not any(s.settled for s in tries)
 
     def _long(self, stage: Stage) -> bool:
         """Whether no stage near this one's load was much longer."""
@@ -421,7 +431,7 @@ class Search:
         inside = [
             stage.load
             for stage in self._counted
-            if not stage.aborted and self._allowed / WIDE < stage.share < self._allowed * WIDE
+            if not stage.aborted and self._allowed / APART**2 < stage.share < self._allowed * APART**2
         ]
         return bool(inside) and min(inside) <= load <= max(inside)
 

@@ -20,6 +20,8 @@ take longer than that."""
 LINKED: Final = 0.5
 """Correlation of neighbouring batches from which a stage is too short: its queue has not come to rest. Chance
 alone reaches it in one of a hundred stages."""
+TREND: Final = 0.75
+"""Correlation of the batches with their place from which a queue is still growing."""
 CERTAIN: Final = 0.5
 """Share of bad requests that is no matter of chance, however dependent they are."""
 GROWS: Final = 4.0
@@ -113,10 +115,12 @@ class Stage:
         means = self.means(self.strain)
         if len(means) < BATCHES:
             return True
-        middle = sum(means) / len(means)
+        middle, centre = sum(means) / len(means), (len(means) - 1) / 2
         whole = sum((x - middle) ** 2 for x in means)
         linked = sum((x - middle) * (y - middle) for x, y in pairwise(means))
-        return whole <= 1e-9 or linked / whole < LINKED
+        trend = sum((place - centre) * (x - middle) for place, x in enumerate(means))
+        steady = sum((place - centre) ** 2 for place in range(len(means)))
+        return whole <= 1e-9 or (linked < LINKED * whole and trend < TREND * (whole * steady) ** 0.5)
 
     @cached_property
     def rising(self) -> bool:

@@ -463,8 +463,8 @@ async def test_a_sweep_of_users_gives_each_a_conversation(tmp_path: Path, echo: 
 
 async def test_a_search_sends_no_conversations(tmp_path: Path, echo: Engine) -> None:
     seen = await command(
-        tmp_path, "find", "--base-url", echo.url, *SMALL, "--num-prompts", "2", "--goodput", "ttft:9", "--turns", "2",
-        code=2,
+        tmp_path, "find", "--base-url", echo.url, *SMALL, "--num-prompts", "2", "--goodput", "ttft:9",
+        "--turns", "2", code=2,
     )  # fmt: skip
     assert (seen.code, echo.requests) == (2, [])
     assert "are for `run`, `ab` and `sweep`" in seen.said
