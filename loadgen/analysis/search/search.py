@@ -10,12 +10,14 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from loadgen.analysis.search.fit import Line, Row, crossing, fitted, student
+from loadgen.analysis.search.fit import Line, Row, crossing, fitted, student, wilson
 from loadgen.analysis.search.queue import load_at, tail, waits
 from loadgen.analysis.search.stage import CERTAIN, Stage
 
 SURE: Final = 3.0
 """Standard errors beyond which a stage by itself met or missed the objectives."""
+DOUBTFUL: Final = 1.5
+"""Factor up to which a share above what is allowed may be chance."""
 STEP: Final = 1.2
 """Largest factor between neighbouring loads near the limit, where the lower one was run for a short time only."""
 ABOVE: Final = 1.5
@@ -53,6 +55,7 @@ COMPARED: Final = 12_000
 """Requests by which the simulated queues are compared."""
 SAME: Final = 0.05
 """Stages whose loads differ by less are tries of one load, of which the next is longer."""
+SAME_LOAD: Final = 1.01
 MOST_TRIES: Final = 3
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
@@ -235,7 +238,8 @@ class Search:
             return self._far(high.load / (4 if high.share > 4 * self._allowed else 1.5))
         if high.load / low.load > 1.35 and self._separate(low, high) and not self._near:
             return self._far((low.load * high.load) ** 0.5)
-        return self._close(self._between(low, min(high.load, max(served, low.load) * ABOVE)))
+        most = served * (1 + SAME * 2) if low.load < served < inf else low.load * ABOVE if served < inf else inf
+        return self._close(self._between(low, min(high.load, most)))
 
     def _at_top(self) -> Stage | None:
         """The longest stage at the highest load that may be tried; a rate is used once, so those just below it
@@ -319,7 +323,8 @@ class Search:
             lost = stage.lost(self._allowed, SURE) or self._restless(stage)
             if not lost and stage.load > BEYOND * served and stage.load not in self._near:
                 continue  # short, and above what the server answers: it was let through from a reserve
-            if not lost and not (self._long(stage) and (stage.settled or stage.share > self._allowed)):
+            long = self._long(stage) or stage.load in self._near
+            if not lost and not (long and (stage.settled or stage.share > self._allowed)):
                 continue
             size = max(len(stage), 1)
             pool = (size * max(stage.share, CERTAIN * lost), size, [stage])
@@ -327,9 +332,16 @@ class Search:
                 bad, requests, stages = pools.pop()
                 pool = (bad + pool[0], requests + pool[1], stages + pool[2])
             pools.append(pool)
-        below = [stage for bad, requests, stages in pools if bad <= self._allowed * requests for stage in stages]
-        above = [stage for bad, requests, stages in pools if bad > self._allowed * requests for stage in stages]
-        return (below[-1] if below else None), (above[0] if above else None)
+        below: Stage | None = None
+        for bad, requests, stages in pools:
+            if bad > self._allowed * requests and self._likely(bad, requests):
+                return below, stages[0]
+            below = stages[-1]
+        return below, None
+
+    def _likely(self, bad: float, requests: int) -> bool:
+        """Whether a share above what is allowed is more than chance, or at least half as much again."""
+        return bad > DOUBTFUL * self._allowed * requests or wilson(bad, requests, LIKELY)[0] > self._allowed
 
     def _restless(self, stage: Stage) -> bool:
         """Whether stages at this load, each longer than the last, never came to rest: the server is about full."""
@@ -374,6 +386,7 @@ class Search:
                 if (self._enough(stage) or stage.share > CERTAIN)
                 and stage.lost(self._allowed, SURE)
                 and self._long(stage)
+                and not self._contradicted(stage)
             ),
             default=None,
         )
@@ -384,11 +397,23 @@ class Search:
                 if self._enough(stage)
                 and stage.met(self._allowed, SURE)
                 and self._long(stage)
+                and not self._contradicted(stage)
                 and stage.load < (missed or inf)
             ),
             default=None,
         )
         return met, missed
+
+    def _contradicted(self, stage: Stage) -> bool:
+        """Whether one at least half as long says the opposite, at a load where that cannot be."""
+        met = stage.share <= self._allowed
+        return any(
+            (other.share <= self._allowed) != met
+            and 2 * len(other) >= len(stage)
+            and (other.load <= stage.load * SAME_LOAD if met else other.load * SAME_LOAD >= stage.load)
+            for other in self._counted
+            if not other.aborted
+        )
 
     def _enough(self, stage: Stage) -> bool:
         """Whether a stage alone may be evidence. Users wait for their answers, so their queue cannot grow
@@ -514,7 +539,8 @@ class Search:
             return self._broken(replace(known, state="not met" if sure else "all missed"), min(loads))
         else:
             ends = (met, missed)
-            load = (low.load * high.load) ** 0.5
+            served = self._served()
+            load = (low.load * (served if low.load < served < high.load else high.load)) ** 0.5
         if self._by == "users":
             load = float(max(int(load + 1e-9), 1))
             narrow = narrow or (met is not None and missed is not None and missed - met <= 1)
