@@ -54,6 +54,8 @@ def keep(results: Path, target: Path) -> bool:
     target.mkdir(parents=True)
     for name in KEPT:
         shutil.move(pages[0].parent / name, target / name)
+    for picture in (target / "plots").glob("*.png"):  # the pages have the SVG ones
+        picture.unlink()
     return True
 
 
