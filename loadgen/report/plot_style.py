@@ -110,8 +110,10 @@ class Sheet:
         size = None
         if self.narrow:
             columns, size = 2 if columns == 4 else 1, NARROW_LEGEND
-        side, corner = ("lower right", (1, 1)) if right else ("lower left", (0, 1))
-        axes.legend(loc=side, bbox_to_anchor=corner, ncols=columns, borderaxespad=0.2, fontsize=size)
+        if right:
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2, fontsize=size)
+        else:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, fontsize=size)
 
 
 def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any) -> tuple[Figure, list[Axes]]:
