@@ -344,7 +344,10 @@ class Search:
         return bad > DOUBTFUL * self._allowed * requests or wilson(bad, requests, LIKELY)[0] > self._allowed
 
     def _restless(self, stage: Stage) -> bool:
-        """Whether stages at this load, each longer than the last, never came to rest: the server is about full."""
+        """Whether stages at this rate, each longer than the last, never came to rest: the server is about full.
+        Users wait for their answers, so their queue does not grow."""
+        if self._by == "users":
+            return False
         tries = [s for s in self._counted if abs(s.load / stage.load - 1) < SAME and not s.aborted]
         return len(tries) >= MOST_TRIES and not any(s.settled for s in tries)
 
