@@ -36,7 +36,7 @@ class Conversations(msgspec.Struct, frozen=True, kw_only=True):
     left: int  # a client cancelled a request
     cut: int  # the run ended first
     not_sent: int  # requests of conversations that ended early
-    turns: dict[str, Part]  # "1", "2", ..., and "21+" for the rest
+    turns: dict[str, Part]  # "1", "2", ..., and "21+" for the rest; of an `ab` "1 at a", "1 at b", ...
 
 
 class Cancellations(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,10 +125,11 @@ def _conversations(requests: Sequence[Measured], seed: int) -> Conversations | N
     for turns in by_name.values():
         ends[_end(turns)] += 1
         not_sent += turns[0].turns - len(turns)
-    parts = _by((request for request in requests if request.turn), lambda request: _row(request.turn))
-    order = sorted(parts, key=lambda row: int(row.rstrip("+")))
+    several = len({request.target for request in requests}) > 1
+    ordered = sorted((request for request in requests if request.turn), key=lambda each: (each.turn, each.target))
+    parts = _by(ordered, lambda request: _row(request.turn) + (f" at {request.target}" if several else ""))
     return Conversations(
-        begun=len(by_name), not_sent=not_sent, turns={row: _part(parts[row], seed) for row in order}, **ends
+        begun=len(by_name), not_sent=not_sent, turns={row: _part(parts[row], seed) for row in parts}, **ends
     )
 
 

@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ import msgspec
 from loadgen import store
 from loadgen.analysis import (
     Found,
+    Measured,
     Plan,
     Search,
     Stage,
@@ -39,8 +41,9 @@ from loadgen.drive import (
     Job,
     Session,
     Stages,
+    judge_self_error,
+    lag_of,
     new_loop,
-    prompts_of,
     scraping,
     session_of,
     stop_on_signals,
@@ -61,6 +64,8 @@ TOP_RATE: Final = 10_000.0
 TOP_USERS: Final = 4096
 LEAST_SECONDS: Final = 2.0  # of a stage
 OVERTIME: Final = 3.0  # a stage that takes so many times as long as its arrivals is given up
+MISSES: Final = 3.0  # times the allowed misses of a stage, after which it is given up
+LEAST_MISSES: Final = 20
 RESPONSES: Final = 5.0  # a stage lasts at least as long as so many responses in a row
 NO_OBJECTIVES: Final = (
     "find needs objectives, such as --goodput ttft:500 tpot:50 (milliseconds): they are what the load must meet"
@@ -146,6 +151,7 @@ class Driver:
         self._seconds = args.max_minutes * 60
         self._grace = args.grace_seconds
         self._seed = args.seed
+        self._limits = flags.limits_of(args)
         self.records: list[Record] = []
 
     async def stage(self, plan: Plan) -> Stage | None:
@@ -169,19 +175,33 @@ class Driver:
         self.records += records
         if self._session.stopped or not records:
             return None
-        seconds = self._stages.elapsed - began
-        return stage_of(plan.load, records, self._slos, seconds=seconds, aborted=aborted)
+        return stage_of(
+            plan.load,
+            records,
+            self._slos,
+            seconds=self._stages.elapsed - began,
+            aborted=aborted,
+            open_loop=not self._users,
+            fault=self._fault(records),
+        )
+
+    def _fault(self, records: Sequence[Record]) -> str:
+        """What the generator itself did wrong in the stage that ended last, if it touches the objectives."""
+        lag = lag_of(records, self._stages.worker_errors[-1:])
+        faults, _ = judge_self_error(lag, records, self._limits, open_loop=not self._users)
+        touching = (fault.text for fault in faults if not fault.touches or fault.touches & self._slos.keys())
+        return next(touching, "")
 
     def _hopeless(self, plan: Plan, began: float) -> Callable[[int], bool]:
-        """Whether twice as many requests as may miss an objective in the whole stage have missed it already, or
+        """Whether several times as many requests as may miss an objective in the whole stage have missed it, or
         the stage takes much longer than its arrivals."""
         ttft, e2e = (
             min((self._slos[name] for name in names if name in self._slos), default=math.inf) * 1e6
             for names in (("ttft", "ttft_due"), ("e2el", "e2el_due"))
         )
-        most = max(2 * self._allowed * plan.requests, 20)
+        most = max(MISSES * self._allowed * plan.requests, LEAST_MISSES)
         longest_ns = (began + OVERTIME * plan.requests / plan.load + self._grace) * 1e9
-        return lambda now: now > longest_ns or self._session.late(now, ttft, e2e) > most
+        return lambda now: now > longest_ns or self._session.missed(now, ttft, e2e) > most
 
     def _name(self, plan: Plan) -> str:
         if not self._users:
@@ -197,7 +217,14 @@ def arrivals(plan: Plan, seed: int) -> Iterator[float]:
 
 
 def stage_of(
-    load: float, records: Sequence[Record], slos: Mapping[str, float], *, seconds: float, aborted: bool
+    load: float,
+    records: Sequence[Record],
+    slos: Mapping[str, float],
+    *,
+    seconds: float,
+    aborted: bool,
+    open_loop: bool,
+    fault: str,
 ) -> Stage:
     """A stage from its records. A request that was cancelled after a limit had passed has missed it; another one
     that was cancelled is left out."""
@@ -216,7 +243,16 @@ def stage_of(
         missed={name: sum(not met(request, name, limit) for request in requests) for name, limit in slos.items()},
         overlap=busy / seconds if seconds > 0 else 0.0,
         aborted=aborted,
+        ends=[_end(request, begin) for request in requests] if open_loop else (),
+        failures=Counter(record.failure for record in records if record.failure not in (None, "cancelled")),
+        fault=fault,
     )
+
+
+def _end(request: Measured, begin_ns: int) -> float:
+    if request.end_ns is None or not request.completed:
+        return math.inf
+    return (request.end_ns - begin_ns) / 1e9
 
 
 async def _find(args: argparse.Namespace, argv: list[str]) -> int:
@@ -271,8 +307,7 @@ async def searched(
     async with session_of(job, hide, view) as session:
         stop_on_signals(session.stop, view.note)
         await warm_up(job, session, workload, warmed)
-        prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
-        stages = Stages(session, prompts, file.append)
+        stages = Stages(session, itertools.islice(workload.requests(), job.num_prompts), file.append)
         driver = Driver(args, search, stages, session)
         while not session.stopped and not stages.ran_out and (plan := search.next()) is not None:
             stage = await driver.stage(plan)
@@ -302,19 +337,20 @@ def _nearest(found: Found, names: Sequence[str]) -> str:
     if not loads:
         return ""
     below = [name for name, load in loads.items() if found.load is None or load <= found.load * 1.0001]
-    if below and found.state != "not met":
+    if below and found.state not in ("not met", "all missed"):
         return max(below, key=lambda name: loads[name])
     return min(loads, key=lambda name: loads[name])
 
 
 def exit_code(run: Run, found: Found, *, lost: bool) -> int:
-    """130 after Ctrl-C; 1 if no load met the objectives, nothing was measured or a file was lost; 3 if the
-    measurement is invalid; else 0, for an answer with an interval that is wider than asked too."""
+    """130 after Ctrl-C; 1 if no load met the objectives, the time ended on one side of the limit, the server
+    failed, nothing was measured or a file was lost; 3 if the measurement is invalid; else 0, for an answer with an
+    interval that is wider than asked too."""
     if run.interrupted:
         return finish.INTERRUPTED
     if (
         lost
-        or found.state in ("not met", "nothing")
+        or found.state in ("not met", "all met", "all missed", "failed", "nothing")
         or (found.state == "unsure" and None in (found.low, found.high))
     ):
         return finish.FAILED

@@ -198,11 +198,35 @@ def sentences(look: _Look, records: list[Record], found: Found, slos: dict[str, 
 
 
 def _third(found: Found, aims: str) -> str:
-    if found.state == "not met":
-        return f"Not even one user at a time gets {aims} in nine of ten requests."
-    if found.load is None:
-        most = found.tried[1] if found.tried else 1
-        return f"At least {most:.0f} users at once get {aims}; a limit was not found in a minute."
-    about = "" if found.state == "found" else "about "
-    which = f"{about}{found.load:.0f} user{'s' if found.load > 1 else ''}"
-    return f"Up to {which} at once get {aims}; with more, answers become slower than that."
+    lowest, highest = (f"{load:.0f} user{'s' if load > 1 else ''}" for load in found.tried or (1, 1))
+    match found.state:
+        case "failed":
+            return "Then the server failed: it gave no answer any more."
+        case "not met":
+            return f"Not even one user at a time gets {aims} in nine of ten requests."
+        case "all missed":
+            return (
+                f"Not even {lowest} got {aims} in nine of ten requests, as far as the few of a minute show: this "
+                "server is too slow for `quick`; `find` takes the time that is needed."
+            )
+        case "no limit":
+            return f"At least {highest} at once get {aims}; more were not tried."
+        case "all met":
+            return (
+                f"Up to {highest} at once got {aims}, as far as the few requests of a minute show: this server is "
+                "too slow for `quick` to find a limit; `find` takes the time that is needed."
+            )
+        case "nothing":
+            return "Nothing is known of several users: no request ended in time."
+        case _:
+            about = "" if found.state == "found" else "about "
+            load = found.load or 1
+            which = f"{about}{load:.0f} user{'s' if load > 1 else ''}"
+            return f"Up to {which} at once get {aims}; with more, {_worse(found)}."
+
+
+def _worse(found: Found) -> str:
+    if found.fault:
+        return "this load generator was at its own limit"
+    fails = sum(found.failures.values()) >= (1 - min(found.broke.values(), default=0.0)) / 2
+    return "requests fail" if fails else "answers become slower than that"

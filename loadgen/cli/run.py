@@ -329,9 +329,10 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
     conversation_rate = getattr(args, "conversation_rate", None)
     if first.then and not hasattr(args, "conversation_rate"):
         raise UsageError(
-            "conversations (--turns, traces of agents) are for `run`; this command sends single requests"
+            "conversations (--turns, traces of agents) are for `run`, `ab` and `sweep`; this command sends single "
+            "requests"
         )
-    if first.then and args.request_rate and not conversation_rate:
+    if first.then and args.request_rate and not conversation_rate and not hasattr(args, "stage_seconds"):
         raise UsageError(
             "--request-rate does not apply to conversations, whose later requests wait for answers: give "
             "--conversation-rate, or --max-concurrency for so many users"

@@ -31,11 +31,11 @@ TOGETHER_SECONDS: Final = 6.0
 SLOW_SECONDS: Final = 3.0  # of a request of TOKENS[0] alone: a slower server gets one request at a time
 RUN_SECONDS: Final = 30.0
 RUN_REQUESTS: Final = 80  # in that time, if responses of at least TOKENS[0] can be that short
-SWEEP_SECONDS: Final = 48.0  # of all stages, without their drains
+SWEEP_SECONDS: Final = 36.0  # of all stages, without their drains
 LEAST_STAGES: Final = 4
 STAGE_REQUEST_SECONDS: Final = 1.0  # of a request of a sweep, whose stages are short
 STAGE_REQUESTS: Final = (24, 6)  # in the lightest stage: wanted, and the fewest that have a median
-STAGE_SECONDS: Final = (8.0, 12.0)  # longer only for a slow server's fewest requests
+STAGE_SECONDS: Final = (6.0, 9.0)  # longer only for a slow server's fewest requests
 TOKENS: Final = (24, 128)
 """The fewest and the most that are chosen. The end of the stream often follows the last token at once, and the two
 are merged: of a shorter response that is more than 5 % of the events, the limit of --limit-censored."""

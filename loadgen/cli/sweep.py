@@ -36,8 +36,7 @@ from loadgen.drive import (
     counted_times,
     medians_ms,
     new_loop,
-    prompts_of,
-    schedule_requests,
+    schedule_items,
     scraping,
     session_of,
     stop_on_signals,
@@ -47,7 +46,7 @@ from loadgen.errors import UsageError
 from loadgen.record import FRESH, Record
 from loadgen.secrets import Hide
 from loadgen.spec import Pace
-from loadgen.workload import Prompt, Workload, open_workload
+from loadgen.workload import Item, Workload, open_workload
 
 START_RATE: Final = 1.0
 STAGE_SECONDS: Final = 30.0
@@ -58,7 +57,11 @@ GIVEN: Final = "--num-prompts or --rates"  # with these there is no probe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
-    group = parser.add_argument_group("stages", "Open loop. All stages together send at most --num-prompts.")
+    group = parser.add_argument_group(
+        "stages",
+        "Open loop. All stages together send at most --num-prompts. Rates are of requests: conversations "
+        "(--turns) begin at the rate divided by their mean number of turns.",
+    )
     positive = values.number(0, above=True)
     group.add_argument(
         "--concurrencies",
@@ -106,7 +109,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
         raise UsageError("--concurrencies is a closed loop: remove --rates, --start-rate and --max-concurrency")
     args.request_rate = None if args.concurrencies else START_RATE  # each stage has its own rate
     args.shed, args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps = False, None, None, None
-    args.trace_speed = 1.0
+    args.trace_speed, args.conversation_rate = 1.0, None
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_sweep_users(args, argv) if args.concurrencies else _sweep(args, argv))
 
@@ -118,7 +121,9 @@ class Sweep:
         self._args = args
         self._job = job
         self._session = session
-        self._prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
+        self._items = itertools.islice(workload.requests(), job.num_prompts)
+        self._turns = mean_turns(workload, job.num_prompts)
+        self._number = 0  # of the next request
         self._rates: list[float] | None = args.rates
         self.stages: list[SweepStage] = []
         self.records: list[Record] = []
@@ -149,8 +154,8 @@ class Sweep:
         name = f"rate={rate:g}"
         records: list[Record] = []
         clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
-        schedule = schedule_requests(
-            self._unused_prompts(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
+        schedule = schedule_items(
+            self._unused_items(rate), self._times(rate, clock_s), stage=name, first=self._number
         )
         limit = self._args.max_seconds
         outcome = await self._session.phase(
@@ -163,7 +168,7 @@ class Sweep:
             ),
             records.append,
             start_ns=zero_ns,
-            total=self._arrivals(rate),
+            total=self._arrivals(rate) if self._turns == 1 else None,
             rate=rate,
             stage=name,
         )
@@ -181,31 +186,34 @@ class Sweep:
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
         """As many arrivals as the rate has in a stage: their number is not left to chance."""
         seed = self._args.seed + len(self.stages)
-        times = counted_times(rate, self._arrivals(rate), self._args.burstiness, seed=seed)
+        times = counted_times(rate / self._turns, self._arrivals(rate), self._args.burstiness, seed=seed)
         return (start_s + at for at in times)
 
     def _arrivals(self, rate: float) -> int:
-        """How many requests a stage has, unless the prompts end before."""
-        count: int = max(round(rate * self._args.stage_seconds), 1)
+        """How many requests, or conversations, a stage has, unless the prompts end before."""
+        count: int = max(round(rate / self._turns * self._args.stage_seconds), 1)
         return min(count, self._job.num_prompts or MAX_ARRIVALS)
 
-    def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
-        """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""
+    def _unused_items(self, rate: float) -> Iterator[Item]:
+        """What no earlier stage used, so that no stage is answered from a cache that another filled."""
         for count in itertools.count():
-            prompt = next(self._prompts, None)
-            if prompt is None:
-                self.ran_out = count < rate * self._args.stage_seconds / 2
+            item = next(self._items, None)
+            if item is None:
+                self.ran_out = count < rate / self._turns * self._args.stage_seconds / 2
                 return
-            yield prompt
+            self._number += 1 + len(item.then)
+            yield item
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
-    """The stage's result. Its pace is that of the responses that were not shared: a cache always keeps up."""
+    """The stage's result. Its pace is that of the responses that were not shared, since a cache always keeps up,
+    and of conversations' first ones, since the later ones are due after an answer."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return SweepStage(requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    judged = [record for record in good if record.shared in FRESH] or good
+    firsts = [record for record in good if record.turn <= 1] or good
+    judged = [record for record in firsts if record.shared in FRESH] or firsts
     kept = completion_ratio(
         [record.due_ns for record in judged], [record.end_ns for record in judged if record.end_ns is not None]
     )
@@ -218,6 +226,12 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
         failed=1 - len(good) / len(measured),
         completed=len(good) / max(seconds, len(measured) / rate),
     )
+
+
+def mean_turns(workload: Workload, num_prompts: int | None) -> float:
+    """Requests of an item of the workload: 1, or the turns of a conversation in the mean."""
+    sizes = [1 + len(item.then) for item in itertools.islice(workload.requests(), min(num_prompts or 1000, 1000))]
+    return sum(sizes) / len(sizes)
 
 
 async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
@@ -283,8 +297,7 @@ async def _sweep_users(args: argparse.Namespace, argv: list[str]) -> int:
             async with session_of(job, hide, view) as session:
                 stop_on_signals(session.stop, view.note)
                 await warm_up(job, session, workload, emit)
-                prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
-                stages = Stages(session, prompts, emit)
+                stages = Stages(session, itertools.islice(workload.requests(), job.num_prompts), emit)
                 for users in args.concurrencies:
                     left_s = (args.max_seconds or math.inf) - stages.elapsed
                     if session.stopped or stages.ran_out or left_s <= 0:

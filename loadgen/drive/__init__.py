@@ -53,6 +53,7 @@ from loadgen.drive.processes.workers import run_workers
 from loadgen.drive.requests import (
     RequestBuilder,
     ScheduledRequest,
+    schedule_items,
     schedule_pairs,
     schedule_requests,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "run_single",
     "run_workers",
     "save_calibration",
+    "schedule_items",
     "schedule_pairs",
     "schedule_requests",
     "scrape_main",

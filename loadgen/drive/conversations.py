@@ -92,8 +92,14 @@ class Conversation:
         prompt = self._composed(self._first.then[due.place - 1])
         if due.place in self._continued:
             self._fields[due.place] = prompt.fields
-        number = self._first.number + due.place
-        return self._first._replace(number=number, prompt=prompt, due_s=due.due_ns / 1e9, place=due.place)
+        first = self._first
+        return first._replace(
+            number=first.number + due.place,
+            prompt=prompt,
+            due_s=due.due_ns / 1e9,
+            pair=None if first.pair is None else first.pair + due.place,
+            place=due.place,
+        )
 
     def _composed(self, follow_up: FollowUp) -> Prompt:
         """The messages so far, the answer to them, and the new ones; or the prompt as it is."""

@@ -44,17 +44,17 @@ def schedule_requests(
 
 
 def schedule_items(
-    items: Iterable[Item], times: Iterable[float] | None, *, speed: float = 1.0
+    items: Iterable[Item], times: Iterable[float] | None, *, speed: float = 1.0, stage: str = "", first: int = 0
 ) -> Iterator[ScheduledRequest]:
     """Each item at its time, in seconds; without times for a closed loop. The gaps of conversations are divided by
     `speed`. The numbers that follow an item's are those of the rest of its conversation."""
     dues: Iterable[float | None] = itertools.repeat(None) if times is None else times
-    number = 0
+    number = first
     for item, due in zip(items, dues, strict=False):
         then = item.then
         if speed != 1.0:
             then = tuple(msgspec.structs.replace(each, gap_s=each.gap_s / speed) for each in then)
-        yield ScheduledRequest(number, item.prompt, due, then=then)
+        yield ScheduledRequest(number, item.prompt, due, stage=stage, then=then)
         number += 1 + len(item.then)
 
 
@@ -64,23 +64,26 @@ def slice_schedule(schedule: Iterable[ScheduledRequest], worker: int, workers: i
 
 
 def schedule_pairs(
-    prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0
+    items: Iterable[Item], times: Iterable[float] | None, *, seed: int = 0
 ) -> Iterator[ScheduledRequest]:
-    """Each prompt to both targets, back to back, in ABBA or BAAB order, so that drift affects both alike.
+    """Each item to both targets, back to back, in ABBA or BAAB order, so that drift affects both alike.
 
     The seed draws the order of each block of two pairs, so that no periodic load of the machine can coincide with
-    it. With times, each request of a pair takes the next one.
+    it. With times, each item of a pair takes the next one. The same turns of two conversations are pairs, too.
     """
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     dues: Iterator[float | None] = itertools.repeat(None) if times is None else iter(times)
     order = "ab"
-    for pair, prompt in enumerate(prompts):
-        order = rng.choice(("ab", "ba")) if pair % 2 == 0 else order[::-1]
-        for place, target in enumerate(order):
+    pair = 0
+    for place, item in enumerate(items):
+        order = rng.choice(("ab", "ba")) if place % 2 == 0 else order[::-1]
+        turns = 1 + len(item.then)
+        for side, target in enumerate(order):
             due = next(dues, None)
             if due is None and times is not None:
                 return
-            yield ScheduledRequest(2 * pair + place, prompt, due, target, pair)
+            yield ScheduledRequest(2 * pair + side * turns, item.prompt, due, target, pair, then=item.then)
+        pair += turns
 
 
 class RequestBuilder:

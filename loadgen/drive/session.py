@@ -77,6 +77,7 @@ class Session:
         self._keep_answers = keep_answers
         self._objectives = objectives
         self._runner: Runner | None = None
+        self._progress = Progress()
         self._stopped = False
         self._start_ns = 0  # of the phase
         self._ends: deque[int] = deque(maxlen=RECENT_ENDS)
@@ -104,13 +105,14 @@ class Session:
         if self._runner is not None:
             self._runner.stop()
 
-    def late(self, now_ns: int, ttft_ns: float, e2e_ns: float) -> int:
-        """How many requests in flight have exceeded a limit already: due longer ago than the first without a byte
-        of response, or than the second. `now_ns` is since the run's start, as their due times are."""
-        return sum(
+    def missed(self, now_ns: int, ttft_ns: float, e2e_ns: float) -> int:
+        """How many requests of the phase have missed the objectives already. Of those in flight: due longer ago
+        than the first limit without a byte of response, or than the second. `now_ns` is since the run's start."""
+        late = sum(
             now_ns - exchange.record.due_ns > (e2e_ns if exchange.first_ns else min(ttft_ns, e2e_ns))
             for exchange in self.client.open
         )
+        return late + self._progress.done - self._progress.good
 
     @staticmethod
     def now() -> int:
@@ -143,7 +145,7 @@ class Session:
         """
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
-        progress = Progress(self._objectives, clock.zero)
+        progress = self._progress = Progress(self._objectives, clock.zero)
         worker_error = WorkerError()
         backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 

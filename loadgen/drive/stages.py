@@ -6,22 +6,24 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from loadgen.drive.requests import schedule_requests
+from loadgen.drive.requests import schedule_items
 from loadgen.drive.self_error import WorkerError
 from loadgen.drive.session import TICK, Session
 from loadgen.record import Record
 from loadgen.spec import Pace
-from loadgen.workload import Prompt
+from loadgen.workload import Item
 
 LEAD: Final = 0.05  # seconds from the call to the first due time
 
 
 class Stages:
-    """Runs stages and keeps their records. `ran_out`: a stage got fewer prompts than it asked for."""
+    """Runs stages and keeps their records. `sent`: items of the workload; `ran_out`: a stage got fewer of them
+    than it asked for."""
 
-    def __init__(self, session: Session, prompts: Iterable[Prompt], emit: Callable[[Record], None]) -> None:
+    def __init__(self, session: Session, items: Iterable[Item], emit: Callable[[Record], None]) -> None:
         self._session = session
-        self._prompts = iter(prompts)
+        self._items = iter(items)
+        self._number = 0  # of the next request; those of a conversation have numbers of their own
         self._emit = emit
         self._zero_ns = session.now()
         self.sent = 0
@@ -52,7 +54,7 @@ class Stages:
         records: list[Record] = []
         start = self.elapsed + LEAD
         dues = None if times is None else (start + at for at in times)
-        schedule = schedule_requests(self._taken(count), dues, stage=name, first=self.sent)
+        schedule = schedule_items(self._taken(count), dues, stage=name, first=self._number)
         watching = asyncio.create_task(self._watch(hopeless)) if hopeless is not None else None
         given_up = False
         try:
@@ -71,14 +73,15 @@ class Stages:
             self._emit(record)
         return records, given_up
 
-    def _taken(self, count: int) -> Iterator[Prompt]:
+    def _taken(self, count: int) -> Iterator[Item]:
         for _ in range(count):
-            prompt = next(self._prompts, None)
-            if prompt is None:
+            item = next(self._items, None)
+            if item is None:
                 self.ran_out = True
                 return
             self.sent += 1
-            yield prompt
+            self._number += 1 + len(item.then)
+            yield item
 
     async def _watch(self, hopeless: Callable[[int], bool]) -> None:
         while True:

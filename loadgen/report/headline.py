@@ -150,7 +150,9 @@ def _overhead(pairs: Pairs) -> list[Tile]:
             continue
         interval = interval_text(middle.interval, sign=True)
         if middle.interval.low <= 0 <= middle.interval.high:
-            tiles.append((f"{title}, b − a", "no difference seen", f"{signed(middle.value)} ms, 95 %: {interval}"))
+            tiles.append(
+                (f"{title} difference, b − a", "none seen", f"{signed(middle.value)} ms, 95 %: {interval}")
+            )
         else:
             tiles.append((f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {interval}"))
         if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:

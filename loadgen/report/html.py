@@ -88,7 +88,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
   .at-phone { display: block; max-width: 30rem; margin: 0 auto; }
   table:not(.facts) { font-size: .86rem; }
   table:not(.facts) :is(td, th) { padding-left: .45rem; padding-right: 0; }
-  table:not(.facts) :is(td, th):first-child { padding-left: 0; white-space: normal; }
+  table:not(.facts) :is(td, th):first-child { padding-left: 0; white-space: normal; min-width: 5.2rem; }
   td small { display: block; font-size: .66rem; }
   body { padding: 1.3rem .7rem 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }

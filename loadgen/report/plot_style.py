@@ -45,6 +45,7 @@ _CHARACTER: Final = 0.085  # inches of a label's character
 _LINE: Final = 0.32  # inches between two labels of a vertical axis
 
 WIDTH: Final = 9.6  # inches; the page shows it at about 100 pixels an inch
+NARROW_LEGEND: Final = 7.5  # points: a curve's name with three percentiles
 NARROW: Final = 4.3  # inches; for a page of about 400 pixels
 _STYLE: Final = {
     "font.family": "sans-serif",
@@ -106,12 +107,13 @@ class Sheet:
 
     def legend(self, axes: Axes, *, right: bool = False, columns: int = 4) -> None:
         """The legend above the axes, where it covers no curve; `columns` below 4 for long labels."""
+        size = None
         if self.narrow:
-            columns = 2 if columns == 4 else 1
+            columns, size = 2 if columns == 4 else 1, NARROW_LEGEND
         if right:
-            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2, fontsize=size)
         else:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, fontsize=size)
 
 
 def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any) -> tuple[Figure, list[Axes]]:
@@ -123,16 +125,20 @@ def saved(figure: Figure, form: str) -> bytes:
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     colour = "white" if form == "png" else "none"
     figure.savefig(into, format=form, metadata=metadata, facecolor=colour, dpi=110)
-    return _COORDINATES.sub(_rounded, into.getvalue()) if form == "svg" else into.getvalue()
+    if form != "svg":
+        return into.getvalue()
+    return _NAMES.sub(b"<g", _INDENTS.sub(b"><", _COORDINATES.sub(_rounded, into.getvalue())))
 
 
 _COORDINATES: Final = re.compile(rb' (?:d|x|y)="[^"]*"')
+_INDENTS: Final = re.compile(rb">\s+<")
+_NAMES: Final = re.compile(rb'<g id="[^"]*"')  # to which nothing refers
 _LONG: Final = re.compile(rb"(\d)(\.\d)\d+")
 
 
 def _rounded(number: re.Match[bytes]) -> bytes:
-    """To a tenth of a point: invisible, and the page is a third smaller."""
-    return _LONG.sub(rb"\1\2", number[0]).replace(b".0 ", b" ")
+    """To a tenth of a point, on one line: invisible, and the page is a third smaller."""
+    return _LONG.sub(rb"\1\2", number[0]).replace(b".0 ", b" ").replace(b"\n", b"")
 
 
 _PROLOGUE: Final = re.compile(r"^.*?(?=<svg)", re.DOTALL)

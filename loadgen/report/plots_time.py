@@ -74,7 +74,7 @@ def _dots(sheet: Sheet, axes: Axes, requests: Sequence[Measured], start: int) ->
         axes.axvline((moment - start) / SECOND, color=RED, lw=1, alpha=0.6, label=label)
     if failed or sides or not all(request.fresh for request in drawn):
         sheet.legend(axes, right=True)
-    axes.set_title(f"{'TTFT' if streams else 'E2E'} from due, by when it was due")
+    axes.set_title(f"{'TTFT' if streams else 'E2E'} from due")
 
 
 def _from_due(request: Measured, streams: bool) -> float | None:

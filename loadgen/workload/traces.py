@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator
 from datetime import datetime
+from glob import glob
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -85,10 +86,9 @@ class Trace:
 def trace(options: Options) -> Source:
     """The file's first line decides its format. Raises WorkloadError with the line that is wrong."""
     path = path_of(options)
-    number, first = next(lines(path))
     if options.dataset_name == "recording":
-        trace_lines = list(recording(path, options))
-        return _ordered(path, trace_lines, options)
+        return _ordered(path, recording(options), options)
+    number, first = next(lines(path))
     if (agents := _agents(path, options)) is not None:
         return agents
     if first.lstrip()[:1] != b"{":
@@ -189,11 +189,28 @@ def _azure(path: str) -> Iterator[_Line]:
         )
 
 
-def recording(path: str, options: Options) -> Iterator[_Line]:
+def recording(options: Options) -> list[_Line]:
     """A recording of the gateway (`record_file`): the requests of the run's endpoint, with their arrival times and
-    duplicates. Hashed prompts are composed to the same lengths and shared blocks, whole ones sent as they were."""
+    duplicates. Hashed prompts are composed to the same lengths and shared blocks, whole ones sent as they were.
+
+    A pattern such as `FILE-worker*` gives the files of all workers, which are ordered by time together."""
+    pattern = path_of(options)
+    paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))
+    if not paths:
+        raise WorkloadError(f"{pattern}: no such file")
     numbers: dict[str, int] = {}
-    usable = 0
+    # A worker that served nothing has an empty file.
+    filled = [path for path in paths if len(paths) == 1 or Path(path).stat().st_size]
+    found = [line for path in filled for line in _recorded(path, options, numbers)]
+    if not found:
+        raise WorkloadError(
+            f"{pattern}: has no request to {options.form}; --backend or --endpoint chooses another"
+        )
+    return found
+
+
+def _recorded(path: str, options: Options, numbers: dict[str, int]) -> Iterator[_Line]:
+    """The usable lines of one file. `numbers` are those of the blocks so far."""
     for number, text in lines(path):
         where = f"{path}:{number}"
         raw = as_object(text, where)
@@ -203,7 +220,6 @@ def recording(path: str, options: Options) -> Iterator[_Line]:
         at = _seconds(raw.get("at"), "at", where, limit=math.inf)
         if raw.get("endpoint") != options.form:
             continue
-        usable += 1
         body = raw.get("body")
         if body is not None:
             if not isinstance(body, dict):
@@ -228,8 +244,6 @@ def recording(path: str, options: Options) -> Iterator[_Line]:
             same=name,
             block=block if len(blocks) > 1 else max(BLOCK, length),
         )
-    if not usable:
-        raise WorkloadError(f"{path}: has no request to {options.form}; --backend or --endpoint chooses another")
 
 
 def _burstgpt(path: str) -> Iterator[_Line]:

@@ -10,12 +10,24 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from loadgen.analysis.search.fit import Line, Row, crossing, fitted, student
+from loadgen.analysis.search.fit import Line, Row, crossing, fitted, student, wilson
 from loadgen.analysis.search.queue import load_at, tail, waits
 from loadgen.analysis.search.stage import CERTAIN, Stage
 
 SURE: Final = 3.0
 """Standard errors beyond which a stage by itself met or missed the objectives."""
+DOUBTFUL: Final = 1.5
+"""Factor up to which a share above what is allowed may be chance."""
+STEP: Final = 1.2
+"""Largest factor between neighbouring loads near the limit, where the lower one was run for a short time only."""
+ABOVE: Final = 1.5
+"""Of what an overloaded server answers, or of what met the objectives: no load beyond is tried near the limit."""
+LIKELY: Final = 2.0
+"""Standard errors beyond which a miss is not put down to chance, and no higher load is tried."""
+BEYOND: Final = 1.05
+"""Factor by which an overloaded server's answers per second must differ from loads that were run, to be tried."""
+OUTSIDE: Final = 1.3
+"""An estimate farther than this factor from every load that was run is no estimate."""
 GRID: Final = (0.2, 0.4, 0.55, 0.68, 0.78, 0.85, 0.9, 0.94, 0.97, 1.0, 1.04)
 """Loads, near the limit, of the simulated queues that are tried as a control, before the best one is refined."""
 HEAVIEST: Final = 0.985
@@ -41,6 +53,10 @@ FLOOR: Final = 0.005
 closely that nothing is left but the error of its own service time, which the line does not know."""
 COMPARED: Final = 12_000
 """Requests by which the simulated queues are compared."""
+SAME: Final = 0.05
+"""Stages whose loads differ by less are tries of one load, of which the next is longer."""
+SAME_LOAD: Final = 1.01
+MOST_TRIES: Final = 3
 BESIDE: Final = 0.15
 """Loads that differ by less, relatively, are beside each other: of two stages the much longer one counts."""
 AGREE: Final = 1.03
@@ -49,7 +65,11 @@ ALONE: Final = 0.1
 """Mean requests in flight below which requests do not delay each other, so that no lower load would be better."""
 
 
-State = Literal["found", "unsure", "no limit", "not met", "nothing"]
+DEAD: Final = 2
+"""Stages in a row without one answer, after which the server has failed and the search ends."""
+
+
+State = Literal["found", "unsure", "no limit", "not met", "all met", "all missed", "failed", "nothing"]
 By = Literal["rate", "users"]
 
 
@@ -67,11 +87,13 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What a search has found.
 
     `state`: "found"; "unsure": the time ended before the interval was as narrow as asked; "no limit": the highest
-    load that was allowed still meets the objectives; "not met": the lowest one does not; "nothing": no stage
+    load that was allowed still meets the objectives; "not met": the lowest one does not; "all met", "all missed":
+    every load until the time ended did so; "failed": the server gave no answer any more; "nothing": no stage
     ended. `load`, `low`, `high`: the estimate and its 95 % interval; `met`, `missed`: the highest load at which a
     stage by itself surely met the objectives, and the lowest at which one surely missed them. `broke`: for each
     objective the share of requests that met it at the lowest load above the limit that was measured; `first`: the
-    one that fewest met. `seconds` and `requests` are of all stages.
+    one that fewest met; `failures`: the share of requests that failed there, by kind; `fault`: why the generator
+    itself may be what was slow there. `seconds` and `requests` are of all stages.
     """
 
     state: State
@@ -87,6 +109,8 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     broke: dict[str, float] = {}
     broke_at: float | None = None
     first: str | None = None
+    failures: dict[str, float] = {}
+    fault: str = ""
     seconds: float = 0.0
     requests: int = 0
     stages: int = 0
@@ -138,6 +162,8 @@ class Search:
         self._latest: _Estimate | None = None
         self._service = 0.0
         self._compared = 0
+        self._passed = False
+        self._before = 0  # stages before the first that met the objectives
         self.stages: list[Stage] = []
 
     @property
@@ -146,11 +172,24 @@ class Search:
 
     def add(self, stage: Stage) -> None:
         self.stages.append(stage)
-        if stage.load in self._near:
+        if not self._passed and stage.settled and stage.share <= self._allowed:
+            # Those before it missed, perhaps because the server was not warm yet.
+            self._passed = True
+            self._before = len(self.stages) - 1
+        if stage.load in self._near and not stage.aborted:
             self._near_requests = ceil(self._near_requests * GROWTH[not stage.settled])
         estimate = self._latest = self._estimate()
-        narrow = estimate is not None and self._narrow(estimate.load, estimate.low, estimate.high)
+        narrow = (
+            estimate is not None
+            and self._narrow(estimate.load, estimate.low, estimate.high)
+            and self._enclosed(estimate.load)
+        )
         self._sure_twice = self._sure_twice + 1 if narrow else 0
+
+    @property
+    def _counted(self) -> Sequence[Stage]:
+        """The stages that say something of a warm server."""
+        return self.stages[self._before :]
 
     # Where to go next
 
@@ -182,28 +221,53 @@ class Search:
             top = self._at_top()
             if top is not None:
                 return None if top.met(self._allowed, SURE) else self._again(top)
-            low = low or max(self.stages, key=lambda stage: stage.load)
+            low = low or max(self._counted, key=lambda stage: stage.load)
             step = 2.0 if low.share < self._allowed / 3 else 1.3
             return self._far(min(low.load * step, self._top))
+        highest = max(self._counted, key=lambda stage: stage.load)
+        sure = any(stage.lost(self._allowed, LIKELY) for stage in self._counted)
+        if not sure and highest.load < 0.99 * self._top:
+            return self._far(min(highest.load * 1.5, self._top))  # perhaps chance: higher loads show it at once
+        served = self._served()
+        beside = any(abs(stage.load / served - 1) < BEYOND - 1 for stage in self._counted)
+        if served < high.load / BEYOND and not beside:
+            return self._close(served)
         if low is None:
             if self._floor(high):
                 return None if high.lost(self._allowed, SURE) else self._again(high)
             return self._far(high.load / (4 if high.share > 4 * self._allowed else 1.5))
         if high.load / low.load > 1.35 and self._separate(low, high) and not self._near:
             return self._far((low.load * high.load) ** 0.5)
-        return self._close(self._between(low, high))
+        most = served * (1 + SAME * 2) if low.load < served < inf else low.load * ABOVE if served < inf else inf
+        return self._close(self._between(low, min(high.load, most)))
 
     def _at_top(self) -> Stage | None:
         """The longest stage at the highest load that may be tried; a rate is used once, so those just below it
         count."""
         return max((stage for stage in self.stages if stage.load >= 0.99 * self._top), key=len, default=None)
 
-    def _between(self, low: Stage, high: Stage) -> float:
+    def _between(self, stage: Stage, high: float) -> float:
         """Without a line: in and around the middle, so that a line becomes possible. Never far below a load that
         surely was too much, since a low one that was run for a short time only says little."""
-        centre = (low.load * high.load) ** 0.5
-        spread = min(max((high.load / low.load) ** 0.25, 1.07), 1.2)
-        return float(max(centre * spread ** (0, -1, 1)[self._side % 3], high.load / 1.2))
+        low = stage.load
+        centre = (low * high) ** 0.5
+        spread = min(max((high / low) ** 0.25, 1.07), STEP)
+        least = low if low in self._near else high / STEP
+        return float(max(centre * spread ** (0, -1, 1)[self._side % 3], least))
+
+    def _served(self) -> float:
+        """The fewest good responses per second of a stage that asked for more: near the most that the server can
+        give, unless load makes it less. Only a guide to where to look. Infinite if unknown."""
+        return min(
+            (
+                stage.served
+                for stage in self._counted
+                if 0 < stage.served < stage.load / BEYOND
+                and stage.due[-1] - stage.due[0] >= self._least
+                and stage.lost(self._allowed, SURE)
+            ),
+            default=inf,
+        )
 
     def _floor(self, stage: Stage) -> bool:
         """Whether a lower load than the stage's cannot be better, or cannot be tried."""
@@ -214,7 +278,7 @@ class Search:
 
     def _far(self, load: float) -> Plan:
         load = self._rounded(load)
-        short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < 0.05]
+        short = [len(s) for s in self.stages if not s.settled and not s.aborted and abs(s.load / load - 1) < SAME]
         if short:
             return self._plan(load, ceil(2.5 * max(short)), near=False)
         if self._by == "users":
@@ -250,27 +314,52 @@ class Search:
         return rounded
 
     def _bracket(self) -> tuple[Stage | None, Stage | None]:
-        """The highest load below the first one that missed the objectives, and that one. Only a guide to where to
-        look: a stage that chance decided does no lasting harm, since a longer one beside it overrules it."""
-        ordered = sorted(self.stages, key=lambda stage: (stage.load, len(stage)))
-        low: Stage | None = None
-        for stage in ordered:
-            long = self._long(stage)
-            if stage.share > self._allowed and (long or stage.lost(self._allowed, SURE)):
-                return low, stage
-            if stage.settled and long and stage.share <= self._allowed:
-                low = stage
-        return low, None
+        """The two stages between which the share of bad requests passes what is allowed. The shares are made to
+        rise with the load (isotonic regression), so that those around a stage outweigh chance in it. Only a guide
+        to where to look: a much longer stage beside one overrules it."""
+        pools: list[tuple[float, int, list[Stage]]] = []  # bad requests, requests, stages
+        served = self._served()
+        for stage in sorted(self._counted, key=lambda stage: (stage.load, len(stage))):
+            lost = stage.lost(self._allowed, SURE) or self._restless(stage)
+            if not lost and stage.load > BEYOND * served and stage.load not in self._near:
+                continue  # short, and above what the server answers: it was let through from a reserve
+            long = self._long(stage) or stage.load in self._near
+            if not lost and not (long and (stage.settled or stage.share > self._allowed)):
+                continue
+            size = max(len(stage), 1)
+            pool = (size * max(stage.share, CERTAIN * lost), size, [stage])
+            while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
+                bad, requests, stages = pools.pop()
+                pool = (bad + pool[0], requests + pool[1], stages + pool[2])
+            pools.append(pool)
+        below: Stage | None = None
+        for bad, requests, stages in pools:
+            if bad > self._allowed * requests and self._likely(bad, requests):
+                return below, stages[0]
+            below = stages[-1]
+        return below, None
+
+    def _likely(self, bad: float, requests: int) -> bool:
+        """Whether a share above what is allowed is more than chance, or at least half as much again."""
+        return bad > DOUBTFUL * self._allowed * requests or wilson(bad, requests, LIKELY)[0] > self._allowed
+
+    def _restless(self, stage: Stage) -> bool:
+        """Whether stages at this rate, each longer than the last, never came to rest: the server is about full.
+        Users wait for their answers, so their queue does not grow."""
+        if self._by == "users":
+            return False
+        tries = [s for s in self._counted if abs(s.load / stage.load - 1) < SAME and not s.aborted]
+        return len(tries) >= MOST_TRIES and not any(s.settled for s in tries)
 
     def _long(self, stage: Stage) -> bool:
         """Whether no stage near this one's load was much longer."""
-        beside = (len(other) for other in self.stages if abs(other.load / stage.load - 1) < BESIDE)
+        beside = (len(other) for other in self._counted if abs(other.load / stage.load - 1) < BESIDE)
         return len(stage) >= max(beside, default=0) / 3
 
     # What is known
 
     def _done(self) -> bool:
-        if self.elapsed >= self._limit:
+        if self.elapsed >= self._limit or self._dead:
             return True
         near = sum(len(stage) for stage in self.stages if stage.load in self._near)
         if self._by == "rate" and near * self._allowed < LEAST:
@@ -284,6 +373,10 @@ class Search:
             return True
         return self._narrow((met * missed) ** 0.5, met, missed)
 
+    @property
+    def _dead(self) -> bool:
+        return len(self.stages) >= DEAD and all(stage.dead for stage in self.stages[-DEAD:])
+
     def _narrow(self, load: float, low: float, high: float) -> bool:
         return max(high / load - 1, 1 - low / load) <= self._precision
 
@@ -292,25 +385,38 @@ class Search:
         missed = min(
             (
                 stage.load
-                for stage in self.stages
+                for stage in self._counted
                 if (self._enough(stage) or stage.share > CERTAIN)
                 and stage.lost(self._allowed, SURE)
                 and self._long(stage)
+                and not self._contradicted(stage)
             ),
             default=None,
         )
         met = max(
             (
                 stage.load
-                for stage in self.stages
+                for stage in self._counted
                 if self._enough(stage)
                 and stage.met(self._allowed, SURE)
                 and self._long(stage)
+                and not self._contradicted(stage)
                 and stage.load < (missed or inf)
             ),
             default=None,
         )
         return met, missed
+
+    def _contradicted(self, stage: Stage) -> bool:
+        """Whether one at least half as long says the opposite, at a load where that cannot be."""
+        met = stage.share <= self._allowed
+        return any(
+            (other.share <= self._allowed) != met
+            and 2 * len(other) >= len(stage)
+            and (other.load <= stage.load * SAME_LOAD if met else other.load * SAME_LOAD >= stage.load)
+            for other in self._counted
+            if not other.aborted
+        )
 
     def _enough(self, stage: Stage) -> bool:
         """Whether a stage alone may be evidence. Users wait for their answers, so their queue cannot grow
@@ -319,8 +425,9 @@ class Search:
 
     def _estimate(self) -> _Estimate | None:
         """Where a line through the batches of the stages near the limit crosses what is allowed."""
-        near = [stage for stage in self.stages if not stage.aborted and self._usable(stage)]
-        if len({stage.load for stage in near}) < 2:
+        near = [stage for stage in self._counted if not stage.aborted and self._usable(stage)]
+        near_loads = sorted({stage.load for stage in near})
+        if len(near_loads) < 2:
             return None
         reference = _middle(near, self._allowed)
         settled = [stage for stage in near if stage.settled]
@@ -336,6 +443,8 @@ class Search:
                 if controlled is not None and (best is None or _width(controlled) < _width(best)):
                     best = controlled
         met, missed = self._surely()
+        if best is not None and not near_loads[0] / OUTSIDE < best.load < near_loads[-1] * OUTSIDE:
+            return None
         if best is not None and (met or 0.0) / AGREE <= best.load <= (missed or inf) * AGREE:
             return best
         return None
@@ -344,6 +453,15 @@ class Search:
         if stage.load in self._near:
             return stage.share < self._allowed * 2 * WIDE
         return self._allowed / WIDE < stage.share < self._allowed * WIDE
+
+    def _enclosed(self, load: float) -> bool:
+        """Whether stages on both sides of a load had shares in whose range a straight line may be trusted."""
+        inside = [
+            stage.load
+            for stage in self._counted
+            if not stage.aborted and self._allowed / APART**2 < stage.share < self._allowed * APART**2
+        ]
+        return bool(inside) and min(inside) <= load <= max(inside)
 
     def _service_of(self, stages: Sequence[Stage], reference: float) -> float:
         """The service time of the simulated queue whose waits follow the measured strain best. Searched for again
@@ -401,6 +519,8 @@ class Search:
         loads = [stage.load for stage in self.stages]
         known = replace(known, state="unsure", met=met, missed=missed, tried=(min(loads), max(loads)))
         low, high = self._bracket()
+        if self._dead:
+            return self._at(replace(known, state="failed", load=met or (low and low.load)), self.stages[-1])
         estimate = self._latest
         narrow = met is not None and missed is not None and self._narrow((met * missed) ** 0.5, met, missed)
         controlled = False
@@ -412,17 +532,18 @@ class Search:
                 estimate.low if estimate.low > load / 2 else met,
                 estimate.high if estimate.high < load * 2 else missed,
             )
-            narrow = self._narrow(load, estimate.low, estimate.high)
+            narrow = self._narrow(load, estimate.low, estimate.high) and self._enclosed(load)
         elif high is None:
             top = self._at_top()
             sure = top is not None and top.met(self._allowed, SURE)
-            return replace(known, state="no limit") if sure else known
+            return replace(known, state="no limit" if sure else "all met")
         elif low is None:
             sure = high.lost(self._allowed, SURE) and self._floor(high)
-            return self._broken(replace(known, state="not met") if sure else known, high.load)
+            return self._broken(replace(known, state="not met" if sure else "all missed"), min(loads))
         else:
             ends = (met, missed)
-            load = ((met or low.load) * (missed or high.load)) ** 0.5
+            served = self._served()
+            load = (low.load * (served if low.load < served < high.load else high.load)) ** 0.5
         if self._by == "users":
             load = float(max(int(load + 1e-9), 1))
             narrow = narrow or (met is not None and missed is not None and missed - met <= 1)
@@ -437,9 +558,19 @@ class Search:
         ]
         if not above:
             return found
-        stage = min(above, key=lambda stage: stage.load)
+        return self._at(found, min(above, key=lambda stage: stage.load))
+
+    @staticmethod
+    def _at(found: Found, stage: Stage) -> Found:
         shares = {name: 1 - count / len(stage) for name, count in stage.missed.items()}
-        return replace(found, broke=shares, broke_at=stage.load, first=min(shares, key=lambda name: shares[name]))
+        return replace(
+            found,
+            broke=shares,
+            broke_at=stage.load,
+            first=min(shares, key=lambda name: shares[name], default=None),
+            failures={kind: count / len(stage) for kind, count in stage.failures.items()},
+            fault=stage.fault,
+        )
 
 
 def _middle(stages: Sequence[Stage], allowed: float) -> float:

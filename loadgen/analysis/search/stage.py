@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
+from math import sqrt
 from typing import Final
 
 from loadgen.analysis.search.fit import wilson
@@ -19,8 +20,15 @@ take longer than that."""
 LINKED: Final = 0.5
 """Correlation of neighbouring batches from which a stage is too short: its queue has not come to rest. Chance
 alone reaches it in one of a hundred stages."""
+TREND: Final = 0.75
+"""Correlation of the batches with their place from which a queue is still growing."""
 CERTAIN: Final = 0.5
 """Share of bad requests that is no matter of chance, however dependent they are."""
+GROWS: Final = 4.0
+"""Requests in flight grow by more than so many times the square root of a stage's requests if the server falls
+behind; chance makes about one of it."""
+ANSWERED: Final = 3.0
+"""In a stage shorter than so many responses, requests in flight may grow because the server fills."""
 CAP: Final = 4.0
 """Strain above which a request says nothing further."""
 
@@ -32,7 +40,9 @@ class Stage:
     the largest of all objectives; above 1 it missed one, and a failure is infinite. `missed`: how many requests
     missed each objective. `seconds`: from the stage's start until its last response. `overlap`: mean number of
     requests in flight. `aborted`: ended early, because more requests than the attainment allows had missed an
-    objective already.
+    objective already. `failures`: how many requests failed, by kind. `fault`: why the generator itself may be what
+    was slow; empty if it was not. `ends`: when each response was complete, in seconds as `due`; infinite for one
+    that failed or was cut off. Without them, as of users, the number of requests in flight says nothing.
     """
 
     def __init__(
@@ -45,6 +55,9 @@ class Stage:
         missed: Mapping[str, int] | None = None,
         overlap: float = 1.0,
         aborted: bool = False,
+        ends: Sequence[float] = (),
+        failures: Mapping[str, int] | None = None,
+        fault: str = "",
     ) -> None:
         self.load = load
         self.due = due
@@ -54,12 +67,20 @@ class Stage:
         self.missed = dict(missed or {})
         self.overlap = overlap
         self.aborted = aborted
+        self.ends = ends
+        self.failures = dict(failures or {})
+        self.fault = fault
 
     def __repr__(self) -> str:
         return f"<Stage at {self.load:g}: {sum(self.bad)} of {len(self)} bad, {self.seconds:.3g} s>"
 
     def __len__(self) -> int:
         return len(self.bad)
+
+    @property
+    def dead(self) -> bool:
+        """Whether no request got an answer."""
+        return len(self) > 0 and sum(self.failures.values()) == len(self)
 
     @cached_property
     def skipped(self) -> int:
@@ -94,10 +115,50 @@ class Stage:
         means = self.means(self.strain)
         if len(means) < BATCHES:
             return True
-        middle = sum(means) / len(means)
+        middle, centre = sum(means) / len(means), (len(means) - 1) / 2
         whole = sum((x - middle) ** 2 for x in means)
         linked = sum((x - middle) * (y - middle) for x, y in pairwise(means))
-        return whole <= 1e-9 or linked / whole < LINKED
+        trend = sum((place - centre) * (x - middle) for place, x in enumerate(means))
+        steady = sum((place - centre) ** 2 for place in range(len(means)))
+        return whole <= 1e-9 or (linked < LINKED * whole and trend < TREND * (whole * steady) ** 0.5)
+
+    @cached_property
+    def rising(self) -> bool:
+        """Whether the second half of the stage was slower than the first."""
+        half = self.skipped + (len(self) - self.skipped) // 2
+        first, second = self.strain[self.skipped : half], self.strain[half:]
+        return bool(first and second) and sum(second) / len(second) > sum(first) / len(first)
+
+    @cached_property
+    def served(self) -> float:
+        """Responses per second while requests arrived, without the beginning; 0 if unknown or if the stage was not
+        much longer than a response."""
+        begin, end = self._window
+        if end <= begin or self._brief:
+            return 0.0
+        return sum(begin < at <= end for at in self.ends) / (end - begin)
+
+    @cached_property
+    def overloaded(self) -> bool:
+        """Whether requests came faster than they were answered, so that any objective is missed in the end."""
+        begin, end = self._window
+        if end <= begin or self._brief or not self.rising:
+            return False
+        started = self._in_flight(begin)
+        return self._in_flight(end) - started > GROWS * sqrt(len(self))
+
+    @property
+    def _brief(self) -> bool:
+        """By Little's law."""
+        return len(self) < ANSWERED * self.overlap
+
+    @property
+    def _window(self) -> tuple[float, float]:
+        """From the end of the beginning to the last arrival."""
+        return (self.due[self.skipped], self.due[-1]) if self.ends and len(self) > self.skipped else (0.0, 0.0)
+
+    def _in_flight(self, moment: float) -> int:
+        return sum(at <= moment < end for at, end in zip(self.due, self.ends, strict=True))
 
     def interval(self, sure: float) -> tuple[float, float]:
         """Of the share, by so many standard errors, as if the stage had come to rest."""
@@ -115,5 +176,7 @@ class Stage:
         return self.settled and self.interval(sure)[1] < allowed
 
     def lost(self, allowed: float, sure: float) -> bool:
-        """Whether surely a larger share is bad. A stage that was too short shows it only if most requests are."""
-        return self.interval(sure)[0] > (allowed if self.settled else max(allowed, CERTAIN))
+        """Whether surely a larger share is bad. A stage that was too short shows it if it grew worse to its end,
+        or if most requests are bad."""
+        known = self.settled or (self.rising and not self.aborted)
+        return self.overloaded or self.interval(sure)[0] > (allowed if known else max(allowed, CERTAIN))

@@ -31,7 +31,8 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         choices=DATASETS,
         default=None,
         help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL, Azure or BurstGPT CSV, "
-        "agents' traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds "
+        "agents' traces (OpenTelemetry, KV-Cache-Tester); recording: what the gateway's record_file holds, "
+        "a pattern such as 'FILE-worker*' for its workers' files "
         "(default corpus; prompt if --prompt is given)",
     )
     add("--dataset-path", str, "file, for custom, sharegpt, trace, burstgpt and recording", "FILE")

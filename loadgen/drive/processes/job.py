@@ -104,7 +104,7 @@ def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
     for item in items:
         if item.then:
             raise WorkloadError(
-                "conversations (--turns, agent traces) are for `run`; other commands send single requests"
+                "conversations (--turns, agent traces) are for `run`, `ab` and `sweep`; this sends single requests"
             )
         yield item.prompt
 

@@ -21,33 +21,55 @@ def found_of(run: Run) -> Found | None:
 
 def found_sentence(found: Found, slos: Mapping[str, float]) -> str:
     """What was found, or plainly that nothing was."""
-    unit = UNITS[found.by]
     what = "rate" if found.by == "rate" else "number of users"
     aims = f"{objectives(slos)} for {percent(found.attainment)} of requests"
     if found.state == "nothing" or found.tried is None:
         return "nothing found: no stage ended"
-    low, high = (amount_of(found, load) for load in found.tried)
-    if found.state == "no limit":
-        return f"no limit found up to {high} {unit}, which still meets {aims}"
-    if found.state == "not met":
-        return (
-            f"not met even at {low} {unit}, where requests do not delay each other: {_broke(found)}; wanted {aims}"
-        )
-    if found.load is None:
-        return f"no limit found between {low} and {high} {unit} in the time given: raise --max-minutes"
+    low, high = (_load(found, load) for load in found.tried)
+    broke = _broke(found)
+    match found.state:
+        case "failed":
+            until = f"; until then up to {_load(found, found.load)} met {aims}" if found.load else ""
+            return f"the server failed: {_failures(found)} at {_load(found, found.broke_at or 0)}{until}"
+        case "no limit":
+            return f"no limit found up to {high}, which still meets {aims}"
+        case "all met":
+            return f"no limit found up to {high} in the time given: raise --max-minutes; wanted {aims}"
+        case "not met":
+            where = "" if found.by == "users" else ", where requests do not delay each other"
+            return f"not met even at {low}{where}: {broke}; wanted {aims}"
+        case "all missed":
+            lower = "lower --start-rate or " if found.by == "rate" else ""
+            return (
+                f"missed at every {what} that was run, down to {low}, in the time given: {broke}; {lower}raise "
+                f"--max-minutes; wanted {aims}"
+            )
+        case _:
+            return _limit(found, what, aims, broke)
+
+
+def _limit(found: Found, what: str, aims: str, broke: str) -> str:
     ends = "" if found.low is None or found.high is None else (
         f" (95 %: {amount_of(found, found.low)}–{amount_of(found, found.high)})"
     )  # fmt: skip
     about = "" if ends else "about "
-    words = f"highest {what}: {about}{amount_of(found, found.load)} {unit}{ends} meets {aims}"
+    words = f"highest {what}: {about}{_load(found, found.load or 0)}{ends} meets {aims}"
     if found.state == "unsure":
         words += f"; less sure than the {percent(found.precision)} asked for: raise --max-minutes"
-    broke = _broke(found)
-    return f"{words}; above it {broke}" if broke else words
+    if broke:
+        words += f"; above it {broke}"
+    if found.fault:
+        words += f". The generator itself was at its limit there ({found.fault}): the server may take more"
+    return words
 
 
 def amount_of(found: Found, load: float) -> str:
     return digits(load) if found.by == "rate" else f"{load:,.0f}"
+
+
+def _load(found: Found, load: float) -> str:
+    unit = "user" if found.by == "users" and load == 1 else UNITS[found.by]
+    return f"{amount_of(found, load)} {unit}"
 
 
 def objectives(slos: Mapping[str, float]) -> str:
@@ -55,13 +77,20 @@ def objectives(slos: Mapping[str, float]) -> str:
 
 
 def _broke(found: Found) -> str:
+    """What was missed, and where."""
     if found.first is None or found.broke_at is None:
         return ""
-    share = percent(found.broke[found.first])
+    at = _load(found, found.broke_at)
+    missed = 1 - found.broke[found.first]
+    if sum(found.failures.values()) >= missed / 2:
+        return f"requests fail: {_failures(found)} at {at}"
     others = [f"{NAMES[name]} {percent(each)}" for name, each in found.broke.items() if name != found.first]
     rest = f" ({', '.join(others)})" if others else ""
-    at = f"{amount_of(found, found.broke_at)} {UNITS[found.by]}"
-    return f"{NAMES[found.first]} breaks first: met by {share} at {at}{rest}"
+    return f"{NAMES[found.first]} breaks first: met by {percent(found.broke[found.first])} at {at}{rest}"
+
+
+def _failures(found: Found) -> str:
+    return ", ".join(f"{percent(share)} {kind}" for kind, share in found.failures.items()) or "no answer"
 
 
 def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Table]:

@@ -17,11 +17,19 @@ COLOURS: Final = (BLUE, ORANGE, GREEN, VIOLET)
 
 
 def engine_plot(sheet: Sheet, run: Run) -> Figure | None:
-    """Requests running and waiting, use of the KV cache, preemptions and prefix hits, below each other."""
+    """Requests running and waiting; below them, of engines, use of the KV cache, preemptions and prefix hits."""
     sources = [source for source in run.scraped if len(source.readings) > 1]
     if not sources:
         return None
-    figure, (requests, kv, events) = sheet.canvas(3, 1, height=6.0, sharex=True)
+    of_engine = any(
+        series_of(run, source, "kv_use")[1] or any(rate_series(run, source, "prefix_queries")[1])
+        for source in sources
+    )
+    if of_engine:
+        figure, (requests, kv, events) = sheet.canvas(3, 1, height=6.0, sharex=True)
+    else:
+        figure, (requests,) = sheet.canvas(height=2.4)
+        kv = events = requests
     for source, colour in zip(sources, COLOURS, strict=False):
         for name, style in (("running", "-"), ("waiting", ":")):
             at, values = series_of(run, source, name)
@@ -38,11 +46,12 @@ def engine_plot(sheet: Sheet, run: Run) -> Figure | None:
         if any(queries):
             shares = [100 * hit / query if query else 0.0 for hit, query in zip(hits, queries, strict=False)]
             kv.step(at, shares, ":", where="post", color=MUTED, lw=1.4, label=f"{source.name} prefix hits")
-    for axes, title in (
+    panels = [
         (requests, "requests in the engine"),
         (kv, "KV cache in use, and prefix hits, %"),
         (events, "preemptions/s"),
-    ):
+    ]
+    for axes, title in panels if of_engine else panels[:1]:
         axes.set_title(title)
         axes.set_ylim(bottom=0)
         plain_axis(axes.yaxis)

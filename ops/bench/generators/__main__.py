@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from ops.bench.generators.beside import BESIDE, measured, side_by_side
 from ops.bench.generators.parts import Part, measure
 from ops.bench.generators.table import middle, render
 from ops.bench.generators.tools import TOOLS, Homes
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "times, while its event loop is slowed down; and its CPU time. Needs Linux and 2 CPUs.",
     )
     parser.add_argument(
-        "--home", type=Path, default=CACHE / "bench", help="folder of GuideLLM (default: %(default)s)"
+        "--home", type=Path, default=CACHE / "bench", help="folder of GuideLLM and AIPerf (default: %(default)s)"
     )
     parser.add_argument(
         "--vllm-home", type=Path, default=Path(os.environ.get("VLLM_HOME") or CACHE / "vllm"),
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", required=True)
     install = actions.add_parser(
-        "install", help="install vLLM for the CPU and GuideLLM, each in its own environment"
+        "install", help="install vLLM for the CPU, GuideLLM and AIPerf, each in its own environment"
     )
     install.add_argument(
         "names", nargs="*", metavar="TOOL", help=f"tools to install (default: all): {', '.join(TOOLS)}"
@@ -65,12 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--first-round", type=int, default=1, help="number of the first round, if rounds are run one by one"
     )
     run.add_argument("--out", type=Path, help="append the figures of every part to this file, as JSON lines")
+    beside = actions.add_parser(
+        "beside", help="the same load by each tool on one server, one after another: what each calls its figures"
+    )
+    beside.add_argument("--tools", default=",".join(BESIDE), metavar="NAME,…", help=", ".join(BESIDE))
+    beside.add_argument("--requests", type=int, default=400, help="requests of each tool (default %(default)s)")
+    beside.add_argument(
+        "--rate", type=float, default=10.0, help="requests a second, Poisson (default %(default)g)"
+    )
     table = actions.add_parser("table", help="print the table of saved parts")
     table.add_argument("files", nargs="+", type=Path)
     args = parser.parse_args(arguments)
     homes = Homes(args.home.expanduser().absolute(), args.vllm_home.expanduser().absolute())
     if args.action == "install":
         return _install(parser, args.names, homes)
+    if args.action == "beside":
+        return _beside(parser, args, homes)
     if args.action == "run":
         kept = _run(parser, args, homes)
     else:
@@ -98,6 +109,20 @@ def _install(parser: argparse.ArgumentParser, names: Sequence[str], homes: Homes
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             code = 1
     return code
+
+
+def _beside(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes) -> int:
+    names = args.tools.split(",")
+    if unknown := [name for name in names if name not in BESIDE]:
+        parser.error(f"unknown tool {', '.join(unknown)}: choose from {', '.join(BESIDE)}")
+    try:
+        versions = {name: TOOLS[name].version(homes) for name in names}
+    except InstallError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as work:
+        columns = measured([TOOLS[name] for name in names], args.rate, args.requests, homes, Path(work))
+    print(side_by_side(columns, list(versions.values()), f"{machine()}; load average {os.getloadavg()[0]:.1f}"))
+    return int(any(column.wrong for column in columns))
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes) -> list[Kept]:

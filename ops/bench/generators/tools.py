@@ -22,6 +22,7 @@ from ops.bench.peers.folder import ensure, run
 ROOT: Final = Path(__file__).parents[3]
 PROMPT: Final = "Say in one sentence what a streaming gateway is for, and then say it again in another."
 GUIDELLM: Final = "0.8.1"
+AIPERF: Final = "0.13.0"
 VLLM_TOKENS: Final = 16  # length of vLLM's random prompts, about that of PROMPT
 
 
@@ -131,6 +132,7 @@ class Vllm:
             "--random-input-len", str(VLLM_TOKENS), "--random-output-len", str(workload.schedule.tokens),
             "--num-prompts", str(workload.requests), "--num-warmups", str(WARM_UPS), "--seed", str(seed),
             "--request-id-prefix", "v-", "--disable-tqdm", "--save-result", "--save-detailed",
+            "--percentile-metrics", "ttft,tpot,itl,e2el",
             "--result-dir", str(work), "--result-filename", "result.json", *_arrivals(workload),
         ]  # fmt: skip
         quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -206,6 +208,63 @@ def guidellm_result(result: Mapping[str, Any]) -> Said:
     )
 
 
+class Aiperf:
+    """`aiperf profile` with one worker process, whose event loop sends the requests."""
+
+    name = "aiperf"
+    sends_in = "child"
+    key: Key = "request"
+
+    def install(self, homes: Homes) -> None:
+        venv = homes.bench / self.name / "venv"
+
+        def work() -> None:
+            run([sys.executable, "-m", "venv", str(venv)])
+            pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+            run([*pip, "install", "--quiet", f"aiperf=={AIPERF}"])
+
+        python = ".".join(map(str, sys.version_info[:2]))
+        ensure(homes.bench / self.name, f"aiperf=={AIPERF} on Python {python}", work)
+
+    def version(self, homes: Homes) -> str:
+        return f"aiperf {_version(homes.bench / self.name / 'venv', self.name, self.name)}"
+
+    def command(self, homes: Homes, work: Path, url: str, workload: Workload, seed: int) -> Command:
+        prompts = work / "prompts.jsonl"
+        prompts.write_text(f"{json.dumps({'text': PROMPT})}\n" * workload.requests)
+        if workload.rate is not None:
+            arrivals = ["--request-rate", f"{workload.rate:g}", "--request-rate-mode", "poisson"]
+        else:
+            arrivals = ["--concurrency", str(workload.concurrency)]
+        # An absolute path and no HF_HUB_OFFLINE: with it, a tokenizer in a folder is refused.
+        argv = [
+            str(homes.bench / self.name / "venv" / "bin" / "aiperf"), "profile", "--model", MODEL, "--url", url,
+            "--endpoint-type", "chat", "--streaming", "--input-file", str(prompts),
+            "--custom-dataset-type", "single_turn", "--request-count", str(workload.requests),
+            "--warmup-request-count", str(WARM_UPS), "--random-seed", str(seed), "--workers-max", "1",
+            "--tokenizer", str(homes.vllm / "models" / "smollm2"), "--use-server-token-count",
+            "--artifact-dir", str(work), "--ui", "none", *arrivals,
+        ]  # fmt: skip
+        return Command(argv, {}, work)
+
+    def read(self, work: Path) -> Said:
+        lines = (work / "profile_export.jsonl").read_bytes().splitlines()
+        return aiperf_result([json.loads(line) for line in lines])
+
+
+def aiperf_result(records: Sequence[Mapping[str, Any]]) -> Said:
+    """Reads `profile_export.jsonl`: milliseconds, with the x-request-id that was sent."""
+    measured = [record for record in records if record["metadata"]["benchmark_phase"] == "profiling"]
+    good = [record for record in measured if not record.get("error")]
+    return Said(
+        reported=[
+            Reported(one["metadata"]["x_request_id"], round(one["metrics"]["time_to_first_token"]["value"] * 1e6))
+            for one in good
+        ],
+        failed=len(measured) - len(good),
+    )
+
+
 def _arrivals(workload: Workload) -> Sequence[str]:
     """The arrival flags, which loadgen and vLLM share."""
     if workload.rate is not None:
@@ -226,5 +285,6 @@ TOOLS: Final[Mapping[str, Tool]] = {
         Ours("ours-user", "user", "its own timestamps (--clock user), for comparison"),
         Vllm(),
         Guidellm(),
+        Aiperf(),
     )
 }

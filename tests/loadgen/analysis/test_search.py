@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import pytest
@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from loadgen.analysis import Search, Stage
 from loadgen.analysis.search.fit import Row, crossing, fitted, inverted, student, wilson
 from loadgen.analysis.search.queue import load_at, tail, waits
-from tests.loadgen.kit.queues import Server, batches, bucket, places, search_rate, sharing
+from tests.loadgen.kit.queues import (
+    Server,
+    batches,
+    bucket,
+    places,
+    refusing,
+    run_stage,
+    search_rate,
+    sharing,
+    some_slow,
+)
 
 SHARE = 0.05
 
@@ -142,6 +152,66 @@ def test_a_search_that_has_no_time_says_that_it_is_not_sure() -> None:
     assert answer.state == "unsure"
     assert answer.seconds < 40
     assert Search(attainment=0.9, precision=0.1, start=1, top=9, seconds=9).found().state == "nothing"
+
+
+def test_a_server_that_gives_no_answer_any_more_ends_the_search() -> None:
+    search = Search(attainment=0.95, precision=0.02, start=4, top=1e4, seconds=600)
+    while (plan := search.next()) is not None:
+        dead = plan.load > 20 or search.found().state == "failed" or any(stage.dead for stage in search.stages)
+        due = [place / plan.load for place in range(plan.requests)]
+        strain = [math.inf if dead else 0.2] * plan.requests
+        failures = {"refused": plan.requests} if dead else {}
+        search.add(
+            Stage(plan.load, due, strain, seconds=due[-1], failures=failures, missed={"ttft": len(failures)})
+        )
+    answer = search.found()
+    assert (answer.state, answer.load, answer.failures) == ("failed", 16, {"refused": 1.0})
+    assert len(search.stages) == 5
+
+
+@pytest.mark.parametrize(("strain", "state"), [(0.5, "all met"), (1.5, "all missed")])
+def test_a_search_whose_time_ends_on_one_side_of_the_limit_says_which(strain: float, state: str) -> None:
+    search = Search(attainment=0.95, precision=0.02, start=64, top=1e6, seconds=30, least=2.0)
+    while (plan := search.next()) is not None:
+        due = [place / plan.load for place in range(plan.requests)]
+        search.add(Stage(plan.load, due, [strain] * plan.requests, seconds=12, missed={"ttft": plan.requests}))
+    answer = search.found()
+    assert (answer.state, answer.load) == (state, None)
+
+
+def test_a_server_that_was_not_warm_at_first_is_found_as_if_it_had_been() -> None:
+    server, limit, rate = SERVERS["one place"]
+    began = 0.0
+
+    def cold(arrivals: Sequence[float]) -> list[float]:
+        waited = server(arrivals)
+        return [wait + (1.0 if began + at < 20 else 0.0) for at, wait in zip(arrivals, waited, strict=True)]
+
+    search = Search(attainment=0.95, precision=0.02, start=20, top=1e6, seconds=600, least=2.0)
+    rng = random.Random(1)
+    while (plan := search.next()) is not None:
+        began = search.elapsed
+        search.add(run_stage(plan, cold, limit, 0.001, rng))
+    assert search.found().load == pytest.approx(rate(), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("server", "limit", "truth"),
+    [
+        # by 300,000 arrivals in one simulation each
+        pytest.param(places(16, 0.3), 2.0, 52.6, id="a limit so long that only overload exceeds it"),
+        pytest.param(refusing(20, 100), 0.05, 20 / 0.95, id="a rate limit with a reserve of 100 requests"),
+    ],
+)
+def test_a_limit_that_short_stages_do_not_show_is_found(server: Server, limit: float, truth: float) -> None:
+    answers = [search_rate(server, limit, start=truth / 5, seed=seed, seconds=900) for seed in range(3)]
+    assert [answer.load for answer in answers] == pytest.approx([truth] * 3, rel=0.03)
+
+
+def test_requests_that_are_slow_at_any_load_do_not_lead_the_search_away() -> None:
+    """4.5 % are too slow whatever the load: chance alone makes short stages miss 5 %."""
+    answer = search_rate(some_slow(places(4, 0.1), 0.045, 1.0), 0.3, start=8, seed=1, seconds=1200)
+    assert answer.load == pytest.approx(32.1, rel=0.08)
 
 
 def users(limit: int, *, top: float = 4096, seconds: float = 600.0) -> Search:

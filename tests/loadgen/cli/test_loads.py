@@ -33,6 +33,12 @@ async def echo() -> AsyncIterator[Engine]:
         yield engine
 
 
+async def command(tmp_path: Path, *words: str, code: int = 0) -> Seen:
+    seen = await loadgen(tmp_path, *words, "--model", "m", *QUIET)
+    assert seen.code == code, seen.said
+    return seen
+
+
 async def run(tmp_path: Path, engine: Engine, *words: str, code: int = 0) -> Seen:
     seen = await loadgen(tmp_path, "run", "--base-url", engine.url, "--model", "m", *QUIET, *words)
     assert seen.code == code, seen.said
@@ -411,11 +417,55 @@ async def test_sampled_answers_are_not_compared(tmp_path: Path, echo: Engine) ->
     assert {record.answer for record in seen.records} == {None}
 
 
-async def test_conversations_are_for_run(tmp_path: Path, echo: Engine) -> None:
-    seen = await loadgen(
-        *(tmp_path, "ab", "--a", echo.url, "--b", echo.url, "--model", "m", *QUIET, *SMALL, "--num-prompts", "2"),
-        *("--turns", "2"),
-    )
+async def test_ab_sends_each_conversation_to_both_and_pairs_their_turns(tmp_path: Path, echo: Engine) -> None:
+    async with Engine(echo_script(tokens=2)) as other:
+        seen = await command(
+            tmp_path, "ab", "--a", echo.url, "--b", other.url, *SMALL, "--turns", "3", "--num-prompts", "4",
+        )  # fmt: skip
+        assert [len(engine.requests) for engine in (echo, other)] == [12, 12]
+        firsts = [
+            sorted(
+                sent[0]["content"]
+                for turn in engine.requests
+                for sent in [turn.json()["messages"]]
+                if not sent[1:]
+            )
+            for engine in (echo, other)
+        ]
+    assert firsts[0] == firsts[1]
+    loadgen_result = result(tmp_path)["loadgen"]
+    told = loadgen_result["summary"]["loads"]["conversations"]
+    assert (told["begun"], told["completed"]) == (8, 8)
+    assert list(told["turns"]) == ["1 at a", "1 at b", "2 at a", "2 at b", "3 at a", "3 at b"]
+    assert loadgen_result["paired"]["paired"] == 12
+    assert "--turns" not in seen.said
+
+
+async def test_a_sweep_begins_conversations_at_its_rates_of_requests(tmp_path: Path, echo: Engine) -> None:
+    await command(
+        tmp_path, "sweep", "--base-url", echo.url, *SMALL, "--turns", "4", "--num-prompts", "500",
+        "--rates", "20,40", "--stage-seconds", "1",
+    )  # fmt: skip
+    stages = result(tmp_path)["loadgen"]["summary"]["by_stage"]
+    assert {name: stage["requests"] for name, stage in stages.items()} == {"rate=20": 20, "rate=40": 40}
+
+
+async def test_a_sweep_of_users_gives_each_a_conversation(tmp_path: Path, echo: Engine) -> None:
+    await command(
+        tmp_path, "sweep", "--base-url", echo.url, *SMALL, "--turns", "2", "--num-prompts", "5000",
+        "--concurrencies", "1,3", "--stage-seconds", "0.4",
+    )  # fmt: skip
+    assert max(len(turn.json()["messages"]) for turn in echo.requests) == 3
+    told = result(tmp_path)["loadgen"]["summary"]
+    assert told["loads"]["conversations"]["turns"]["2"]["completed"] > 1
+    assert list(told["by_stage"]) == ["1 user", "3 users"]
+
+
+async def test_a_search_sends_no_conversations(tmp_path: Path, echo: Engine) -> None:
+    seen = await command(
+        tmp_path, "find", "--base-url", echo.url, *SMALL, "--num-prompts", "2", "--goodput", "ttft:9",
+        "--turns", "2", code=2,
+    )  # fmt: skip
     assert (seen.code, echo.requests) == (2, [])
-    assert "are for `run`" in seen.said
+    assert "are for `run`, `ab` and `sweep`" in seen.said
     assert not (tmp_path / "out").exists()

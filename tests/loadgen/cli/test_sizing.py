@@ -105,9 +105,9 @@ def test_each_pair_is_two_requests() -> None:
             {
                 "max_tokens": 24,
                 "start_rate": 1.4,
-                "stage_seconds": 12.0,
+                "stage_seconds": 9.0,
                 "burstiness": math.inf,
-                "num_prompts": 6857,
+                "num_prompts": 5143,
             },
         ),
         (
@@ -116,12 +116,12 @@ def test_each_pair_is_two_requests() -> None:
             {
                 "max_tokens": 24,
                 "start_rate": 1.4,
-                "stage_seconds": 12.0,
+                "stage_seconds": 9.0,
                 "burstiness": math.inf,
-                "num_prompts": 549,
+                "num_prompts": 411,
             },
         ),
-        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 12.0, "num_prompts": 19_200}),
+        ("--start-rate 1 --max-tokens 6 --burstiness 2", speed(), {"stage_seconds": 9.0, "num_prompts": 14_400}),
         (
             "--stage-seconds 3 --top-rate 2 --max-tokens 6",
             speed(),
@@ -147,7 +147,7 @@ def test_a_slow_servers_sweep_is_as_long_as_it_has_to_be_and_says_so() -> None:
     choice = choose_sweep(args, job, speed(users=1, first=9.0, gap=1.0))
     assert choice.flags["start_rate"] * choice.flags["stage_seconds"] == pytest.approx(6, rel=0.02)
     assert choice.seconds == 4 * choice.flags["stage_seconds"]
-    assert [most_stages(seconds) for seconds in (1.0, 8.0, 12.0, 500.0)] == [48, 6, 4, 4]
+    assert [most_stages(seconds) for seconds in (1.0, 6.0, 9.0, 500.0)] == [36, 6, 4, 4]
 
 
 @pytest.mark.parametrize(

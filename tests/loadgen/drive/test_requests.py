@@ -10,6 +10,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.drive.conversations import Conversation, DueRequest
 from loadgen.drive.requests import (
     RequestBuilder,
     ScheduledRequest,
@@ -24,6 +25,10 @@ from loadgen.workload.model import FollowUp, Item, Prompt
 
 def prompts(count: int) -> list[Prompt]:
     return [Prompt(f"p{n}", "chat", {"messages": [{"role": "user", "content": str(n)}]}) for n in range(count)]
+
+
+def items(count: int) -> list[Item]:
+    return [Item(prompt) for prompt in prompts(count)]
 
 
 @given(st.integers(1, 9), st.integers(0, 60))
@@ -41,7 +46,7 @@ def test_a_schedule_ends_with_the_shorter_of_prompts_and_times() -> None:
 
 @given(st.integers(0, 50), st.integers())
 def test_pairs_go_to_both_targets_back_to_back_in_abba_order(count: int, seed: int) -> None:
-    schedule = list(schedule_pairs(prompts(count), None, seed=seed))
+    schedule = list(schedule_pairs(items(count), None, seed=seed))
     assert [request.number for request in schedule] == list(range(2 * count))
     letters = ["".join(request.target for request in schedule[n : n + 2]) for n in range(0, 2 * count, 2)]
     assert all(sorted(pair) == ["a", "b"] for pair in letters)
@@ -51,16 +56,29 @@ def test_pairs_go_to_both_targets_back_to_back_in_abba_order(count: int, seed: i
     )
 
 
+def test_conversations_of_a_pair_have_numbers_and_pairs_of_their_own() -> None:
+    def turn() -> Prompt:
+        return Prompt("turn", "chat", {"messages": []})
+
+    then = (FollowUp(prompt=turn, after=(0,)), FollowUp(prompt=turn, after=(1,)))
+    first, second = prompts(2)
+    schedule = list(schedule_pairs([Item(first, then=then), Item(second)], None))
+    assert [(request.number, request.pair) for request in schedule] == [(0, 0), (3, 0), (6, 3), (7, 3)]
+    assert [len(request.then) for request in schedule] == [2, 2, 0, 0]
+    later = Conversation(schedule[1], lambda exchange: "").request(DueRequest(2, 5_000_000_000, at_once=True))
+    assert (later.number, later.pair, later.target) == (5, 2, schedule[1].target)
+
+
 def test_the_order_of_pairs_is_drawn_and_the_same_for_the_same_seed() -> None:
     orders = {
-        "".join(request.target for request in schedule_pairs(prompts(40), None, seed=seed)) for seed in range(10)
+        "".join(request.target for request in schedule_pairs(items(40), None, seed=seed)) for seed in range(10)
     }
     assert len(orders) == 10
-    assert list(schedule_pairs(prompts(9), None, seed=3)) == list(schedule_pairs(prompts(9), None, seed=3))
+    assert list(schedule_pairs(items(9), None, seed=3)) == list(schedule_pairs(items(9), None, seed=3))
 
 
 def test_pairs_take_their_times_one_by_one() -> None:
-    assert [request.due_s for request in schedule_pairs(prompts(2), [0.0, 1.0, 2.0, 3.0])] == [0.0, 1.0, 2.0, 3.0]
+    assert [request.due_s for request in schedule_pairs(items(2), [0.0, 1.0, 2.0, 3.0])] == [0.0, 1.0, 2.0, 3.0]
 
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:

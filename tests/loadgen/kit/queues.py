@@ -7,6 +7,7 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from math import inf
 
 from loadgen.analysis import Found, Plan, Search, Stage
 
@@ -39,6 +40,34 @@ def bucket(rate: float, burst: int) -> Server:
             last = at
             waited.append(max(0.0, -tokens / rate))
         return waited
+
+    return waits
+
+
+def refusing(rate: float, burst: int) -> Server:
+    """A token bucket that refuses a request without a token. Its tokens are those that the last stage left."""
+    tokens = float(burst)
+
+    def waits(arrivals: Sequence[float]) -> list[float]:
+        nonlocal tokens
+        last, waited = 0.0, []
+        for at in arrivals:
+            tokens = min(float(burst), tokens + (at - last) * rate)
+            last = at
+            good = tokens >= 1
+            tokens -= good
+            waited.append(0.0 if good else inf)
+        return waited
+
+    return waits
+
+
+def some_slow(server: Server, share: float, seconds: float) -> Server:
+    """This share of its requests, drawn, waits so long in addition."""
+    rng = random.Random(7)
+
+    def waits(arrivals: Sequence[float]) -> list[float]:
+        return [wait + (seconds if rng.random() < share else 0.0) for wait in server(arrivals)]
 
     return waits
 
@@ -92,13 +121,16 @@ def run_stage(plan: Plan, server: Server, limit: float, base: float, rng: random
     arrivals = list(accumulate(rng.expovariate(plan.load) for _ in range(plan.requests)))
     times = [wait + base for wait in server(arrivals)]
     allowed = limit + base
+    ends = [at + time for at, time in zip(arrivals, times, strict=True)]
     return Stage(
         plan.load,
         arrivals,
         [time / allowed for time in times],
-        seconds=max(at + time for at, time in zip(arrivals, times, strict=True)),
+        seconds=max(end for end in ends if end < inf),
         missed={"ttft": sum(time > allowed for time in times)},
-        overlap=plan.load * sum(times) / len(times),
+        overlap=plan.load * sum(time for time in times if time < inf) / len(times),
+        ends=ends,
+        failures={"status": times.count(inf)} if inf in times else {},
     )
 
 

@@ -41,8 +41,73 @@ def found(**facts: Any) -> Found:
             "less sure than the 2.0 % asked for: raise --max-minutes",
         ),
         (
-            found(state="unsure"),
-            "no limit found between 1.00 and 64.0 req/s in the time given: raise --max-minutes",
+            found(state="all met"),
+            f"no limit found up to 64.0 req/s in the time given: raise --max-minutes; wanted {AIMS}",
+        ),
+        (
+            found(state="all missed", first="ttft", broke_at=1.0, broke={"ttft": 0.5, "tpot": 1.0}),
+            "missed at every rate that was run, down to 1.00 req/s, in the time given: TTFT breaks first: met by "
+            f"50.0 % at 1.00 req/s (TPOT 100 %); lower --start-rate or raise --max-minutes; wanted {AIMS}",
+        ),
+        (
+            found(state="all missed", by="users", tried=(1, 4), first="ttft", broke_at=1.0, broke={"ttft": 0.5}),
+            "missed at every number of users that was run, down to 1 user, in the time given: TTFT breaks first: "
+            f"met by 50.0 % at 1 user; raise --max-minutes; wanted {AIMS}",
+        ),
+        (
+            found(
+                state="not met",
+                by="users",
+                tried=(1, 4),
+                first="ttft",
+                broke_at=1.0,
+                broke={"ttft": 0.5},
+                failures={"status": 0.5},
+            ),
+            f"not met even at 1 user: requests fail: 50.0 % status at 1 user; wanted {AIMS}",
+        ),
+        (
+            found(
+                state="failed",
+                load=12.0,
+                first="ttft",
+                broke_at=16.0,
+                broke={"ttft": 0.0},
+                failures={"refused": 0.9, "truncated": 0.1},
+            ),
+            "the server failed: 90.0 % refused, 10.0 % truncated at 16.0 req/s; until then up to 12.0 req/s met "
+            f"{AIMS}",
+        ),
+        (
+            found(state="failed", first="ttft", broke_at=16.0, broke={"ttft": 0.0}, failures={"refused": 1.0}),
+            "the server failed: 100 % refused at 16.0 req/s",
+        ),
+        (
+            found(
+                load=19.0,
+                low=18.8,
+                high=19.2,
+                first="ttft",
+                broke_at=20.0,
+                broke={"ttft": 0.9, "tpot": 0.9},
+                failures={"status": 0.08},
+            ),
+            f"highest rate: 19.0 req/s (95 %: 18.8–19.2) meets {AIMS}; above it requests fail: 8.0 % status "
+            "at 20.0 req/s",
+        ),
+        (
+            found(
+                load=19.0,
+                low=18.8,
+                high=19.2,
+                first="ttft",
+                broke_at=20.0,
+                broke={"ttft": 0.9},
+                fault="the generator used 97% of a core",
+            ),
+            f"highest rate: 19.0 req/s (95 %: 18.8–19.2) meets {AIMS}; above it TTFT breaks first: met by 90.0 % "
+            "at 20.0 req/s. The generator itself was at its limit there (the generator used 97% of a core): "
+            "the server may take more",
         ),
         (found(state="nothing", tried=None), "nothing found: no stage ended"),
     ],

@@ -169,3 +169,24 @@ def test_unique_keeps_twins_and_parts_everything_else(tmp_path: Path) -> None:
     assert first.prompt == third.prompt
     cache = Prefixes(16)
     assert [cache.add(prompt_bytes(i.prompt.fields)) for i in (first, second)] == [0, 0]
+
+
+def recorded(at: float, name: str, endpoint: str = "chat") -> dict[str, Any]:
+    return {"at": at, "id": name, "bytes": 40, "endpoint": endpoint, "body": {"model": "m", "messages": [name]}}
+
+
+def test_the_workers_recordings_are_merged_by_time(tmp_path: Path) -> None:
+    for worker, rows in enumerate(([recorded(10.0, "a"), recorded(12.0, "b")], [recorded(11.0, "c")], [])):
+        lines = b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+        (tmp_path / f"traffic-worker{worker}").write_bytes(lines)
+    items = replay(tmp_path / "traffic-worker*", dataset_name="recording")
+    assert [(item.prompt.fields["messages"], item.at_s) for item in items] == [(["a"], 0), (["c"], 1), (["b"], 2)]
+
+
+def test_a_pattern_without_files_or_without_requests_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"nothing-\*: no such file"):
+        replay(tmp_path / "nothing-*", dataset_name="recording")
+    for worker in range(2):
+        (tmp_path / f"w{worker}").write_bytes(msgspec.json.encode(recorded(1.0, "a", "embeddings")))
+    with pytest.raises(WorkloadError, match=r"w\*: has no request to chat"):
+        replay(tmp_path / "w*", dataset_name="recording")

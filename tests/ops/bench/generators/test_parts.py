@@ -142,12 +142,17 @@ def test_every_tool_is_asked_for_the_same(name: str, workload: str, tmp_path: Pa
     line = " ".join(TOOLS[name].command(homes, tmp_path, "http://127.0.0.1:9", part, 3).argv)
     assert "http://127.0.0.1:9" in line
     assert str(part.requests) in line.split() or f"count={part.requests}" in line
-    rate = {"guidellm": "kind=poisson,rate=40"}.get(name, "--request-rate 40 --burstiness 1")
-    streams = {"guidellm": "kind=concurrent,streams=16"}.get(name, "--max-concurrency 16")
+    rate = {"guidellm": "kind=poisson,rate=40", "aiperf": "--request-rate 40 --request-rate-mode poisson"}.get(
+        name, "--request-rate 40 --burstiness 1"
+    )
+    streams = {"guidellm": "kind=concurrent,streams=16", "aiperf": "--concurrency 16"}.get(
+        name, "--max-concurrency 16"
+    )
     assert (rate if part.rate else streams) in line
     assert (streams if part.rate else rate) not in line
     if name != "guidellm":  # which does not count connecting
-        assert f"--num-warmups {WARM_UPS}" in line
+        flag = "--warmup-request-count" if name == "aiperf" else "--num-warmups"
+        assert f"{flag} {WARM_UPS}" in line
 
 
 def test_guidellm_has_one_worker_whose_loop_is_the_hogged_one(tmp_path: Path) -> None:
@@ -158,6 +163,7 @@ def test_guidellm_has_one_worker_whose_loop_is_the_hogged_one(tmp_path: Path) ->
         "ours-user": "main",
         "vllm": "main",
         "guidellm": "child",
+        "aiperf": "child",
     }
 
 
