@@ -36,7 +36,18 @@ from proxy.server.responder import Responder
 from proxy.server.routes import Handler
 from proxy.telemetry import Metrics
 from proxy.upstream import Backends, session_of
-from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers, renamed, without_salt
+from proxy.wire import (
+    PATHS,
+    ApiRequest,
+    Endpoint,
+    decode,
+    embeds_bytes,
+    embeds_chat,
+    outgrows,
+    refers,
+    renamed,
+    without_salt,
+)
 from proxy.wire.fold import Unfoldable, foldable
 
 Affinity = Callable[[ApiRequest, Mapping[str, str]], int]
@@ -96,13 +107,17 @@ class Generation:
             body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
+            if endpoint == "embeddings" and embeds_chat(body):
+                return await self._passthrough(context, body)
             large = self._large
             if large is not None and len(body) > large.inline:
                 api_request = await self.read(context, endpoint, body)
             else:
                 api_request = self._decode(context, endpoint, body)
             if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
-                return await self._forward(context, api_request)
+                return await self.forward(context, api_request)
+            if endpoint == "embeddings" and embeds_bytes(api_request):
+                return await self.forward(context, api_request)
             reader, late = await self.join(context, api_request), False
             model = api_request.model
             if model in self._rules.names.standbys or model not in self._backends.listed:
@@ -148,8 +163,8 @@ class Generation:
 
         return await self._standby.settle(context, reader, again)
 
-    async def _forward(self, context: RequestContext, api_request: ApiRequest) -> Sent:
-        """A request whose answer is too large to be held: it shares nothing."""
+    async def forward(self, context: RequestContext, api_request: ApiRequest) -> Sent:
+        """A request that shares nothing: its answer is too large to be held, or no JSON. Raises GatewayError."""
         if self._admission is not None:
             await self._admission(context)
         sent, salt, _ = self._salted(context, api_request)
