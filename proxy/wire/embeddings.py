@@ -68,8 +68,6 @@ def embeds_bytes(api_request: ApiRequest) -> bool:
 
 def embeds_chat(body: bytes) -> bool:
     """Whether a request for an embedding has `messages`, which the engine puts into a template, and no `input`."""
-    if b'"messages"' not in body:
-        return False
     try:
         fields = _OBJECT.decode(body)
     except _BAD:

@@ -107,7 +107,7 @@ class Generation:
             body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
-            if endpoint == "embeddings" and embeds_chat(body):
+            if endpoint == "embeddings" and b'"messages"' in body and embeds_chat(body):
                 return await self._passthrough(context, body)
             large = self._large
             if large is not None and len(body) > large.inline:
@@ -116,7 +116,7 @@ class Generation:
                 api_request = self._decode(context, endpoint, body)
             if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
                 return await self.forward(context, api_request)
-            if endpoint == "embeddings" and embeds_bytes(api_request):
+            if "encoding_format" in api_request.fields and endpoint == "embeddings" and embeds_bytes(api_request):
                 return await self.forward(context, api_request)
             reader, late = await self.join(context, api_request), False
             model = api_request.model
