@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import inspect
 import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 
 import pytest
 import pytest_timeout
@@ -44,6 +47,30 @@ def pytest_configure() -> None:
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Garbage is not looked for meanwhile: all that is made stays. And workers share the compiling."""
+    gc.disable()
+    try:
+        _import_tests(session.config)
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def _import_tests(config: pytest.Config) -> None:
+    """In a worker that collects all tests: each worker begins with another part of the files, and finds the others
+    compiled. In the same order each would compile every file, which is half of what it takes to collect them."""
+    worker: dict[str, str] = getattr(config, "workerinput", {})
+    if not worker or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    files = sorted((config.rootpath / "tests").rglob("test_*.py"))
+    begin = len(files) * int(worker["workerid"].removeprefix("gw")) // int(worker["workercount"])
+    for file in files[begin:] + files[:begin]:
+        with suppress(Exception):  # whatever a module raises is told when it is collected
+            importlib.import_module(".".join(file.relative_to(config.rootpath).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

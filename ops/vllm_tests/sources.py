@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-TEST_NEEDS: Final = ("pytest>=9", "pytest-asyncio", "pytest-timeout", "tblib", "schemathesis>=4", "jsonschema")
+TEST_NEEDS: Final = (
+    *("pytest>=9", "pytest-asyncio", "pytest-timeout", "tblib", "schemathesis>=4", "jsonschema"),
+    "sentence-transformers",  # what vectors are compared with
+)
 BUILD_NEEDS: Final = ("setuptools-rust", "setuptools-scm")
 """What pip needs besides torch to read the metadata of vLLM's source distribution."""
 

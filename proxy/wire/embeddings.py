@@ -38,6 +38,9 @@ _OF_ONE_CLIENT: Final = frozenset(
 """Members that an array for several clients omits: they belong to one client and change no vector."""
 
 
+_BINARY: Final = frozenset({b'"bytes"', b'"bytes_only"'})
+
+
 class Unsplittable(ValueError):
     """An answer without exactly one vector for each item."""
 
@@ -56,6 +59,20 @@ class Parts(NamedTuple):
     envelope: dict[str, Raw]
     data: list[dict[str, Raw]]
     tokens: int | None
+
+
+def embeds_bytes(api_request: ApiRequest) -> bool:
+    """Whether its answer is no JSON: vectors as bytes, which with `bytes` a header describes."""
+    return bytes(api_request.fields.get("encoding_format", b"null")) in _BINARY
+
+
+def embeds_chat(body: bytes) -> bool:
+    """Whether a request for an embedding has `messages`, which the engine puts into a template, and no `input`."""
+    try:
+        fields = _OBJECT.decode(body)
+    except _BAD:
+        return False
+    return "messages" in fields and "input" not in fields
 
 
 def inputs_of(api_request: ApiRequest) -> Inputs | None:

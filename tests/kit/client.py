@@ -12,6 +12,7 @@ import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -45,9 +46,16 @@ class Head:
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The one value of this header; a header sent twice is an error of the test's subject."""
-        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        values = self._values.get(name.lower(), ())
         assert len(values) < 2, f"{name} was sent {len(values)} times"
         return values[0] if values else default
+
+    @cached_property
+    def _values(self) -> dict[str, list[str]]:
+        values: dict[str, list[str]] = {}
+        for key, value in self.headers:
+            values.setdefault(key.lower(), []).append(value)
+        return values
 
     def __getitem__(self, name: str) -> str:
         value = self.get(name)
@@ -86,7 +94,7 @@ class Event:
     raw: bytes
     order: int
 
-    @property
+    @cached_property
     def data(self) -> bytes:
         lines = [line for line in re.split(rb"\r\n|\r|\n", self.raw) if line.startswith(b"data:")]
         return b"\n".join(line[5:].removeprefix(b" ") for line in lines)

@@ -13,9 +13,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 PRESSURE: Final = "/proc/pressure/cpu"
@@ -24,6 +24,23 @@ SHARE: Final = (
 )
 LEAST: Final = 0.05  # seconds between two looks, at least
 STEP: Final = 0.5  # and at most: a look later than that means that the process stood still
+
+
+class Recent:
+    """A reading that is taken again after `LEAST` seconds at the earliest."""
+
+    def __init__(self, read: Callable[[], float | None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._clock = clock
+        self._until = -math.inf
+        self._value: float | None = None
+
+    def __call__(self) -> float | None:
+        now = self._clock()
+        if now >= self._until:
+            self._value = self._read()
+            self._until = now + LEAST
+        return self._value
 
 
 def contended() -> float | None:
@@ -35,6 +52,9 @@ def contended() -> float | None:
         return None
 
 
+recently_contended: Final = Recent(contended)
+
+
 class Patience:
     """`seconds` of a machine that has a CPU for everyone. `clock` in seconds, of a loop or of the system."""
 
@@ -42,7 +62,7 @@ class Patience:
         self,
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        waited: Callable[[], float | None] = contended,
+        waited: Callable[[], float | None] = recently_contended,
     ) -> None:
         self.seconds = seconds
         self._clock = clock
@@ -74,30 +94,35 @@ class Patience:
         return max(left, LEAST) if left > 0 else 0.0
 
 
-@asynccontextmanager
-async def patience(seconds: float) -> AsyncIterator[None]:
-    """Like `asyncio.timeout`.
+class patience:
+    """Like `asyncio.timeout`: the body may take `seconds` of patience.
 
     Raises:
-        TimeoutError: the body has not ended within `seconds` of patience.
+        TimeoutError: it has taken longer.
     """
-    loop = asyncio.get_running_loop()
-    waiting = Patience(seconds, loop.time)
-    timer: asyncio.TimerHandle
-    async with asyncio.timeout(None) as limit:
 
-        def look() -> None:
-            nonlocal timer
-            if step := waiting.step():
-                timer = loop.call_later(step, look)
-            else:
-                limit.reschedule(loop.time())
+    __slots__ = ("_limit", "_loop", "_timer", "_waiting")
 
-        look()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting = Patience(seconds, self._loop.time)
+        self._limit = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._timer = self._loop.call_later(self._waiting.step(), self._look)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._limit.__aexit__(kind, error, trace)
+
+    def _look(self) -> None:
+        if step := self._waiting.step():
+            self._timer = self._loop.call_later(step, self._look)
+        else:
+            self._limit.reschedule(self._loop.time())
 
 
 def run_process(

@@ -19,6 +19,7 @@ from proxy.telemetry.log import Log
 from tests.kit.engine import Engine
 
 HELLO = {"model": "m1", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+TURNS = 500
 HELLO_STREAM = HELLO | {"stream": True}
 DEFAULTS: dict[str, Any] = {
     "port": 0,
@@ -56,9 +57,12 @@ async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes:
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    """Turns of the loop until the fact holds; bounded by the test's own timeout."""
-    while not fact():  # noqa: ASYNC110 - what is waited for sets no event
-        await asyncio.sleep(0)
+    """Turns of the loop until the fact holds; bounded by the test's own timeout. After `TURNS` it looks each
+    millisecond: the fact then depends on a clock or on another process, which needs the CPU."""
+    turns = 0
+    while not fact():
+        await asyncio.sleep(0 if turns < TURNS else 0.001)
+        turns += 1
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

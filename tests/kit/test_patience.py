@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.kit.clock import virtual
-from tests.kit.patience import LEAST, SHARE, STEP, Patience, contended, patience, run_process
+from tests.kit.patience import LEAST, SHARE, STEP, Patience, Recent, contended, patience, run_process
 
 
 class Machine:
@@ -79,6 +79,16 @@ def test_what_linux_counts_grows_or_is_not_there() -> None:
     before = contended()
     after = contended()
     assert (before is None and after is None) or (before is not None and after is not None and after >= before)
+
+
+def test_a_reading_is_taken_again_when_it_is_old() -> None:
+    machine = Machine()
+    recent = Recent(lambda: machine.contended, lambda: machine.now)
+    assert recent() == 7.0
+    machine.contended = 8.0
+    assert recent() == 7.0
+    machine.now += LEAST
+    assert recent() == 8.0
 
 
 async def test_a_body_that_hangs_ends_with_a_time_out() -> None:

@@ -14,6 +14,7 @@ from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vec
 from proxy.server.handlers.generation import Generation
 from proxy.server.respond import Sent
 from proxy.server.responder import Responder
+from proxy.wire import embeds_bytes
 
 _BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT, Code.DEADLINE_UNMEETABLE})
 """Engines exist but are busy: never a reason for a stub."""
@@ -40,6 +41,8 @@ class EmbedHandler:
     async def __call__(self, context: RequestContext) -> Sent:
         body = await self._bodies.read(context, json=True)
         api_request = await self._generation.read(context, "embeddings", body)
+        if embeds_bytes(api_request):
+            return await self._generation.forward(context, api_request)
         if self._admission is not None:
             await self._admission(context)
         try:

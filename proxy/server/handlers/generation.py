@@ -39,7 +39,18 @@ from proxy.server.responder import Responder
 from proxy.server.routes import Handler
 from proxy.telemetry import Metrics
 from proxy.upstream import Backends, session_of
-from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers, renamed, without_salt
+from proxy.wire import (
+    PATHS,
+    ApiRequest,
+    Endpoint,
+    decode,
+    embeds_bytes,
+    embeds_chat,
+    outgrows,
+    refers,
+    renamed,
+    without_salt,
+)
 from proxy.wire.fold import Unfoldable, foldable
 
 _STREAM: Final = Mode.STREAM  # a global is cheaper to look up than a member of a class
@@ -107,13 +118,17 @@ class Generation:
             body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
+            if endpoint == "embeddings" and b'"messages"' in body and embeds_chat(body):
+                return await self._passthrough(context, body)
             large = self._large
             if large is not None and len(body) > large.inline:
                 api_request = await self.read(context, endpoint, body)
             else:
                 api_request = self._decode(context, endpoint, body)
             if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
-                return await self._forward(context, api_request)
+                return await self.forward(context, api_request)
+            if "encoding_format" in api_request.fields and endpoint == "embeddings" and embeds_bytes(api_request):
+                return await self.forward(context, api_request)
             if self._admission is None:
                 share = self._share(context, api_request)
                 reader, late = self.attach(context, api_request, share), False  # a coroutine less
@@ -200,8 +215,8 @@ class Generation:
 
         return await self._standby.settle(context, reader, again)
 
-    async def _forward(self, context: RequestContext, api_request: ApiRequest) -> Sent:
-        """A request whose answer is too large to be held: it shares nothing."""
+    async def forward(self, context: RequestContext, api_request: ApiRequest) -> Sent:
+        """A request that shares nothing: its answer is too large to be held, or no JSON. Raises GatewayError."""
         if self._admission is not None:
             await self._admission(context)
         sent, salt, _ = self._salted(context, api_request)

@@ -66,8 +66,9 @@ class PassThrough:
         self._standby = standby
         self._scope = scope_of(access_policy)
 
-    async def __call__(self, context: RequestContext) -> Sent:
-        checked = await self.read(context)
+    async def __call__(self, context: RequestContext, body: bytes | None = None) -> Sent:
+        """`body`: the request's, where it has been read already. Raises GatewayError."""
+        checked = await self.read(context, body)
         request = context.request
         path = request.raw_path
         event_api = EVENT_APIS.get(request.path) if request.method == "POST" else None
@@ -172,15 +173,17 @@ class PassThrough:
             return await self._large.raw_for(context, media, body, model)
         return read_passed(media, body).with_model(model).body
 
-    async def read(self, context: RequestContext) -> Checked:
-        """The body as it is sent to the engine. Sets the context's model and cost. Raises GatewayError."""
+    async def read(self, context: RequestContext, body: bytes | None = None) -> Checked:
+        """The body as it is sent to the engine. Sets the context's model and cost. `body`: the client's, where it
+        has been read already. Raises GatewayError."""
         request = context.request
         media = None
         if request.body_exists:
             media = media_of(request.headers, json_only=takes_json_only(request.path))
         upload = media is not None and media.kind == "form"
         limit = self._settings.max_upload_bytes if upload else 0
-        body = await self._bodies.read(context, json=False, limit=limit)
+        if body is None:
+            body = await self._bodies.read(context, json=False, limit=limit)
         if media is not None and self._offloaded(media, body):
             assert self._large is not None
             body, own, takes_salt = await self._large.raw(context, media, body)

@@ -226,8 +226,17 @@ def learn(chunks: Sequence[bytes], answer: bytes, endpoint: Folded, second: byte
         msgspec.MsgspecError,
         RecursionError,
     ) as e:
-        raise Unfoldable(f"answers of unknown shape: {e!r:.200}") from None
+        raise Unfoldable(f"answers of unknown shape: {_reason(e):.200}") from None
     return template
+
+
+def _reason(error: Exception) -> str:
+    """What is odd about an answer, from what reading it raised."""
+    if isinstance(error, KeyError):
+        return f"no member {error.args[0]!r}"
+    if isinstance(error, msgspec.MsgspecError):
+        return str(error)  # "JSON is malformed: …", "Expected `object`, got `int`"
+    return "nested too deeply" if isinstance(error, RecursionError) else "a part is missing or of another type"
 
 
 def _learned(chunks: Sequence[bytes], answer: bytes, endpoint: Folded, second: bytes | None) -> Template:

@@ -335,10 +335,20 @@ def test_a_body_of_another_answer_teaches_nothing(whole: Json) -> None:
         learned(CHAT, whole)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"[" * 100_000, b'{"a":"\xff"}'])
-def test_what_is_no_json_object_teaches_nothing(text: bytes) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "Input data was truncated"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"[" * 100_000, "(nested too deeply|Expected `object`, got `array`)"),
+        (b'{"a":"\xff"}', "(no member 'choices'|JSON is malformed)"),
+        (b"{}", "no member 'choices'"),
+        (b'{"choices":[]}', "(a part is missing or of another type|no member 'id')"),
+    ],
+)
+def test_what_is_no_answer_teaches_nothing_and_is_told_in_words(text: bytes, words: str) -> None:
     for chunks, whole in ((data(*CHAT), text), ([text, *data(*CHAT)], json.dumps(WHOLE).encode())):
-        with pytest.raises(Unfoldable, match="answers of unknown shape"):
+        with pytest.raises(Unfoldable, match=f"answers of unknown shape: {words}"):
             learn(chunks, whole, "chat")
     with pytest.raises(Unfoldable, match="a body of unknown shape"):
         same(WHOLE, text)
