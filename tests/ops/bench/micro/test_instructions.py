@@ -1,4 +1,4 @@
-"""`python -m ops.bench.instructions`: what is read of callgrind's and strace's reports, and its refusals."""
+"""`python -m ops.bench.micro.instructions`: what is read of callgrind's and strace's reports, and its refusals."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ops.bench.instructions import calls_in, cases, total
+from ops.bench.micro.instructions import calls_in, cases, total
 from tests.kit.patience import run_process
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 SUMMARY = """\
 % time     seconds  usecs/call     calls    errors syscall
@@ -40,7 +40,7 @@ def test_a_stream_is_counted_by_its_events_and_a_body_once() -> None:
 
 @pytest.mark.parametrize("flag", [["--subjects", "gateway,nginx"], ["--cases", "json,xml"]])
 def test_an_unknown_name_is_refused_before_anything_starts(flag: list[str]) -> None:
-    argv = [sys.executable, "-m", "ops.bench.instructions", *flag]
+    argv = [sys.executable, "-m", "ops.bench.micro.instructions", *flag]
     done = run_process(argv, cwd=ROOT, capture_output=True, text=True, seconds=50)
     assert done.returncode == 2
     assert f"unknown: {flag[1].split(',')[1]}; choose from" in done.stderr

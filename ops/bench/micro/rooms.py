@@ -92,7 +92,7 @@ async def count(engine: int, redis: str, *, shared: bool, seconds: float) -> dic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.rooms", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.micro.rooms", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="duration of each of the two cases")
     seconds = parser.parse_args().seconds
     everywhere = set(range(os.cpu_count() or 1))

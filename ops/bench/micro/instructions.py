@@ -192,7 +192,7 @@ def _row(name: str, case: Case, trees: Sequence[Path], ground: Ground, profile: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m ops.bench.instructions", description=__doc__,
+        prog="python -m ops.bench.micro.instructions", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--subjects", default=",".join(SUBJECTS), metavar="NAME,…", help=", ".join(SUBJECTS))

@@ -1,10 +1,10 @@
-"""`python -m ops.bench.rooms`: which room a source file belongs to."""
+"""`python -m ops.bench.micro.rooms`: which room a source file belongs to."""
 
 from __future__ import annotations
 
 import pytest
 
-from ops.bench.rooms import Tracer, room_of
+from ops.bench.micro.rooms import Tracer, room_of
 
 
 @pytest.mark.parametrize(
