@@ -426,6 +426,7 @@ async def running(
                 metrics=metrics,
                 group=group,
                 queue=request_queue,
+                resumable=streams if streams is not None else (),
                 backends=backends,
                 cache=cache,
                 redis=redis_state,

@@ -61,6 +61,17 @@ async def left(
     yield turn, name, events
 
 
+async def test_the_state_that_the_page_shows_counts_streams_without_a_client() -> None:
+    async with Engine() as engine, gateway(engine) as app:
+        assert (await get(app.url, "/-/state")).json()["resumable"] == 0
+        async with left(engine, app.url) as (turn, name, _):
+            assert (await get(app.url, "/-/state")).json()["resumable"] == 1
+            await turn.finish()
+            assert (await resumed(app.url, name, 3))[-1] == DONE
+    async with Engine() as engine, gateway(engine, resume_grace_seconds_max=0.0) as app:
+        assert (await get(app.url, "/-/state")).json()["resumable"] == 0
+
+
 @pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["shared", "alone"])
 @pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=["plain", "usage"])
 async def test_the_rest_is_byte_for_byte_what_a_client_lacks(

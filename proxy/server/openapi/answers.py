@@ -103,5 +103,6 @@ class State(Struct):
     flights: int
     readers: int
     queued: int
+    resumable: int
     models: list[str]
     backends: list[dict[str, Any]]

@@ -111,7 +111,7 @@ function show(state) {
   const up = Math.round(state.uptime_s), hours = Math.floor(up / 3600), minutes = Math.floor(up / 60) % 60;
   put("about", `${state.version}, up ${hours ? hours + " h " : ""}${up >= 60 ? minutes + " min" : up + " s"}, sharing ${state.share}`);
   put("flights", many(state.flights, "answer"));
-  put("queue", `${many(state.readers, "reader")}, ${whole.format(state.queued)} queued`);
+  put("queue", `${many(state.readers, "reader")}, ${whole.format(state.queued)} queued` + (state.resumable ? `, ${many(state.resumable, "resumable stream")}` : ""));
   put("ttft", ms(recent.ttft_ms.p50));
   put("ttft2", recent.ttft_ms.p95 == null ? "no answer in the last 10 s" : `median; 95 % within ${ms(recent.ttft_ms.p95)}`);
   put("rate", whole.format(Math.round(recent.delivered_per_s)));

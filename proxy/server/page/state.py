@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ class Sources:
     metrics: Metrics
     group: FlightGroup
     queue: RequestQueue[Flight]
+    resumable: Sized = ()  # the streams that clients may come back to
     backends: Backends
     cache: Cache | None
     redis: RedisState
@@ -93,6 +94,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
         "flights": len(of.group),
         "readers": of.group.subscribers,
         "queued": len(of.queue),
+        "resumable": len(of.resumable),
         "queue_limit": of.queue.limit,
         "models": [str(model.get("id")) for model in visible(backends.models())],
         "redis": of.redis.shown() | {"available": None if of.cache is None else of.cache.available},
@@ -107,6 +109,7 @@ def together(state: dict[str, Any], engines: Sequence[str], totals: Totals) -> d
         "flights": "flights",
         "readers": "subscribers",
         "queued": "queue_depth",
+        "resumable": "resumable_streams",
         "queue_limit": "queue_limit",
     }
     backends = [
