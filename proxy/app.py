@@ -303,7 +303,7 @@ async def running(
             await scheduler.fleet.start()
             stack.push_async_callback(scheduler.fleet.stop)  # after the flights have ended
         if streams is not None:
-            stack.callback(streams.close)  # the same
+            stack.callback(streams.close)  # after the flights have ended, too
         gateway = Gateway(
             settings=settings,
             group=group,

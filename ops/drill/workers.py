@@ -206,28 +206,33 @@ async def memory(on: Engine, folder: Path) -> None:
         most = group / "memory.max"
     try:
         group.mkdir()
+    except OSError as e:
+        print(f"memory: left out, no group may be made here ({e})")
+        return
+    try:
         try:
             # What it has is not counted, what it asks for from now on is.
             most.write_text(str(MORE_BYTES))
-            strike = (group / "cgroup.procs").write_text
-            await _struck(on, folder, "out of memory", lambda pid: strike(str(pid)), "worker ended", HUNGRY)
-            counts = "memory.oom_control" if (group / "memory.oom_control").exists() else "memory.events"
-            (kills,) = re.findall(r"^oom_kill (\d+)$", (group / counts).read_text(), re.M)
-            print(f"memory: the kernel killed {kills} process for want of memory")
-        finally:
-            group.rmdir()
-    except OSError as e:
-        print(f"memory: left out, no memory controller may be written here ({e})")
+        except OSError as e:
+            print(f"memory: left out, no memory controller may be written here ({e})")
+            return
+        strike = (group / "cgroup.procs").write_text
+        await _struck(on, folder, "out of memory", lambda pid: strike(str(pid)), "worker ended", HUNGRY)
+        counts = "memory.oom_control" if (group / "memory.oom_control").exists() else "memory.events"
+        (kills,) = re.findall(r"^oom_kill (\d+)$", (group / counts).read_text(), re.M)
+        print(f"memory: the kernel killed {kills} process for want of memory")
+    finally:
+        group.rmdir()
 
 
 async def _struck(
-    on: Engine, folder: Path, what: str, strike: Callable[[int], object], event: str, said_each: int = 8
+    on: Engine, folder: Path, what: str, strike: Callable[[int], object], event: str, size: int = 8
 ) -> None:
-    """`strike` is called with the process of one worker; `said_each`: bytes of each prompt, twice."""
+    """`strike` is called with the process of one worker; `size`: bytes of each prompt, twice."""
     said: Counter[str] = Counter()
     async with gateway(on, folder, 4, "--redis", "off") as workers:
         on.mood = Mood(ttft=0.2)  # so that requests are in flight at each worker
-        async with load(workers.url, said, 4 * CLIENTS, said_each):
+        async with load(workers.url, said, 4 * CLIENTS, size):
             while sum(said.values()) < 8 * CLIENTS:  # noqa: ASYNC110 - a count of other tasks
                 await asyncio.sleep(0.05)
             began = time.monotonic()

@@ -13,6 +13,7 @@ import msgspec
 from proxy.flights import Flight, Mode, Phase, Subscriber
 from proxy.flights.merging import MergedFlight
 from proxy.server.context import RequestContext
+from proxy.server.routes import STREAM_PATH
 from proxy.telemetry import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
@@ -31,6 +32,8 @@ _PARAMETERS: Final = (
     ("n", "gen_ai.request.choice.count", int),
 )
 _OURS: Final = frozenset({"traceparent", "tracestate"})
+_ROUTES: Final = {"passthrough": "{vllm}", "streams": STREAM_PATH}
+"""Of endpoints with many paths. No span has the name of a stream: a client that knows it can read the stream."""
 
 
 class _Choice(msgspec.Struct):
@@ -62,7 +65,8 @@ class Tracing:
         else:
             headers = request.headers
             parent = otel.incoming(list(headers.getall("traceparent", ())), list(headers.getall("tracestate", ())))
-        route = request.path if context.endpoint != "passthrough" else "{vllm}"
+        route = _ROUTES.get(context.endpoint, request.path)
+        path = route if context.endpoint == "streams" else clean(request.path[:512])
         span = otel.tracer.start_span(
             f"{request.method[:16]} {route}",
             context=parent,
@@ -70,7 +74,7 @@ class Tracing:
             attributes={
                 "http.request.method": request.method,
                 "http.route": route,
-                "url.path": clean(request.path[:512]),
+                "url.path": path,
                 "gateway.request_id": context.id,
                 "gateway.endpoint": context.endpoint,
             },

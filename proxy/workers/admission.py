@@ -143,6 +143,7 @@ class SharedAdmission:
         self._clock = clock
         self._gateway = os.urandom(8).hex()
         self._leases: dict[str, EngineLease] = {}
+        self._number = 0  # the highest of a call for an engine that was removed
         self._bound: dict[str, int] = {}
         self._differs: dict[str, int] = {}  # limits of other gateways that the log has
         self._away = False
@@ -211,28 +212,31 @@ class SharedAdmission:
         """Renew what is due."""
         now, demands = self._clock(), self._engines.demands()
         for name in self._leases.keys() - demands.keys():
-            del self._leases[name]  # its record in Redis ends by itself
+            removed = self._leases.pop(name)  # its record in Redis ends by itself
+            self._number = max(self._number, removed.number)  # until then Redis refuses lower numbers
             self._bound.pop(name, None)
             self._differs.pop(name, None)
+        asked: dict[str, int] = {}
+        bound = dict(self._bound)
         for name, demand in demands.items():
             lease = self._leases.get(name)
             if lease is None:
-                lease = self._leases[name] = EngineLease(self._gateway, demand.limit)
+                lease = self._leases[name] = EngineLease(self._gateway, demand.limit, self._number)
             lease.look(now, demand)
-            due = lease.due(now, demand)
-            asked = lease.plan(now, demand) if due else 0
-            if self._apply(name, lease):
-                demand = self._engines.demands()[name]  # what may be in use has changed
-            if due:
-                self._send(name, lease, lease.call(now, asked, demand))
+            if lease.due(now, demand):
+                asked[name] = lease.plan(now, demand)
+            self._apply(name, lease)
+        if self._bound != bound:
+            demands = self._engines.demands()  # what may be in use has changed
+        for name, places in asked.items():
+            lease = self._leases[name]
+            self._send(name, lease, lease.call(now, places, demands[name]))
         self._tell(now)
 
-    def _apply(self, name: str, lease: EngineLease) -> bool:
-        if self._bound.get(name) == lease.ceiling:
-            return False
-        self._bound[name] = lease.ceiling
-        self._engines.bound(name, lease.ceiling)
-        return True
+    def _apply(self, name: str, lease: EngineLease) -> None:
+        if self._bound.get(name) != lease.ceiling:
+            self._bound[name] = lease.ceiling
+            self._engines.bound(name, lease.ceiling)
 
     def _send(self, name: str, lease: EngineLease, call: Call) -> None:
         ms = int(LEASE * 1000)

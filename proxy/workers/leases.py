@@ -71,14 +71,16 @@ class Reply:
 class EngineLease:
     """One gateway's places at one engine. `ceiling` is what it may have in flight there now."""
 
-    def __init__(self, gateway: str, limit: int) -> None:
+    def __init__(self, gateway: str, limit: int, number: int = 0) -> None:
+        """`number`: of the gateway's last call, as the engine may have been removed and added again."""
+        self.number = number  # of the last call
         self.ceiling = 0
         self.limit = limit  # the least of all gateways
         self.others: Mapping[str, Record] = {}
         self.asked_at = -math.inf
         self.calling = False
         self._gateway = gateway
-        self._number = 0
+        self._called = False
         self._ends = -math.inf
         self._own = Record(0, 0, 0)  # as Redis has it
         self._answered = False  # ever
@@ -100,7 +102,7 @@ class EngineLease:
 
     def away(self, now: float) -> bool:
         """Whether Redis should have answered and has not: the gateway has its share."""
-        return not self.live(now) and self._number > 0
+        return not self.live(now) and self._called
 
     def due(self, now: float, demand: Demand) -> bool:
         """Whether to call now."""
@@ -138,12 +140,13 @@ class EngineLease:
 
     def call(self, now: float, asked: int, demand: Demand) -> Call:
         """The next call. `demand`: with the lowered ceiling applied."""
-        self._number += 1
+        self.number += 1
         self.asked_at, self.calling = now, True
-        if self._number == 1:
+        if not self._called:
+            self._called = True
             self._ends = now + LEASE - MARGIN  # until then others may have all places
         held = max(self.ceiling, demand.held, demand.inflight)
-        return Call(self._number, held, asked, _limit(demand), demand.inflight, demand.wanted, demand.fixed)
+        return Call(self.number, held, asked, _limit(demand), demand.inflight, demand.wanted, demand.fixed)
 
     def replied(self, now: float, call: Call, reply: Reply) -> None:
         """The answer to the last call."""

@@ -1,1 +1,1 @@
-"""Judges `loadgen find` by servers whose limits are known to somebody: ten searches of each, with ten seeds."""
+"""Judges `loadgen find` by servers whose limits are known: ten searches of each, with ten seeds."""

@@ -1,6 +1,6 @@
 """The command line: start each server of a list, search it with each seed, print what was found in what time.
 
-The list is TOML. Nothing of it is known to the search but `find`:
+The list is TOML. The search gets `find` of it only:
 
     [[server]]
     name = "four places"

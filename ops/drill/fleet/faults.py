@@ -116,7 +116,8 @@ async def _master(scene: Scene) -> Targets:
     return tuple(filter(None, [await scene.master()]))
 
 
-async def _nobody(scene: Scene) -> Targets:
+async def _redis(scene: Scene) -> Targets:
+    """Redis as a whole, by its first server."""
     return (scene.stage.servers[0],)
 
 
@@ -220,7 +221,7 @@ async def master_killed(scene: Scene, targets: Targets) -> None:
         await until(each.whole, START_SECONDS, f"{each.name} sees its Cluster whole")
 
 
-@_fault("CLUSTER FAILOVER", "redis", _nobody, weight=2)
+@_fault("CLUSTER FAILOVER", "redis", _redis, weight=2)
 async def failover(scene: Scene, targets: Targets) -> None:
     replicas = [server for server in scene.stage.servers if await server.follows()]
     if replicas:
@@ -235,17 +236,17 @@ async def _at_masters(scene: Scene, *words: str | int) -> None:
             await server.call(*words)
 
 
-@_fault("FLUSHALL", "redis", _nobody)
+@_fault("FLUSHALL", "redis", _redis)
 async def flushed(scene: Scene, targets: Targets) -> None:
     await _at_masters(scene, "FLUSHALL")
 
 
-@_fault("Redis without the scripts", "redis", _nobody, weight=0.5)
+@_fault("Redis without the scripts", "redis", _redis, weight=0.5)
 async def scripts_gone(scene: Scene, targets: Targets) -> None:
     await _at_masters(scene, "SCRIPT", "FLUSH")
 
 
-@_fault("Redis full", "redis", _nobody)
+@_fault("Redis full", "redis", _redis)
 async def full(scene: Scene, targets: Targets) -> None:
     servers = scene.stage.servers
     try:
@@ -257,7 +258,7 @@ async def full(scene: Scene, targets: Targets) -> None:
             await server.call("CONFIG", "SET", "maxmemory", "0")
 
 
-@_fault("Redis slow", "redis", _nobody)
+@_fault("Redis slow", "redis", _redis)
 async def slow(scene: Scene, targets: Targets) -> None:
     pause = scene.rng.randint(20, 900)
     for _ in range(scene.rng.randint(1, 5)):
@@ -265,9 +266,9 @@ async def slow(scene: Scene, targets: Targets) -> None:
         await asyncio.sleep(pause / 1000 + 0.02)
 
 
-@_fault("records of others under our keys", "redis", _nobody, weight=2)
+@_fault("records of others under our keys", "redis", _redis, weight=2)
 async def hostile(scene: Scene, targets: Targets) -> None:
-    """Claims, interest, logs and facts are overwritten, and messages sent, by somebody who knows their names."""
+    """Claims, interest, logs and facts are overwritten, and messages sent, by a program that knows their names."""
     rng = scene.rng
     for server in await scene.stage.masters():
         with suppress(RedisError, OSError, TimeoutError):
@@ -346,6 +347,6 @@ async def _spoil(server: Server, key: bytes, rng: Random, keys: list[bytes]) -> 
             await server.call("PEXPIRE", claim, 20_000)
 
 
-@_fault(TOGETHER, "redis", _nobody, weight=2)
+@_fault(TOGETHER, "redis", _redis, weight=2)
 async def together(scene: Scene, targets: Targets) -> None:
     await scene.readers.together(TWINS)

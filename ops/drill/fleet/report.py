@@ -66,7 +66,7 @@ class Report:
 
 def touches(answer: Answer, strike: Strike, leader_of: LeaderOf) -> bool:
     """Whether a fault can have cut an answer: it struck its gateway, its leader or its engine, or Redis while
-    another gateway led it. One that has not said who makes it can be made by any."""
+    another gateway led it. An answer without a fingerprint may come from any."""
     if not strike.over(answer.began, answer.ended):
         return False
     made = [leader_of(mark) for mark in answer.fingerprints]

@@ -164,7 +164,7 @@ class Stage:
         self.nodes, self.engines, self.servers, self.folder = nodes, engines, servers, folder
         self.networks = networks
         self.ledgers = [Ledger(folder, engine.name) for engine in engines]
-        self._by_address = {address: node.name for node in nodes for address in (node.host.address,)}
+        self._by_address = {node.host.address: node.name for node in nodes}
 
     def leader_of(self, fingerprint: str) -> tuple[str, str]:
         """The engine and the gateway that a fingerprint names; empty for what it does not."""

@@ -83,6 +83,11 @@ def test_a_request_s_span_says_which_it_is_and_hangs_where_it_belongs() -> None:
     span = house.begin(passed)
     assert (span.name, span.attributes["http.route"]) == ("X" * 16 + " {vllm}", "{vllm}")
     assert span.attributes["url.path"] == "/" + "a" * 511
+    stream = call_of(endpoint="streams")
+    stream.request.method, stream.request.path = "GET", "/v1/streams/a-name-that-is-a-secret"
+    span = house.begin(stream)
+    assert (span.name, span.attributes["http.route"]) == ("GET /v1/streams/{stream}", "/v1/streams/{stream}")
+    assert "secret" not in str(span.attributes)
 
 
 @pytest.mark.parametrize("endpoint", sorted(UNTRACED))

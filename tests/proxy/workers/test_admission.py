@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +108,13 @@ class Engine:
 
 @asynccontextmanager
 async def admission(
-    path: str, log_to: Path, engines: Sequence[Engine], *, fixed: bool = True, timeout: float = TIMEOUT
+    path: str,
+    log_to: Path,
+    engines: Sequence[Engine],
+    *,
+    fixed: bool = True,
+    timeout: float = TIMEOUT,
+    clock: Callable[[], float] | None = None,
 ) -> AsyncIterator[tuple[SharedAdmission, dict[str, int]]]:
     """Of a gateway with these engines, and its queue by engine."""
     fd = os.open(log_to, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -119,7 +125,7 @@ async def admission(
         timeout=timeout,
         namespace="test",
         log=log,
-        clock=asyncio.get_running_loop().time,
+        clock=clock or asyncio.get_running_loop().time,
     )
     own = OwnEngines(
         lambda: engines,
@@ -134,6 +140,20 @@ async def admission(
         await shared.close()
         log.close(30)
         os.close(fd)
+
+
+async def test_an_engine_that_is_added_again_does_not_wait_until_its_old_record_ends(tmp_path: Path) -> None:
+    engines = [Engine("http://e:1", 8)]
+    # On a clock that stands no refused call is made again, and no record is late.
+    async with (
+        redis_server() as path,
+        admission(path, tmp_path / "log", engines, clock=lambda: 0.0) as (shared, _),
+    ):
+        await until(lambda: engines[0].places == 8)
+        engines.clear()
+        shared.tick()
+        engines.append(Engine("http://e:1", 8))
+        await until(lambda: engines[0].places == 8)
 
 
 async def test_two_gateways_divide_a_limit_by_demand_and_one_that_ends_leaves_it_at_once(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def ask(pool: Pool, connection: Connection, path: str = "/x") -> Taker:
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
         (b"HTTP/1.1 304 Not Modified\r\n\r\n", 304, b""),
         (b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", 500, b""),
+        (b"HTTP/1.1 500 X\r\ncontent-length: 00\r\n\r\n", 500, b""),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na", 200, b"a"),
         (b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na", 200, b"a"),
     ],
