@@ -284,9 +284,10 @@ class Tracer:
 async def traced(app: App, rounds: int) -> Counter[CodeType]:
     """How often each function of the gateway is called in a round, at least in one of so many."""
     calls: Counter[CodeType] = Counter()
+    url = app.url
     for number in range(rounds):
         with Tracer() as tracer:
-            results = await run_round(app.url, number)
+            results = await run_round(url, number)
             left = await settled(app)
         wrong = [f"{group}: {result}" for group, result in results if result]
         assert not wrong, f"without any fault: {wrong}"
@@ -298,9 +299,9 @@ async def traced(app: App, rounds: int) -> Counter[CodeType]:
 async def inject(app: App, number: int, target: CodeType, at: int) -> Problem | None:
     """A round in which one call of a function raises. The fault may cost one group its answers, no more."""
     problem = Problem(name_of(target), at)
-    before = held(app)  # what an earlier fault left behind is not this one's
+    before, url = held(app), app.url  # what an earlier fault left behind is not this one's
     with Tracer(target, at) as tracer:
-        results = await run_round(app.url, number)
+        results = await run_round(url, number)
         left = await settled(app, before)
     failed = {
         group for group, result in results if result and (group, result) != ("flaky", "failed 503 no_backend")

@@ -106,6 +106,15 @@ def port_of_a_cluster() -> int:
         return port
 
 
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 @asynccontextmanager
 async def servers(project: Any, folder: Path) -> AsyncIterator[list[int]]:
     """The six servers with the file's options, on ports of loopback."""
@@ -122,6 +131,8 @@ async def servers(project: Any, folder: Path) -> AsyncIterator[list[int]]:
         ports.append(port)
         children.append(child)
     try:
+        for port in ports:
+            await eventually(partial(listens, port))  # in Compose the command waits for healthy servers
         yield ports
     finally:
         for child in children:

@@ -44,6 +44,7 @@ HAPROXY = """
 defaults
     mode http
     timeout connect 5s
+    timeout http-request 60s
     timeout client 1s
     timeout server 1s
 frontend all

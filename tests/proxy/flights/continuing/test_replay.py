@@ -411,6 +411,7 @@ async def _any_breaks(data: st.DataObject) -> None:
         if whole:
             got, right = merged(frames[:-1]), merged(last)
             assert len(got["head"]) == 1
+            assert len(got["fingerprints"]) <= 1
             assert _unnamed(got) == _unnamed(right)
     await trip.left_nothing()
 
