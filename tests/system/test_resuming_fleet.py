@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.app import App
 from proxy.flights.fleet import following
-from proxy.redis import Lost, address
+from proxy.redis import address
 from proxy.redis.client import RedisClient
 from tests.kit.client import Connection, IncompleteBody, get, post_json, split_events, streaming
 from tests.kit.engine import Engine, Turn
@@ -24,6 +26,7 @@ from tests.kit.engine_scripts import echo_script, paced_script
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO_STREAM, until
 from tests.system.test_fleet import node, two
+from tests.system.test_limits_processes import bare_redis
 from tests.system.test_resuming import CHAT, DONE, GRACE, IDS, SAMPLED, left, name_of, refused, rest, resumed
 
 CUTS = int(os.environ.get("RESUME_CUTS", "30"))
@@ -189,15 +192,14 @@ async def test_a_stream_that_is_followed_too_is_cancelled_when_all_have_gone(red
 
 
 async def test_without_redis_a_stream_is_resumed_at_its_own_gateway() -> None:
-    async with redis_server() as path, Engine() as engine:
-        redis = f"unix://{path}"
+    with tempfile.TemporaryDirectory(prefix="resume-") as home:  # not tmp_path: a Unix socket's path is short
         async with (
+            bare_redis(Path(home)) as (redis, server),
+            Engine() as engine,
             two(engine, redis) as (one, other),
-            client_of(redis) as client,
             left(engine, one.url) as (turn, name, events),
         ):
-            with pytest.raises(Lost):
-                await client.call(b"SHUTDOWN", b"NOSAVE", timeout=5)
+            server.kill()
             await until(lambda: not node(one).live and not node(other).live)
             await turn.finish("c")
             assert (events + await resumed(one.url, name, 3))[-1] == DONE
