@@ -104,6 +104,22 @@ async def test_its_last_reader_that_leaves_takes_it_from_the_queue() -> None:
 
 
 @virtual
+async def test_one_that_waits_for_its_place_among_the_continued_waits_only_so_long() -> None:
+    house = House(inflight=2)
+    first, _ = lost(house)
+    second, _ = lost(house)
+    assert house.backends.all[0].inflight == 1
+    await asyncio.sleep(LONGEST_WAIT + 1)
+    assert not first.ended
+    assert second.error is not None
+    assert second.error.message == "lost. The stream cannot be continued: no engine had capacity within 30 s."
+    house.scheduler.abandon(first)
+    await house.turn()
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
 async def test_a_full_queue_and_a_queue_that_takes_too_long_are_told_as_why_it_is_not_continued() -> None:
     for limits, words in (
         ({"limit": 1, "ticket": lambda flight: Ticket(owner=b"one")}, "queue"),
