@@ -488,7 +488,7 @@ class Scheduler:
             self._end(flight, error)
 
     def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
-        """An engine is down, or silent: its exchanges move to another one, or end soon."""
+        """An engine is down, silent or removed: its exchanges move to another one, or end soon."""
         for exchange in tuple(self._flying.values()):
             if exchange.lease.backend is backend:
                 try:
