@@ -269,9 +269,11 @@ class Scheduler:
                 self.queue.discard(flight)  # not dispatched: its caller pays nothing
                 self._refuse(flight, late)
                 return True
+        begun = flight.phase is Phase.STREAMING  # it is to be continued: its time so far is no wait
         if not self._place(flight):
             return False
-        self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
+        if not begun:
+            self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:

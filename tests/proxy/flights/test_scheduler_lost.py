@@ -53,6 +53,9 @@ async def test_with_all_engines_full_it_waits_for_one_in_its_turn() -> None:
         await house.turn()
         order += list(house.scheduler._flying)
     assert order == [earlier, flight, later]
+    page = house.metrics.render("text/plain")[0].decode()
+    waits = [line.split()[-1] for line in page.splitlines() if line.startswith("gateway_place_wait_seconds_count")]
+    assert sum(map(float, waits)) == 2, "the time that a stream was served before is no wait"
     house.scheduler.abandon(later)
     await house.scheduler.close()
     assert flight.ended
