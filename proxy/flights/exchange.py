@@ -125,7 +125,7 @@ class _Left(NamedTuple):
     connection: Connection
     ingest: Ingest
     judged: bool | None
-    events: int  # content that readers have
+    read: tuple[int, int]  # what readers have: see `_read`
 
 
 class Exchange:
@@ -746,17 +746,22 @@ class Exchange:
             other.release()
             self._give_place_back()
             return
-        self._leaves = _Left(self.lease, connection, ingest, self._judged, flight.content_events)
+        self._leaves = _Left(self.lease, connection, ingest, self._judged, self._read)
         self._throttle(True)
         flight.counts_attempt()
         self._fed = self._other_answer(self._joined)
         self.lease, self._connection, self.ingest = other, None, None
         self.begin()
 
+    @property
+    def _read(self) -> tuple[int, int]:
+        """How much readers have: events with content, and bytes of the log, for an end without content."""
+        return self.flight.content_events, self.flight.size
+
     def _joined(self) -> bool:
         """The other engine has repeated all that readers have. False: they have more by now, as bytes were on
         their way when reading was paused."""
-        if self._leaves is not None and self._leaves.events != self.flight.content_events:
+        if self._leaves is not None and self._leaves.read != self._read:
             self._stay()
             return False
         self._leave_removed()

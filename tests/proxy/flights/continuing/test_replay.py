@@ -384,6 +384,13 @@ async def test_bytes_that_were_on_their_way_are_not_shown_twice() -> None:
     first.body(say("d") + STOP + DONE)
     assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
     await trip.left_nothing()
+    trip, reader, first, second = await handed_over()
+    first.body(STOP)  # no content
+    second.body(other(ROLE + say("ab") + STOP) + DONE)
+    assert outcome(trip) == {"stayed": 1}
+    first.body(DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), STOP, DONE]
+    await trip.left_nothing()
 
 
 @pytest.mark.parametrize("joined", [False, True])
