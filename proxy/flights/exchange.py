@@ -709,14 +709,14 @@ class Exchange:
 
     def _replay(self, cause: str) -> None:
         flight, fed = self.flight, self._fed
-        if self._place is None:
-            self._enter()
         if isinstance(fed, Replay):
             fed.close()
         flight.continues(self._how)
+        self._fed = self._other_answer()  # before the place, which is given back with it whatever is raised
+        if self._place is None:
+            self._enter()
         if flight.trace is not None:
             flight.trace.event("continued", how=self._how)
-        self._fed = self._other_answer()
 
     def _other_answer(self, on_joined: Callable[[], bool] | None = None) -> Replay:
         """What takes the answer that continues the stream."""
