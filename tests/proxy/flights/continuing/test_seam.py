@@ -57,10 +57,12 @@ def continued(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:
 
 def merged(frames: Iterable[bytes]) -> Json:
     """What a client makes of a stream: every content concatenated, every fact once. Independent of the seam."""
-    whole: Json = {"choices": {}, "head": set(), "usage": []}
+    whole: Json = {"choices": {}, "head": set(), "fingerprints": set(), "usage": []}
     for frame in frames:
         data = json.loads(frame.removeprefix(b"data: "))
-        whole["head"].add((data["id"], data["created"], data["model"], data["system_fingerprint"]))
+        whole["head"].add((data["id"], data["created"], data["model"]))
+        if "system_fingerprint" in data:  # of vLLM 0.32 in one of the last chunks
+            whole["fingerprints"].add(data["system_fingerprint"])
         if data.get("usage"):
             whole["usage"].append(data["usage"])
         for choice in data["choices"]:
