@@ -357,7 +357,7 @@ async def test_a_key_reads_streams_of_its_models_only(tmp_path: Path) -> None:
     )
     file.chmod(0o600)
     one, two = ((("Authorization", f"Bearer sk-{name}"),) for name in ("one", "two"))
-    names = {"alias": (("m1", 1.0),)}
+    names = (("alias", (("m1", 1.0),)),)
     body = SAMPLED | {"model": "alias"}
     async with Engine() as engine, gateway(engine, api_keys_file=str(file), models=names) as app:
         async with left(engine, app.url, headers=GRACE + one, body=body) as (turn, name, _):
