@@ -10,7 +10,8 @@
   ends it: landed, failed or cancelled.
 - `Exchange` is a dispatched Flight: its lease, its attempts, its retries. `ExchangeContext` is what all share.
 - `Ingest` reads an engine's answer into the Flight: frames, end, limits, timeouts.
-- `continuing/` goes on with a stream that broke, by a second answer that repeats the first.
+- `continuing/` goes on with a stream that broke: by a second answer that repeats the first, or by its tokens' ids.
+- `resuming/` holds streams for clients that come back.
 - `events/` reads answers of Anthropic's Messages and OpenAI's Responses.
 - `merging/` sends sampled twins as one request with `n`; `embeddings/` batches inputs of several requests.
 - `fleet/` shares flights with other gateway processes, through Redis.

@@ -125,7 +125,7 @@ class _Left(NamedTuple):
     connection: Connection
     ingest: Ingest
     judged: bool | None
-    events: int  # content that readers have
+    read: tuple[int, int]  # what readers have: see `_read`
 
 
 class Exchange:
@@ -182,7 +182,7 @@ class Exchange:
         self._differs = False  # the other answer is another one
         self._how = REPLAY  # in which way it is continued
         self._record: Record | None = None  # the ids of its tokens, where they were asked for
-        self._ids_refused = False
+        self._ids_refused: Backend | None = None  # by this engine, perhaps
         self._place: Place | None = None  # among the streams that are continued
         self._leaves: _Left | None = None  # at an engine that is removed
         self._stays = False  # handing it over has failed
@@ -454,8 +454,9 @@ class Exchange:
                 if self._judged is None:
                     self._judged = True
                     self._context.backends.record_success(self.lease)
-                if self._ids_refused and self._fed.head is not None and self._fed.head.status == 200:
-                    self.lease.backend.abilities.refuses_ids()
+                backend, head = self.lease.backend, self._fed.head
+                if self._ids_refused is backend and head is not None and head.status == 200:
+                    backend.abilities.refuses_ids()
                 self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
@@ -627,7 +628,7 @@ class Exchange:
     def _record_at(self, backend: Backend) -> Record | None:
         """For the ids of the tokens of an answer that cannot be had twice; None: they are not asked for."""
         flight, spec = self.flight, self.flight.spec
-        if not (flight.private and spec.mode is Mode.STREAM) or flight.divides or self._ids_refused:
+        if not (flight.private and spec.mode is Mode.STREAM) or flight.divides or self._ids_refused is not None:
             return None
         if spec.api_request is None or not backend.abilities.lists_ids or not asks_for_ids(spec.api_request):
             return None
@@ -635,7 +636,7 @@ class Exchange:
 
     def _ask_without_ids(self) -> bool:
         """The engine refused a request for ids: perhaps it does not know them. The same goes to it without."""
-        self._record, self._ids_refused = None, True
+        self._record, self._ids_refused = None, self.lease.backend
         self._detach(content=True)
         self._fed.rewind()
         self._connect_anew(self.lease.backend)
@@ -659,6 +660,9 @@ class Exchange:
         try:
             connection = await backend.pool.connect()
         except GatewayError as e:
+            if e.code is Code.LOCAL_RESOURCES:
+                self._finish(e)  # ours: it says nothing about the engine or the request
+                return
             self._context.backends.record_unreachable(backend, e.message)
             self._context.continuations.blame(self.flight)
             self._finish(GatewayError(error.code, "the engine that continued it is gone too"))
@@ -680,10 +684,13 @@ class Exchange:
             self.begin()
         else:
             self.lease.release()
+            self._owner.parked(self)
 
     def give_up(self, error: GatewayError) -> None:
-        """It has waited too long for an engine or for its place."""
-        self._finish(error)
+        """It has waited too long for an engine or for its place. A backoff that has begun since ends by itself,
+        and a further wait has its own limit."""
+        if self._waiting is None:
+            self._finish(error)
 
     @property
     def _granted(self) -> bool:
@@ -702,14 +709,14 @@ class Exchange:
 
     def _replay(self, cause: str) -> None:
         flight, fed = self.flight, self._fed
-        if self._place is None:
-            self._enter()
         if isinstance(fed, Replay):
             fed.close()
         flight.continues(self._how)
+        self._fed = self._other_answer()  # before the place, which is given back with it whatever is raised
+        if self._place is None:
+            self._enter()
         if flight.trace is not None:
             flight.trace.event("continued", how=self._how)
-        self._fed = self._other_answer()
 
     def _other_answer(self, on_joined: Callable[[], bool] | None = None) -> Replay:
         """What takes the answer that continues the stream."""
@@ -739,17 +746,22 @@ class Exchange:
             other.release()
             self._give_place_back()
             return
-        self._leaves = _Left(self.lease, connection, ingest, self._judged, flight.content_events)
+        self._leaves = _Left(self.lease, connection, ingest, self._judged, self._read)
         self._throttle(True)
         flight.counts_attempt()
         self._fed = self._other_answer(self._joined)
         self.lease, self._connection, self.ingest = other, None, None
         self.begin()
 
+    @property
+    def _read(self) -> tuple[int, int]:
+        """How much readers have: events with content, and bytes of the log, for an end without content."""
+        return self.flight.content_events, self.flight.size
+
     def _joined(self) -> bool:
         """The other engine has repeated all that readers have. False: they have more by now, as bytes were on
         their way when reading was paused."""
-        if self._leaves is not None and self._leaves.events != self.flight.content_events:
+        if self._leaves is not None and self._leaves.read != self._read:
             self._stay()
             return False
         self._leave_removed()
@@ -772,6 +784,8 @@ class Exchange:
         leaves, self._leaves = self._leaves, None
         if leaves is None:
             return
+        if self._connecting is not None:
+            self._connecting.cancel()  # the answer here may end before the other engine is reached
         lags = self.ingest is not None and self.ingest.held
         self._detach(content=False)
         self.lease.release()

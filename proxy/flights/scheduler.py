@@ -269,9 +269,11 @@ class Scheduler:
                 self.queue.discard(flight)  # not dispatched: its caller pays nothing
                 self._refuse(flight, late)
                 return True
+        begun = flight.phase is Phase.STREAMING  # it is to be continued: its time so far is no wait
         if not self._place(flight):
             return False
-        self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
+        if not begun:
+            self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:
@@ -488,7 +490,7 @@ class Scheduler:
             self._end(flight, error)
 
     def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
-        """An engine is down, or silent: its exchanges move to another one, or end soon."""
+        """An engine is down, silent or removed: its exchanges move to another one, or end soon."""
         for exchange in tuple(self._flying.values()):
             if exchange.lease.backend is backend:
                 try:

@@ -31,14 +31,12 @@ _TOKENS: Final = msgspec.json.Decoder(Tokens)
 _ENCODE: Final = msgspec.json.Encoder().encode
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _JSON_FORMATS: Final = frozenset({b"null", b'"float"', b'"base64"'})
+_BINARY: Final = frozenset({b'"bytes"', b'"bytes_only"'})
 _OF_ONE_CLIENT: Final = frozenset(
     ["input", "user", "metadata", "stream", "stream_options", "safety_identifier", "prompt_cache_key", "store",
      "service_tier"]
 )  # fmt: skip
 """Members that an array for several clients omits: they belong to one client and change no vector."""
-
-
-_BINARY: Final = frozenset({b'"bytes"', b'"bytes_only"'})
 
 
 class Unsplittable(ValueError):

@@ -136,7 +136,7 @@ FEATURES: dict[str, tuple[Json, tuple[Frames, Frames]]] = {
              *((f, {}) for f in says("A", "B", index=1)), ([delta({}, 1, "length")], {}), *ended(tokens=4)],
             [([ROLE_1], {}), ([ROLE], {}), *((f, {}) for f in says("AB", index=1)),
              *((f, {}) for f in says("ab")), *ended(tokens=4)[:-1], ([delta({}, 1, "length")], {}),
-             ([], {"usage": usage(4)})],
+             ended(tokens=4)[-1]],
         ),
     ),
     "tools": ({"tools": [{"type": "function", "function": {"name": "f0"}}]}, CALLS),

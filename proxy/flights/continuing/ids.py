@@ -341,6 +341,8 @@ class Rest:
         if bytes(choice.get("index", b"0")) != b"0" or self._ended:
             raise Differs("another choice" if not self._ended else "a later end")
         record = self._record
+        if not self._begun and (record.finished or len(record.ids) != self._before):
+            raise Differs("less than readers have by now")  # of a removed engine, before this one began
         echoed = choice.get("prompt_token_ids", _NULL)
         if echoed != _NULL and not self._begun and _LISTED.decode(echoed) != list(self._prompt()):
             raise Differs("another prompt")

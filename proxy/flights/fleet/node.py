@@ -144,8 +144,8 @@ class Node:
         cache.claim_as(self.name, INTEREST, self._longest, self._failed)
         limits = exchange_context.timeouts.limits
         self._first_token = limits.first_token or math.inf
-        # A leader continues a stream whose engine is silent, which takes it longer than the limit between tokens:
-        # a follower has none of its own, but asks whether the leader lives.
+        # A leader continues a stream whose engine is silent, which takes longer than the limit between tokens. So
+        # that limit does not apply to followers: they look whether the leader lives.
         of_leaders = structs.replace(limits, first_token=0, token=0)
         self._timeouts = Timeouts(of_leaders, loop, fault, exchange_context.timeouts.lost)
         self._inbox = self._keys.inbox + self.name
@@ -487,8 +487,8 @@ class Node:
             return
         if frames and ingest is not None:
             follower.following.feeds()
-            now, follower.frames = frames[:SLICE], frames[SLICE:]
-            ingest.body(b"".join(now))
+            follower.frames = frames[SLICE:]
+            ingest.body(b"".join(frames[:SLICE]))
         if self._followers.get(follower.flight) is not follower:
             return
         if follower.frames:

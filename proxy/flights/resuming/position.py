@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
+
+from msgspec import Meta
 
 from proxy.flights.flight import Pipe
 from proxy.wire import chunk, is_comment
@@ -36,8 +38,8 @@ class Seam(NamedTuple):
     """Frames behind the first `frames` were made anew when their gateway was lost: another answer's count is none
     of this one's."""
 
-    frames: int
-    mark: str
+    frames: Annotated[int, Meta(ge=0)]
+    mark: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 def mark_of(seams: Sequence[Seam], frame: int) -> str:

@@ -4,7 +4,7 @@ gateway may continue it. What others wrote is data: anything but a record is non
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     usage: bool  # its client sees the usage
     usage_added: bool  # the gateway asked for it
     numbered: bool  # its client gets `id:` lines
-    grace: float  # seconds
+    grace: Annotated[float, msgspec.Meta(ge=0)]  # seconds
     seams: tuple[Seam, ...] = ()
 
     def encoded(self) -> bytes:

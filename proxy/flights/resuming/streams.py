@@ -178,10 +178,12 @@ class Streams:
         self._timer = self._loop.call_at(self._due, self._lapse) if self._due < math.inf else None
 
     def _lapse(self) -> None:
-        for entry in self._ledger.due(self._loop.time()):
-            self._metrics.count("lapsed")
-            self._drop(self._streams[entry])
-        self._schedule()
+        try:
+            for entry in self._ledger.due(self._loop.time()):
+                self._metrics.count("lapsed")
+                self._drop(self._streams[entry])
+        finally:
+            self._schedule()  # the others lapse too where one cannot be dropped
 
     # -- coming back --------------------------------------------------------------------------------
 

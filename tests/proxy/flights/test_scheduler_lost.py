@@ -53,6 +53,9 @@ async def test_with_all_engines_full_it_waits_for_one_in_its_turn() -> None:
         await house.turn()
         order += list(house.scheduler._flying)
     assert order == [earlier, flight, later]
+    page = house.metrics.render("text/plain")[0].decode()
+    waits = [line.split()[-1] for line in page.splitlines() if line.startswith("gateway_place_wait_seconds_count")]
+    assert sum(map(float, waits)) == 2, "the time that a stream was served before is no wait"
     house.scheduler.abandon(later)
     await house.scheduler.close()
     assert flight.ended
@@ -99,6 +102,22 @@ async def test_its_last_reader_that_leaves_takes_it_from_the_queue() -> None:
     assert flight.phase is Phase.CANCELLED
     assert len(house.scheduler.queue) == 0
     house.scheduler.abandon(first)
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_one_that_waits_for_its_place_among_the_continued_waits_only_so_long() -> None:
+    house = House(inflight=2)
+    first, _ = lost(house)
+    second, _ = lost(house)
+    assert house.backends.all[0].inflight == 1
+    await asyncio.sleep(LONGEST_WAIT + 1)
+    assert not first.ended
+    assert second.error is not None
+    assert second.error.message == "lost. The stream cannot be continued: no engine had capacity within 30 s."
+    house.scheduler.abandon(first)
+    await house.turn()
     house.left_nothing()
     await house.scheduler.close()
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flights.continuing.ids import MOST_PROMPT, IdsIngest, Record, asks_for_ids
+from proxy.flights.continuing.ids import MOST_PROMPT, IdsIngest, Record, Rest, asks_for_ids
+from proxy.flights.continuing.seam import Differs
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.ingest import Callbacks, StreamLimits, Timeouts
 from proxy.flights.memory import Memory
@@ -108,6 +109,16 @@ def test_an_answer_at_its_limit_is_not_continued() -> None:
     assert record.continues(api_request)
     record.hide(frame(2))
     assert not record.continues(api_request)
+
+
+@pytest.mark.parametrize("late", [frame(2, content=""), frame(content="", finish_reason="stop")])
+def test_a_rest_is_none_where_the_first_engine_has_said_more_since(late: bytes) -> None:
+    record = Record(b"")
+    record.hide(frame(1, prompt=[1]))
+    rest = Rest(record, chat=True)
+    record.hide(late)
+    with pytest.raises(Differs):
+        rest.feed(sse({"choices": [{"index": 0, "text": "b", "finish_reason": None, "token_ids": [2]}]}))
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(1 << 30, True), (FREE, False)])

@@ -193,6 +193,39 @@ async def test_a_request_over_which_two_engines_die_reaches_no_third(begun: bool
 
 
 @virtual
+async def test_a_gateway_that_lacks_resources_blames_neither_the_engine_nor_the_request() -> None:
+    trip = trip_of()
+    Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    (await engine(trip, 1)).lose(CUT)
+    await trip.dialled(1, error=GatewayError(Code.LOCAL_RESOURCES, "No file descriptor is left."))
+    (error,) = trip.arrivals
+    assert error is not None
+    assert error.message == "cut The stream cannot be continued: No file descriptor is left."
+    assert trip.backends.all[1].up is not False
+    assert not trip.continuations.blamed(trip.flight)
+    await trip.left_nothing()
+
+
+@virtual
+async def test_the_limit_of_an_earlier_wait_does_not_end_a_backoff() -> None:
+    trip = trip_of(engines=1)
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    (await engine(trip, 0)).body(ROLE + say("a"))
+    trip.engines[0].wire.lose(CUT)
+    trip.exchange.give_up(REFUSED)
+    assert trip.arrivals == []
+    await asyncio.sleep(60)
+    (await engine(trip, 0)).body(other(ROLE + say("a") + STOP) + DONE)
+    assert reader.frames == [ROLE, say("a"), STOP, DONE]
+    assert trip.arrivals == [None]
+    await trip.left_nothing()
+
+
+@virtual
 async def test_a_blamed_request_is_not_continued_until_its_time_is_over() -> None:
     for again, arrivals in ((0.0, [CUT]), (BLAMED_SECONDS, [])):
         trip = trip_of()
@@ -325,6 +358,24 @@ async def test_a_removed_engine_whose_stream_ends_meanwhile_has_ended_it() -> No
 
 
 @virtual
+async def test_a_removed_engine_whose_stream_ends_while_another_is_dialled_has_ended_it() -> None:
+    trip = trip_of()
+    Reader(trip.flight)
+    trip.exchange.begin()
+    first = await engine(trip, 0)
+    first.body(ROLE + say("a"))
+    trip.exchange.hand_over()
+    await trip.turn()
+    late = GatewayError(Code.UPSTREAM_TOTAL_TIMEOUT, "late")
+    first.lose(late)
+    assert trip.arrivals == [late]
+    await trip.turn()
+    assert trip.engines[1].dials[-1].cancelled()
+    assert (trip.arrivals, trip.faults, outcome(trip)) == ([late], [], {"stayed": 1})
+    await trip.left_nothing()
+
+
+@virtual
 async def test_bytes_that_were_on_their_way_are_not_shown_twice() -> None:
     trip, reader, first, second = await handed_over()
     first.body(say("c"))
@@ -332,6 +383,13 @@ async def test_bytes_that_were_on_their_way_are_not_shown_twice() -> None:
     assert outcome(trip) == {"stayed": 1}
     first.body(say("d") + STOP + DONE)
     assert reader.frames == [ROLE, say("a"), say("b"), say("c"), say("d"), STOP, DONE]
+    await trip.left_nothing()
+    trip, reader, first, second = await handed_over()
+    first.body(STOP)  # no content
+    second.body(other(ROLE + say("ab") + STOP) + DONE)
+    assert outcome(trip) == {"stayed": 1}
+    first.body(DONE)
+    assert reader.frames == [ROLE, say("a"), say("b"), STOP, DONE]
     await trip.left_nothing()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.flights.resuming.position import Numbered, Position, Seam, mark_of, read_position, walk
 from proxy.flights.resuming.record import Record, Request, hashed, read_record
@@ -86,6 +89,12 @@ def test_a_record_is_read_as_it_is_written_and_nothing_else_is_one(junk: bytes) 
     assert read_record(None) is None
     for data in (encoded[:-1], encoded + b"x", junk):
         assert read_record(data) is None or data == encoded
+    for other in (
+        replace(record, grace=math.nan),
+        replace(record, seams=(Seam(3, "\ndata: x"),)),
+        replace(record, seams=(Seam(-1, A),)),
+    ):
+        assert read_record(other.encoded()) is None
 
 
 def test_the_name_in_redis_differs_by_tenant() -> None:
