@@ -1,4 +1,4 @@
-"""llm-comply's tests of one API, which for Responses are those of the OpenResponses suite:
+"""llm-comply's tests of one API, for Responses those of the Open Responses specification:
 `compliance LLM_COMPLY FORMAT TARGETS`. Each test is a feature."""
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ INTEREST: Final = 5.0
 KEPT: Final = 60.0
 """Seconds that a published log stays in Redis after its last append or fetch."""
 SILENCE: Final = 6.0
-"""Seconds without a sign of life from the leader after which a stream that has begun is lost."""
+"""Seconds without a sign of life from the leader after which a stream that has begun is lost. While the heartbeat
+is there, each reply to a fetch is such a sign: the seconds begin up to 4.25 s (LIFE and two looks) after the
+leader's end."""
 
 
 class Following:
