@@ -64,6 +64,8 @@ killed, and the retry budget does not apply to them where another engine runs.""
 _CUT: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED})
 """The engine's connection ended: the request may have killed it. See `Exchange._look_whether_gone`."""
 
+_NO_ENGINES: Final[frozenset[Backend]] = frozenset()
+
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
 """Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
 
@@ -213,21 +215,18 @@ class Exchange:
     def resume(self) -> bool:
         """Called at the head of the queue: take a lease of an engine that was not tried yet, else of any. True: it
         leaves the queue."""
-        exchange_context, spec = self._context, self.flight.spec
+        spec, others = self.flight.spec, self._of_other_builds()
         try:
-            lease = self._acquire_untried()
-            lease = lease or exchange_context.backends.acquire(
-                spec.model, affinity=spec.affinity, only=spec.engine
+            lease = self._acquire_untried(others) or self._context.backends.acquire(
+                spec.model, exclude=others, affinity=spec.affinity, only=spec.engine
             )
         except GatewayError as none:
-            self._finish(self._error or none)
+            if others:
+                none = GatewayError(Code.NO_BACKEND, "no engine of the same build is up")
+            self._finish(none if others else self._error or none)
             return True
         if lease is None:
             return False
-        if not self._is_of_build(lease.backend):
-            lease.release()
-            self._finish(GatewayError(Code.NO_BACKEND, "no engine of the same build has capacity"))
-            return True
         self.lease = lease
         self.begin()
         return True
@@ -270,24 +269,21 @@ class Exchange:
         """Retry at another engine that runs, where the rules allow it. True: an attempt follows."""
         return self._has_other_engine() and self._retry(RESET, content=False)
 
-    def _acquire_untried(self) -> Lease | None:
-        """A lease of an engine that was not tried yet, if one may answer and has room."""
+    def _acquire_untried(self, others: frozenset[Backend]) -> Lease | None:
+        """A lease of an engine that was not tried yet and is none of `others`, if one may answer and has room. It
+        is returned at once: what is called with a lease in hand may raise, and lose it."""
         spec = self.flight.spec
         if spec.engine is not None:
             return None
-        acquire, tried = self._context.backends.acquire_untried, set(self._tried)
-        lease = acquire(spec.model, frozenset(tried), spec.affinity)
-        while lease is not None and not self._is_of_build(lease.backend):
-            tried.add(lease.backend)
-            lease.release()
-            lease = acquire(spec.model, frozenset(tried), spec.affinity)
-        return lease
+        return self._context.backends.acquire_untried(spec.model, others.union(self._tried), spec.affinity)
 
-    def _is_of_build(self, backend: Backend) -> bool:
-        """Whether the engine may continue this stream: ids of tokens mean something to one build only."""
-        if self._how != IDS or self._record is None:
-            return True
-        return (backend.build.of(self.flight.spec.model, math.inf) or b"") == self._record.build
+    def _of_other_builds(self) -> frozenset[Backend]:
+        """The engines that may not continue this stream: ids of tokens mean something to one build only."""
+        record, model = self._record, self.flight.spec.model
+        if self._how != IDS or record is None:
+            return _NO_ENGINES
+        engines = self._context.backends.candidates(model)
+        return frozenset(b for b in engines if (b.build.of(model, math.inf) or b"") != record.build)
 
     def _has_other_engine(self) -> bool:
         """Whether an engine runs that was not tried, with capacity or not."""
@@ -553,7 +549,7 @@ class Exchange:
         if self._left <= 0:
             return False
         self._tried.add(self.lease.backend)
-        other = self._acquire_untried()
+        other = self._acquire_untried(self._of_other_builds())
         try:
             pause = None
             if other is None:
@@ -738,19 +734,22 @@ class Exchange:
             return
         self._how = how
         self._tried.add(self.lease.backend)
-        other = self._acquire_untried()
-        if other is None:
-            return
+        others = self._of_other_builds()
         self._enter()
-        if not self._granted:
-            other.release()
+        other = self._acquire_untried(others) if self._granted else None
+        if other is None:
             self._give_place_back()
             return
-        self._leaves = _Left(self.lease, connection, ingest, self._judged, self._read)
-        self._throttle(True)
-        flight.counts_attempt()
-        self._fed = self._other_answer(self._joined)
-        self.lease, self._connection, self.ingest = other, None, None
+        leaves = _Left(self.lease, connection, ingest, self._judged, self._read)
+        self._leaves, self.lease, self._connection, self.ingest = leaves, other, None, None
+        ingest.hold(True)
+        connection.throttle(ingest, True)
+        try:
+            flight.counts_attempt()
+            self._fed = self._other_answer(self._joined)
+        except BaseException:
+            self._stay()  # a bug of ours: it goes on where it is
+            raise
         self.begin()
 
     @property
