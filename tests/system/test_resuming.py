@@ -72,6 +72,27 @@ async def test_the_state_that_the_page_shows_counts_streams_without_a_client() -
         assert (await get(app.url, "/-/state")).json()["resumable"] == 0
 
 
+async def test_readers_are_clients_and_what_was_delivered_never_falls() -> None:
+    async with Engine() as engine, gateway(engine) as app:
+
+        async def shown() -> tuple[int, int]:
+            state = (await get(app.url, "/-/state")).json()
+            assert f"gateway_subscribers {state['readers']}\n".encode() in (await get(app.url, "/metrics")).body
+            return state["readers"], state["total"]["delivered"]
+
+        async with streaming(app.url, CHAT, SAMPLED, GRACE) as client:
+            turn = await engine.next_request()
+            await turn.send("a", "b")
+            for _ in range(3):
+                await client.event()
+            assert await shown() == (1, 2), "the stream is kept, which is no client"
+            await client.abort()
+        await until(lambda: app.group.subscribers == 0)
+        assert await shown() == (0, 2)
+        await turn.finish("c")
+        assert await shown() == (0, 2), "nobody was there to read more"
+
+
 @pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["shared", "alone"])
 @pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=["plain", "usage"])
 async def test_the_rest_is_byte_for_byte_what_a_client_lacks(
