@@ -771,7 +771,7 @@ def _node(
     )
     name = node.name.decode()
     metrics = exchange_context.metrics
-    metrics.gauge("fleet_live", "1 while this process shares generations with other gateways.", lambda: node.live)
+    metrics.gauge("fleet_live", "1 while all workers share generations with other gateways.", lambda: node.live)
     metrics.gauge("fleet_following", "Flights that another gateway feeds.", lambda: node.following)
     metrics.gauge("fleet_publishing", "Flights that other gateways read.", lambda: node.publishing)
     metrics.counter("fleet_led_total", "Flights that this process claimed.", lambda: node.led)

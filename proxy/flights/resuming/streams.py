@@ -147,9 +147,7 @@ class Streams:
             self._metrics.count("refused")
             return None
         flight.keep_log()
-        holder = self._group.attach(
-            flight, usage=usage, whole=True, attached=True, storable=False, client=False
-        )
+        holder = self._group.attach(flight, usage=usage, whole=True, attached=True, storable=False, client=False)
         stream = Stream(self._ledger.add(tenant, name, grace), flight, holder, request, usage, numbered)
         self._streams[stream.entry] = stream
         self._by_flight.setdefault(flight, []).append(stream)

@@ -73,8 +73,8 @@ def read(metrics: Counters, flights: Collection[Flight], now: float) -> CounterS
 
 
 class Rising:
-    """A total as it is shown. It never falls: the tokens of a stream that has ended are counted when its client has
-    read all of it, and what the engine counts may be less than what was counted here."""
+    """A total as it is shown. It never falls: the tokens of a stream that has ended are counted when its client
+    has read all of it, and the engine may count fewer than were counted here."""
 
     def __init__(self) -> None:
         self._shown = 0.0
