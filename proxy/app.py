@@ -741,7 +741,12 @@ def _node(
     if settings.fleet == "off":
         return None
     if redis is None or cache is None or settings.cache_ttl_seconds == 0:
-        why = "answers are not stored" if settings.cache_ttl_seconds == 0 else "no other process has its Redis"
+        if settings.cache_ttl_seconds == 0:
+            why = "answers are not stored (--cache-ttl-seconds 0)"
+        elif cache is None:
+            why = "there is no Redis" + " (--redis off)" * (settings.redis == "off")
+        else:
+            why = "no other process has its Redis"
         log.event("warning", "fleet off", detail=why)
         return None
 
