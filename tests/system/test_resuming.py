@@ -198,7 +198,7 @@ async def test_positions_that_are_none_or_not_there() -> None:
         for more in ("after=4", "after=999999999999"):
             status, code, words = await refused(app.url, f"{path}?{more}")
             assert (status, code) == (416, "stream_position_unknown")
-            assert "is 3." in words
+            assert "continue after event 3, or" in words
         other = (("Last-Event-ID", f"3-{'0' * 16}"),)
         assert (await refused(app.url, path, other))[0] == 416
         await turn.finish()
@@ -226,6 +226,9 @@ async def test_two_may_read_at_once_and_too_many_are_refused() -> None:
             await client.request("GET", f"/v1/streams/{name}")
         heads = [await client.read_head() for client in clients]
         assert [head.status for head in heads] == [200] * 8 + [429]
+        assert heads[8]["retry-after"] == "1"
+        refusal = (await clients[8].read()).body
+        assert b"At most 8 clients read one stream at a time; try again in 1 s." in refusal
         await turn.finish("c")
         answers = [await rest(client) for client in clients[:8]]
         assert all(answer == answers[0] for answer in answers)
@@ -389,7 +392,7 @@ async def test_a_key_reads_streams_of_its_models_only(tmp_path: Path) -> None:
     )
     file.chmod(0o600)
     one, two = ((("Authorization", f"Bearer sk-{name}"),) for name in ("one", "two"))
-    names = {"alias": (("m1", 1.0),)}
+    names = (("alias", (("m1", 1.0),)),)
     body = SAMPLED | {"model": "alias"}
     async with Engine() as engine, gateway(engine, api_keys_file=str(file), models=names) as app:
         async with left(engine, app.url, headers=GRACE + one, body=body) as (turn, name, _):
