@@ -741,7 +741,12 @@ def _node(
     if settings.fleet == "off":
         return None
     if redis is None or cache is None or settings.cache_ttl_seconds == 0:
-        why = "answers are not stored" if settings.cache_ttl_seconds == 0 else "no other process has its Redis"
+        if settings.cache_ttl_seconds == 0:
+            why = "answers are not stored (--cache-ttl-seconds 0)"
+        elif cache is None:
+            why = "there is no Redis" + " (--redis off)" * (settings.redis == "off")
+        else:
+            why = "no other process has its Redis"
         log.event("warning", "fleet off", detail=why)
         return None
 
@@ -771,7 +776,7 @@ def _node(
     )
     name = node.name.decode()
     metrics = exchange_context.metrics
-    metrics.gauge("fleet_live", "1 while this process shares generations with other gateways.", lambda: node.live)
+    metrics.gauge("fleet_live", "1 while all workers share generations with other gateways.", lambda: node.live)
     metrics.gauge("fleet_following", "Flights that another gateway feeds.", lambda: node.following)
     metrics.gauge("fleet_publishing", "Flights that other gateways read.", lambda: node.publishing)
     metrics.counter("fleet_led_total", "Flights that this process claimed.", lambda: node.led)

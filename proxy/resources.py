@@ -229,7 +229,7 @@ class EngineReload:
         self._taken.set()
         before, self._engines = self._engines, tuple(settings.backends)
         added, removed = set(self._engines) - set(before), set(before) - set(self._engines)
-        return f"{len(added)} engines added, {len(removed)} removed{renamed and f'; {renamed}'}"
+        return f"engines: {len(added)} added, {len(removed)} removed{renamed and f'; {renamed}'}"
 
     async def run(self) -> None:
         """Apply changes until cancelled. Apart from the file watch: checking a new engine may take time."""

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(GOODPUT),
         metavar="SLO",
-        help="what is fast enough (default %(default)s)",
+        help=f"what is fast enough (default {' '.join(GOODPUT)})",
     )
     parser.add_argument("--model", help="default: the first of /v1/models")
     parser.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")

@@ -107,6 +107,16 @@ async def fleet_away(stage: Stage) -> AsyncIterator[None]:
             stage.redis.thaw()
 
 
+@_fault("Redis stopped for a gateway that shares the limits of engines", "GatewayAdmissionAway")
+async def admission_away(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway("--admission", "fleet") as gateway, clients(gateway.address, 4):
+        stage.redis.freeze()
+        try:
+            yield
+        finally:
+            stage.redis.thaw()
+
+
 @_fault("the gateway that generates for two is killed, and streams are not continued", "GatewayFleetStreamsLost")
 async def leader_killed(stage: Stage) -> AsyncIterator[None]:
     flags = ("--fleet", "auto", "--resume", "off")

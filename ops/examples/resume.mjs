@@ -1,6 +1,6 @@
 // A client that comes back to its stream after its connection was lost: no event is missing, none comes twice.
 //
-//     node ops/examples/resume.mjs http://127.0.0.1:8080 MODEL "Tell me a story"
+//     node ops/examples/resume.mjs http://127.0.0.1:8080 MODEL "Tell me a story" [KEY]
 //
 // In a browser `events` works as it is, for an origin in the gateway's `cors_origins`.
 
@@ -62,6 +62,10 @@ async function* wholeEvents(body) {
 }
 
 if (process.argv[1]?.endsWith("resume.mjs")) {
+  if (process.argv.length < 5 || process.argv.length > 6) {
+    console.error("usage: node ops/examples/resume.mjs URL MODEL PROMPT [KEY]");
+    process.exit(1);
+  }
   const [base, model, prompt, key] = process.argv.slice(2);
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   for await (const data of events(base, { model, messages: [{ role: "user", content: prompt }] }, headers)) {

@@ -1,6 +1,6 @@
 """A client that comes back to its stream after its connection was lost: no event is missing, none comes twice.
 
-python ops/examples/resume.py http://127.0.0.1:8080 MODEL "Tell me a story"
+python ops/examples/resume.py http://127.0.0.1:8080 MODEL "Tell me a story" [KEY]
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def whole_events(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
+    if len(sys.argv) not in (4, 5):
+        sys.exit("usage: python ops/examples/resume.py URL MODEL PROMPT [KEY]")
     base, model, prompt = sys.argv[1:4]
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     headers = {"Authorization": f"Bearer {sys.argv[4]}"} if len(sys.argv) > 4 else {}

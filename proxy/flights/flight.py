@@ -587,6 +587,11 @@ class Flight:
         elif self._joined is not _NOTHING_JOINED:
             self._joined = _NOTHING_JOINED
 
+    @property
+    def clients(self) -> int:
+        """Readers that are clients' requests."""
+        return sum(reader.client for reader in self.subscribers)
+
     def trim(self) -> None:
         """Drop a private log once its one reader has it."""
         if not self.private or self.mode is _WHOLE or len(self.subscribers) != 1:
@@ -633,6 +638,7 @@ class Subscriber(msgspec.Struct, eq=False):
     broken: bool = False  # a write failed: its connection ends
     sent: int = 0  # bytes, framing included
     owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
+    client: bool = True  # False: the gateway itself, which keeps or publishes the stream, reads it
     since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: at its creation
     _waiter: asyncio.Future[None] | None = None
     _loop: asyncio.AbstractEventLoop | None = None  # to ask for the running one is a system call in Python 3.11

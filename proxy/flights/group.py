@@ -40,7 +40,8 @@ class FlightGroup:
 
     @property
     def subscribers(self) -> int:
-        return sum(len(flight.subscribers) for flight in self.live)
+        """Readers that are clients' requests."""
+        return sum(flight.clients for flight in self.live)
 
     def find(self, key: bytes, *, stream: bool, fold: bool = True, fresh: bool = False) -> Flight | None:
         """The Flight that a request may join. A client that wants one body may read a stream's fold, if it is
@@ -64,11 +65,14 @@ class FlightGroup:
         attached: bool = False,
         owner: Hashable | Callable[[], Hashable] = None,
         storable: bool = True,
+        client: bool = True,
     ) -> Subscriber:
-        """Add a reader. `storable`: it allows the answer to be stored."""
+        """Add a reader. `storable`: it allows the answer to be stored. `client`: it is a client's request."""
         if storable and not flight.storable:
             flight.allow_storing()
-        subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner, _loop=self._loop)
+        subscriber = Subscriber(
+            flight, usage=usage, whole=whole, attached=attached, owner=owner, client=client, _loop=self._loop
+        )
         flight.subscribers.add(subscriber)
         return subscriber
 

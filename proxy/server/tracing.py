@@ -260,7 +260,7 @@ class FlightSpan:
             attributes = _spent(flight) | self.answer_attributes()
             attributes["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value
             attributes["gateway.attempts"] = flight.attempts
-            attributes["gateway.readers"] = len(flight.subscribers)
+            attributes["gateway.readers"] = flight.clients
             span.set_attributes(attributes)
             if flight.error is not None:
                 self._tracing.otel.failed(span, flight.error.code.code, flight.error.message)

@@ -27,12 +27,13 @@ _GREATEST: Final = frozenset(
     {
         *("build_info", "backend_up", "backend_breaker", "backend_requests_running", "backend_requests_waiting"),
         *("backend_kv_cache_usage", "backend_start_time_seconds", "limits_local", "redis_refusing"),
+        "redis_servers_away",
     }
 )
 _LEAST: Final = frozenset(
     {
         *("backend_folds", "cache_available", "start_time_seconds", "last_reload_successful"),
-        "certificate_seconds_left",
+        *("certificate_seconds_left", "fleet_live", "admission_live"),
     }
 )
 """Gauges of facts that all processes have in common. Every other gauge is the sum over the processes."""

@@ -251,7 +251,10 @@ class Metrics:
         kind = self._kinds.get((endpoint, status, verdict)) or self._kind(endpoint, status, verdict)
         kind.observe(total_s, queue_s, ttft_s)
         if token_source is not None:
-            spent = self._spent.get((model, token_source)) or self._tally(model, token_source, known=status < 400)
+            spent = self._spent.get((model, token_source))
+            if spent is None:
+                known = status < 400 or (status == 499 and bool(completion_tokens))
+                spent = self._tally(model, token_source, known=known)
             if prompt_tokens is not None and prompt_tokens > 0:
                 spent[0].value += prompt_tokens
             if completion_tokens is not None and completion_tokens > 0:
@@ -466,5 +469,6 @@ class Metrics:
         return body, headers["Content-Type"]
 
     def _model(self, name: str | None, *, known: bool) -> str:
-        """A model's label value. Only a model that an engine has answered for (`known`) takes up a place."""
+        """A model's label value. Only a model of which an engine has answered (`known`), if only in part, takes
+        up a place."""
         return self._models.clean(name or "unknown", claim=known)

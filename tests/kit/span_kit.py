@@ -112,7 +112,7 @@ def flight_of(api_request: ApiRequest | None = None, **more: Any) -> Any:
         "spec": SimpleNamespace(api_request=api_request, model=more.pop("model", "m1")),
         "clock": lambda: 10.0, "trace": None,
         "times": SimpleNamespace(**times), "stored_at": None, "mode": Mode.STREAM, "size": 0, "log": [],
-        "phase": Phase.LANDED, "attempts": 1, "subscribers": [1, 2], "error": None, "head": None, "usage": None,
+        "phase": Phase.LANDED, "attempts": 1, "clients": 2, "error": None, "head": None, "usage": None,
         "content_events": 0,
     }  # fmt: skip
     return Flown(**facts | more)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,13 @@ def test_a_report_fails_for_what_is_wrong_late_or_left_behind() -> None:
     report = report_of(findings, leader_of, 4, notes)
     assert (report.failures, report.tokens, report.needed) == ([], 4, 3)
     assert (report.bursts, report.cancels) == ({1: 1}, ([1.0], []))
-    assert "Failures: none." in markdown(report, "command")
+    page = markdown(report, "command")
+    assert "Failures: none." in page
+    assert "Errors: none." in page
+    assert "without a fault: 1 generation 1 ×." in page
+    several = replace(report, errors=Counter({"502 upstream": 3}), bursts=Counter({2: 1, 1: 4}))
+    assert "Errors: 3 × 502 upstream." in markdown(several, "command")
+    assert "without a fault: 1 generation 4 ×, 2 generations 1 ×." in markdown(several, "command")
     spoil: list[Callable[[Findings], object]] = [
         lambda found: found.answers.append(answer(TEXT[1])),
         lambda found: found.answers.append(answer(*TEXT[:1], ERROR)),

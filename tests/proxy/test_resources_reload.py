@@ -53,7 +53,7 @@ async def test_engines_are_applied_one_change_at_a_time_and_the_last_of_several_
     bench = Bench(tmp_path / "log")
     task = asyncio.create_task(bench.reload.run())
     bench.gives = replace(bench.settings, backends=(ONE, TWO))
-    assert bench.take() == "1 engines added, 0 removed"
+    assert bench.take() == "engines: 1 added, 0 removed"
     await until(lambda: bench.applied == [(ONE, TWO)])
     for backends in ((TWO,), (TWO, THREE)):
         bench.gives = replace(bench.settings, backends=backends)
@@ -99,9 +99,9 @@ async def test_what_else_is_new_is_told_to_need_a_restart(tmp_path: Path) -> Non
 async def test_what_is_added_and_what_is_removed_are_told_by_their_numbers(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "log")
     for backends, told in (
-        ((TWO, THREE), "2 engines added, 1 removed"),
-        ((THREE,), "0 engines added, 1 removed"),
-        ((THREE,), "0 engines added, 0 removed"),
+        ((TWO, THREE), "engines: 2 added, 1 removed"),
+        ((THREE,), "engines: 0 added, 1 removed"),
+        ((THREE,), "engines: 0 added, 0 removed"),
     ):
         bench.gives = replace(bench.settings, backends=backends, warnings=("odd",))
         assert bench.take() == told

@@ -134,7 +134,7 @@ async def test_twins_at_the_workers_of_one_gateway_are_one_generation(tmp_path: 
         flags = ("--backend", engine.url, "--redis", f"unix://{path}", "--fleet", "auto")
         async with workers(2, tmp_path / "log", *flags) as gateway:
             async with asyncio.timeout(60):
-                while await gateway.counter("fleet_live") < 2:  # noqa: ASYNC110 - as in `reaches`
+                while not await gateway.all_live():  # noqa: ASYNC110 - as in `reaches`
                     await asyncio.sleep(0)
             clients = [await Connection.open(gateway.url) for _ in range(24)]
             for client in clients:

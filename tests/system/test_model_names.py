@@ -426,7 +426,7 @@ async def test_names_change_while_running_and_wrong_ones_change_nothing(tmp_path
         os.close(fd)
     told = [line for line in lines(tmp_path / "log") if line.get("setting") == "config"]
     assert [line["what"] for line in told if "what" in line] == [
-        "0 engines added, 0 removed; 1 aliases, fallbacks of 1 models"
+        "engines: 0 added, 0 removed; 1 aliases, fallbacks of 1 models"
     ]
     reasons = [line["detail"] for line in told if line["msg"] == "settings refused"]
     assert [reason.partition(" is a model")[2] != "" for reason in reasons] == [True, False]

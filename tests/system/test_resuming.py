@@ -72,6 +72,27 @@ async def test_the_state_that_the_page_shows_counts_streams_without_a_client() -
         assert (await get(app.url, "/-/state")).json()["resumable"] == 0
 
 
+async def test_readers_are_clients_and_what_was_delivered_never_falls() -> None:
+    async with Engine() as engine, gateway(engine) as app:
+
+        async def shown() -> tuple[int, int]:
+            state = (await get(app.url, "/-/state")).json()
+            assert f"gateway_subscribers {state['readers']}\n".encode() in (await get(app.url, "/metrics")).body
+            return state["readers"], state["total"]["delivered"]
+
+        async with streaming(app.url, CHAT, SAMPLED, GRACE) as client:
+            turn = await engine.next_request()
+            await turn.send("a", "b")
+            for _ in range(3):
+                await client.event()
+            assert await shown() == (1, 2), "the stream is kept, which is no client"
+            await client.abort()
+        await until(lambda: app.group.subscribers == 0)
+        assert await shown() == (0, 2)
+        await turn.finish("c")
+        assert await shown() == (0, 2), "nobody was there to read more"
+
+
 @pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["shared", "alone"])
 @pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=["plain", "usage"])
 async def test_the_rest_is_byte_for_byte_what_a_client_lacks(
@@ -177,7 +198,7 @@ async def test_positions_that_are_none_or_not_there() -> None:
         for more in ("after=4", "after=999999999999"):
             status, code, words = await refused(app.url, f"{path}?{more}")
             assert (status, code) == (416, "stream_position_unknown")
-            assert "is 3." in words
+            assert "continue after event 3, or" in words
         other = (("Last-Event-ID", f"3-{'0' * 16}"),)
         assert (await refused(app.url, path, other))[0] == 416
         await turn.finish()
@@ -205,6 +226,9 @@ async def test_two_may_read_at_once_and_too_many_are_refused() -> None:
             await client.request("GET", f"/v1/streams/{name}")
         heads = [await client.read_head() for client in clients]
         assert [head.status for head in heads] == [200] * 8 + [429]
+        assert heads[8]["retry-after"] == "1"
+        refusal = (await clients[8].read()).body
+        assert b"At most 8 clients read one stream at a time; try again in 1 s." in refusal
         await turn.finish("c")
         answers = [await rest(client) for client in clients[:8]]
         assert all(answer == answers[0] for answer in answers)

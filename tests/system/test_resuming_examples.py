@@ -19,7 +19,7 @@ NODE_PATH = shutil.which("node")
 WORDS = [f"wörd-{n} 🙂 " for n in range(12)]
 
 
-@pytest.mark.parametrize(
+COMMANDS = pytest.mark.parametrize(
     "command",
     [
         [sys.executable, "ops/examples/resume.py"],
@@ -27,6 +27,9 @@ WORDS = [f"wörd-{n} 🙂 " for n in range(12)]
     ],
     ids=["python", "node"],
 )
+
+
+@COMMANDS
 async def test_an_example_prints_the_whole_answer(command: list[str]) -> None:
     async with Engine() as engine, gateway(engine) as app:
         shears = Shears()
@@ -50,3 +53,14 @@ async def test_an_example_prints_the_whole_answer(command: list[str]) -> None:
             assert process.returncode == 0
             assert output.decode() == "".join(WORDS) + "\n"
             assert engine.generations == 1
+
+
+@COMMANDS
+async def test_an_example_without_a_prompt_says_how_it_is_run(command: list[str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, "http://x", "m1", cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    _, told = await process.communicate()
+    assert process.returncode == 1
+    assert f"{command[1]} URL MODEL PROMPT [KEY]" in told.decode()
+    assert told.count(b"\n") == 1

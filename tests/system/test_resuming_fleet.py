@@ -53,6 +53,24 @@ async def published(app: App) -> None:
     await until(lambda: not any(each.sending for each in fleet._published.values()))
 
 
+async def test_what_keeps_and_publishes_a_stream_is_no_reader(redis: str) -> None:
+    async def readers(app: App) -> int:
+        found: int = (await get(app.url, "/-/state")).json()["readers"]
+        return found
+
+    async with Engine() as engine, two(engine, redis) as (one, other):
+        async with left(engine, one.url) as (turn, name, _):
+            await until(lambda: one.group.subscribers == 0)
+            assert await readers(one) == 0
+            async with await Connection.open(other.url) as again:
+                await again.request("GET", f"/v1/streams/{name}?after=2")
+                await again.event()
+                assert (await readers(one), await readers(other)) == (0, 1)
+                await turn.finish()
+                assert (await rest(again))[-1] == DONE
+        assert (await readers(one), await readers(other)) == (0, 0)
+
+
 @pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["shared", "alone"])
 @pytest.mark.parametrize("options", [{}, {"include_usage": True}], ids=["plain", "usage"])
 @pytest.mark.parametrize("headers", [GRACE, IDS], ids=["counted", "ids"])
@@ -289,7 +307,7 @@ async def test_a_lost_gateway_s_stream_is_continued_and_never_mixed(
             # The client of the lost gateway has four events, of which the fourth is no longer the same.
             status, code, words = await refused(other.url, f"/v1/streams/{name}?after=4")
             assert (status, code) == (416, "stream_position_unknown")
-            assert "is 3." in words
+            assert "continue after event 3, or" in words
             await turn.finish()
             got += await rest(again)
             assert got[-1].endswith(DONE)

@@ -77,7 +77,7 @@ async def test_a_client_comes_back_to_any_worker(tmp_path: Path) -> None:
         flags = ("--backend", engine.url, "--fleet", "auto", "--redis", "auto")
         async with workers(2, tmp_path / "log", *flags) as gateway:
             async with patience(60):
-                while await gateway.counter("fleet_live") < 2:  # noqa: ASYNC110 - a metric sets no event
+                while not await gateway.all_live():  # noqa: ASYNC110 - a metric sets no event
                     await asyncio.sleep(0)
             async with streaming(gateway.url, CHAT, SAMPLED, GRACE) as client:
                 turn = await engine.next_request()

@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from proxy.config import Settings
 from tests.kit.client import get
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
@@ -55,6 +56,11 @@ class Gateway:
         page = (await get(self.url, "/metrics")).body.decode()
         lines = (line for line in page.splitlines() if line.startswith(f"gateway_{name}"))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    async def all_live(self) -> bool:
+        """Whether all workers serve, each of which has its part of the queue, and share generations."""
+        whole = await self.counter("queue_limit") == Settings().queue_limit
+        return whole and await self.counter("fleet_live") == 1
 
 
 @asynccontextmanager

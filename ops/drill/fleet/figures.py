@@ -22,6 +22,7 @@ from ops.drill.fleet.readers import ask
 from ops.drill.fleet.stage import START_SECONDS, Member, Stage, stage, until
 from ops.drill.fleet.texts import prompt_of
 from ops.drill.fleet.verdict import Answer, judge
+from proxy.config import Settings
 
 TOKENS: Final = 40
 ROUNDS: Final = 20
@@ -105,7 +106,9 @@ async def workers(folder: Path) -> dict[str, Any]:
     async with stage(folder, (), nodes=1, engines=1, pace=0.1, flags=("--workers", "4")) as on:
 
         async def all_live() -> bool:
-            return await on.nodes[0].figure("gateway_fleet_live") == 4
+            node = on.nodes[0]  # each worker has its part of the queue
+            complete = await node.figure("gateway_queue_limit") == Settings().queue_limit
+            return complete and await node.figure("gateway_fleet_live") == 1
 
         await until(all_live, START_SECONDS, "all workers share generations")
         return await _twins(on, 200, begun=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -196,6 +196,16 @@ def _worst(seconds: Sequence[float]) -> str:
     return f"{len(seconds)}, half within {sorted(seconds)[len(seconds) // 2]:.2f}, all within {max(seconds):.2f}"
 
 
+def _counted(errors: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} × {what}" for what, count in sorted(errors.items())) or "none"
+
+
+def _generations(bursts: Mapping[int, int]) -> str:
+    """How often twins were so many generations."""
+    words = (f"{made} generation{'s' * (made != 1)} {times} ×" for made, times in sorted(bursts.items()))
+    return ", ".join(words) or "none"
+
+
 def markdown(report: Report, command: str) -> str:
     """The page."""
     findings = report.findings
@@ -213,10 +223,10 @@ def markdown(report: Report, command: str) -> str:
     idle = ", ".join(f"{seconds:.1f}" for seconds in findings.idle)
     lines += [
         "",
-        f"Errors: {dict(report.errors)}.",
+        f"Errors: {_counted(report.errors)}.",
         f"Engines idle, seconds after the last reader: {idle}.",
         f"Tokens generated: {report.tokens}; that some client has read: {report.needed}.",
-        f"Twins at all gateways at once, without a fault, by generations: {dict(sorted(report.bursts.items()))}.",
+        f"Twins at all gateways at once, without a fault: {_generations(report.bursts)}.",
         f"Generations cancelled, seconds after their last reader: {_worst(report.cancels[0])} without a fault,",
         f"{_worst(report.cancels[1])} with faults.",
         "",

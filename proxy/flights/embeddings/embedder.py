@@ -303,7 +303,7 @@ class Embedder:
         except Exception as e:  # noqa: BLE001 - isolated by bisection, like a refusal of an engine
             return self._isolate(items, e)
         flight = self._group.launch(spec, queue_state)
-        reader = self._group.attach(flight, usage=True, whole=True)
+        reader = self._group.attach(flight, usage=True, whole=True, client=False)
         call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
         refusal = None
         try:

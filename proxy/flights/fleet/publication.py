@@ -57,7 +57,9 @@ class Publication:
         self._later = later
         self._state: State = "open"
         self._closed = self._writing = False
-        self.reader = group.attach(flight, usage=True, whole=False, attached=True, owner=self, storable=False)
+        self.reader = group.attach(
+            flight, usage=True, whole=False, attached=True, owner=self, storable=False, client=False
+        )
 
     def __repr__(self) -> str:
         return f"<Publication {self.fence!r} {self.tail!r}>"

@@ -147,7 +147,7 @@ class Streams:
             self._metrics.count("refused")
             return None
         flight.keep_log()
-        holder = self._group.attach(flight, usage=usage, whole=True, attached=True, storable=False)
+        holder = self._group.attach(flight, usage=usage, whole=True, attached=True, storable=False, client=False)
         stream = Stream(self._ledger.add(tenant, name, grace), flight, holder, request, usage, numbered)
         self._streams[stream.entry] = stream
         self._by_flight.setdefault(flight, []).append(stream)
@@ -208,7 +208,9 @@ class Streams:
             )
         if not self._ledger.joins(entry):
             raise GatewayError(
-                Code.RATE_LIMITED, f"{MOST_READERS} clients read this stream at present.", retry_after=1
+                Code.RATE_LIMITED,
+                f"At most {MOST_READERS} clients read one stream at a time; try again in 1 s.",
+                retry_after=1,
             )
         self._metrics.count("resumed")
         stream = self._streams[entry]
@@ -268,8 +270,8 @@ class Streams:
             first = stream.seams[0].frames if stream.seams else frames
             raise GatewayError(
                 Code.STREAM_POSITION,
-                f"This stream has no event {position} that can be continued: the last one that certainly is yours "
-                f"is {min(first, frames)}. Go on from there, or send the request again.",
+                f"This stream has no event {position} that can be continued: continue after event "
+                f"{min(first, frames)}, or send the request again.",
             )
         reader.begin_at(cursor, offset)
 

@@ -17,6 +17,7 @@ from proxy.server.gateway import Gateway
 from proxy.server.page.document import document
 from proxy.server.page.event_stream import EventStream
 from proxy.server.page.prompt import wanted
+from proxy.server.page.rates import Rising
 from proxy.server.page.readers import Playground, Read
 from proxy.server.page.state import Sources, StateView, Visible
 from proxy.telemetry import Audit
@@ -52,6 +53,7 @@ class Page:
         self._stall = sources.settings.client_stall_timeout
         self._shell = document()
         self._closing = asyncio.Event()
+        self._delivered = Rising()
         self.watchers = 0
         self.boards = 0
         gateway.routes.add_route("/", "GET", "page", self.page)
@@ -69,7 +71,7 @@ class Page:
     async def state(self, context: RequestContext) -> respond.Sent:
         """Once as JSON, or every second to a client that accepts an event stream. Raises GatewayError 503."""
         request = context.request
-        view = StateView(self._sources, self._visible(context))
+        view = StateView(self._sources, self._visible(context), self._delivered)
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), *context.headers()]

@@ -59,11 +59,30 @@ def read(metrics: Counters, flights: Collection[Flight], now: float) -> CounterS
         refused=refused,
         failed=failed,
         left=left,
-        # One that has ended is counted already, though it may stay among them until it is stored.
-        generated=made + sum(flight.content_events for flight in flights if not flight.ended),
-        delivered=out + sum(flight.content_events * len(flight.subscribers) for flight in flights),
+        # One that has ended is counted already, though it may stay among them until it is stored; what another
+        # gateway generates is counted there.
+        generated=made
+        + sum(
+            flight.content_events
+            for flight in flights
+            if not flight.ended and (not flight.leader or flight.continued is not None)
+        ),
+        delivered=out + sum(flight.content_events * flight.clients for flight in flights),
         ttft=_added(metrics.samples("time_to_first_token_seconds")),
     )
+
+
+class Rising:
+    """A total as it is shown. It never falls: the tokens of a stream that has ended are counted when its client
+    has read all of it, and the engine may count fewer than were counted here."""
+
+    def __init__(self) -> None:
+        self._shown = 0.0
+
+    def shown(self, total: float) -> float:
+        """The greatest total until now."""
+        self._shown = max(self._shown, total)
+        return self._shown
 
 
 def _added(samples: Iterable[Sample]) -> dict[float, float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from proxy import __version__
@@ -14,7 +14,7 @@ from proxy.config import Settings, mask_url
 from proxy.flights import Flight, FlightGroup
 from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache, RedisState
-from proxy.server.page.rates import CounterSnapshot, rates_between, read, window
+from proxy.server.page.rates import CounterSnapshot, Rising, rates_between, read, window
 from proxy.telemetry import Metrics, Totals
 from proxy.upstream import Backend, Backends, State
 
@@ -46,7 +46,9 @@ class Sources:
 class StateView:
     """The state for one watcher, with the counter snapshots of the last seconds."""
 
-    def __init__(self, sources: Sources, visible: Visible) -> None:
+    def __init__(self, sources: Sources, visible: Visible, delivered: Rising) -> None:
+        """`delivered`: the tokens that any watcher has been shown."""
+        self._delivered = delivered
         self._sources = sources
         self._visible = visible
         self._readings: deque[CounterSnapshot] = deque(maxlen=64)
@@ -57,7 +59,8 @@ class StateView:
         of = self._sources
         totals = None if of.totals is None else await of.totals()
         now = of.clock()
-        self._readings.append(read(totals or of.metrics, of.group.live, now))
+        snapshot = read(totals or of.metrics, of.group.live, now)
+        self._readings.append(replace(snapshot, delivered=self._delivered.shown(snapshot.delivered)))
         while len(self._readings) > 2 and now - self._readings[1].at >= WINDOW:
             self._readings.popleft()
         state = standing(of, self._visible, now)

@@ -101,3 +101,10 @@ def test_completion_knows_commands_and_flags(shell: str, capsys: pytest.CaptureF
     assert all(word in script for word in (*COMMANDS, "num-prompts", "fail-if"))
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_shows_a_list_of_python(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "['" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from aioprometheus.collectors import Registry
 
 from proxy.telemetry import PREFIX, Metrics, lasting, rendered, summed
@@ -43,6 +44,21 @@ def test_counts_and_buckets_add_up_and_shared_facts_do_not() -> None:
     assert isinstance(buckets, list)
     assert dict(buckets)["count"] == 2
     assert dict(buckets)["sum"] == 7
+
+
+def shown(name: str, *values: float) -> object:
+    pages = [[Family(PREFIX + name, "", "gauge", [({}, value)])] for value in values]
+    return summed(pages, PREFIX)[0].samples[0][1]
+
+
+@pytest.mark.parametrize("name", ["cache_available", "fleet_live", "admission_live"])
+def test_a_state_is_that_of_the_worst_process(name: str) -> None:
+    assert [shown(name, *each) for each in ((1, 1), (1, 0, 1), (0, 0))] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["limits_local", "redis_refusing", "redis_servers_away"])
+def test_a_fault_that_all_processes_see_is_counted_once(name: str) -> None:
+    assert [shown(name, *each) for each in ((1, 1), (0, 1, 0), (0, 0))] == [1, 1, 0]
 
 
 def test_of_a_process_that_has_ended_its_counts_stay_and_its_gauges_go() -> None:

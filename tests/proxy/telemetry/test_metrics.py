@@ -180,6 +180,17 @@ def test_a_model_that_no_engine_answered_for_takes_no_place() -> None:
     assert samples(made)['gateway_tokens_total{direction="in",model="m1",source="usage"}'] == 31
 
 
+@pytest.mark.parametrize(("came", "label"), [(7, "m1"), (0, "other"), (None, "other")])
+def test_a_model_is_known_once_it_has_generated_for_a_client_that_left(came: int | None, label: str) -> None:
+    made = Metrics()
+    for _ in range(2):
+        made.request(**ANSWERED | {"status": 499, "completion_tokens": came, "token_source": "events"})
+    assert samples(made)[f'gateway_tokens_total{{direction="in",model="{label}",source="events"}}'] == 62
+    assert samples(made).get('gateway_tokens_total{direction="out",model="m1",source="events"}') == (
+        2 * came if came else None
+    )
+
+
 def test_what_clients_make_up_is_not_remembered() -> None:
     made = Metrics()
     for i in range(3 * MAX_MODELS):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
 from proxy.flights.spec import FlightSpec, Mode
-from proxy.server.page.rates import CounterSnapshot, quantile, rates_between, read, window
+from proxy.server.page.rates import CounterSnapshot, Rising, quantile, rates_between, read, window
 from proxy.server.page.state import recent
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.series import Histogram
@@ -94,6 +95,27 @@ def test_a_flight_that_is_being_stored_is_not_counted_twice() -> None:
     flight.land()
     metrics.flight_landed("landed", "m", None, 5)
     assert read(metrics, [flight], 2.0).generated == 5
+
+
+def test_delivered_to_clients_only_and_what_another_gateway_generates_is_counted_there() -> None:
+    group = FlightGroup()
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    for client in (True, True, False):
+        group.attach(flight, usage=True, whole=False, client=client)
+    flight.content_events = 5
+    assert (group.subscribers, flight.clients) == (2, 2)
+    assert (read(Metrics(), group.live, 1.0).generated, read(Metrics(), group.live, 1.0).delivered) == (5, 10)
+    flight.follows_node("other", None)
+    assert (read(Metrics(), group.live, 1.0).generated, read(Metrics(), group.live, 1.0).delivered) == (0, 10)
+    group.remove(flight)
+
+
+@given(st.lists(st.floats(0, 1e9)))
+def test_a_total_as_it_is_shown_never_falls(totals: list[float]) -> None:
+    rising = Rising()
+    shown = [rising.shown(total) for total in totals]
+    assert shown == sorted(shown)
+    assert all(each >= total for each, total in zip(shown, totals, strict=True))
 
 
 def test_generations_are_read_and_what_else_was_asked_is_not() -> None:
