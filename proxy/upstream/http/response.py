@@ -184,9 +184,9 @@ class ResponseParser(msgspec.Struct, eq=False):
             size = data[at + _NAMED : stop]
             rest = data[:at] + data[stop:end]
             known = _KNOWN.get(rest)
-            if known is not None and len(size) <= MAX_DIGITS and size.isdigit() and size != b"0":
-                self.status, self._left = known.status, int(size)
-                self.framing = Framing(_COUNTED, self._left, True)
+            if known is not None and len(size) <= MAX_DIGITS and size.isdigit() and (left := int(size)):
+                self.status, self._left = known.status, left
+                self.framing = Framing(_COUNTED, left, True)
                 headers = [*known.before, (_LENGTH_NAME, size.decode()), *known.after]
                 self.to.head(known.status, headers, known)
                 body = data[end + 4 :]
@@ -212,7 +212,7 @@ class ResponseParser(msgspec.Struct, eq=False):
             elif low == "x-request-id":
                 rest = b""  # another one in each answer
             headers.append((low, text))
-        if length in ("", "0") or head.end() > MAX_HEAD:
+        if not length or not int(length) or head.end() > MAX_HEAD:
             return self._read_head(data)
         framing: Framing | None
         if managed or status == 204 or status == 304 or len(headers) > MAX_HEADERS:
