@@ -27,6 +27,7 @@ from proxy.access.identity import Authenticator
 from proxy.access.intake import (
     BUDGET,
     ApiRequestJob,
+    EmbedsChatJob,
     FoldJob,
     Found,
     Job,
@@ -72,6 +73,7 @@ __all__ = [
     "Caller",
     "ClientRequest",
     "CorsHeaders",
+    "EmbedsChatJob",
     "FoldJob",
     "Found",
     "Hosts",

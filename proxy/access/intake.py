@@ -98,6 +98,10 @@ class TextsJob(msgspec.Struct, frozen=True, tag="texts"):
     """An answer in one body, whose texts are looked at."""
 
 
+class EmbedsChatJob(msgspec.Struct, frozen=True, tag="embeds"):
+    """A request for an embedding, which may have messages in place of an input."""
+
+
 class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     """A finished stream, in its HTTP chunks, that is wanted as one body."""
 
@@ -106,7 +110,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     shape: Shape | None = None
 
 
-Job = ApiRequestJob | RawJob | PageJob | TextsJob | FoldJob
+Job = ApiRequestJob | RawJob | PageJob | TextsJob | EmbedsChatJob | FoldJob
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -144,6 +148,7 @@ class Found(msgspec.Struct):
     salt: str | None = None  # the client's `cache_salt`, taken out of the body
     denied: int = 0
     refusal: Refusal | None = None
+    embeds_chat: bool = False  # answers an EmbedsChatJob
     delays: list[float] = []  # of many readers
     fault: str = ""  # of ours, for the log
 

@@ -3,8 +3,9 @@ that it is given, and does no I/O but keep-alives."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from proxy.flights.flight import Flight
@@ -45,7 +46,7 @@ class Continuations:
         self._granted: dict[Place, None] = {}
         self._waiting: dict[Place, None] = {}
         self._queued: dict[Place, None] = {}
-        self._blamed: OrderedDict[bytes, float] = OrderedDict()
+        self._blamed: OrderedDict[Hashable, float] = OrderedDict()
         self._timer: Any = None
 
     def __len__(self) -> int:
@@ -84,17 +85,17 @@ class Continuations:
             self._later(0.0, first.go)
 
     def blame(self, flight: Flight) -> None:
-        """Two engines died over this request: it is not continued again for a while."""
-        key = flight.spec.key
-        if key is not None:
-            self._blamed[key] = self._clock() + BLAMED_SECONDS
-            self._blamed.move_to_end(key)
-            if len(self._blamed) > MOST_BLAMED:
-                self._blamed.popitem(last=False)
+        """Two engines died over this request: its tenant's requests with this prompt are not continued for a
+        while."""
+        cause = _cause(flight)
+        self._blamed[cause] = self._clock() + BLAMED_SECONDS
+        self._blamed.move_to_end(cause)
+        if len(self._blamed) > MOST_BLAMED:
+            self._blamed.popitem(last=False)
 
     def blamed(self, flight: Flight) -> bool:
-        """Whether engines died over this request."""
-        return self._blamed.get(flight.spec.key or b"", 0.0) > self._clock()
+        """Whether engines died over a request of this tenant with this prompt."""
+        return bool(self._blamed) and self._blamed.get(_cause(flight), 0.0) > self._clock()
 
     def close(self) -> None:
         if self._timer is not None:
@@ -116,6 +117,17 @@ class Continuations:
     def _watch(self) -> None:
         if self._timer is None and self._every > 0 and len(self):
             self._timer = self._later(self._every, self._tick)
+
+
+def _cause(flight: Flight) -> Hashable:
+    """What may kill engines: a tenant's prompt for a model, whatever the seed and whether its answer is shared. Of
+    a large request, whose members are not here, the whole."""
+    spec, api_request = flight.spec, flight.spec.api_request
+    what = b"null" if api_request is None or api_request.large is not None else api_request.prompt
+    if what == b"null":
+        what = spec.key or spec.body
+    digest = hashlib.blake2b(what, digest_size=16).digest()
+    return flight.queue_state.resolve_tenant(), spec.path, spec.model, digest
 
 
 def _nothing() -> None:

@@ -329,6 +329,7 @@ class Rest:
         choices = _CHOICES.decode(members.get("choices", Raw(b"[]")))
         if len(choices) > 1:
             raise Differs("several choices")
+        self._take_prompt(members)
         made: dict[str, Any] = dict(members) | self._record.head
         if choices:
             made["choices"] = [self._choice(choices[0])]
@@ -343,9 +344,7 @@ class Rest:
         record = self._record
         if not self._begun and (record.finished or len(record.ids) != self._before):
             raise Differs("less than readers have by now")  # of a removed engine, before this one began
-        echoed = choice.get("prompt_token_ids", _NULL)
-        if echoed != _NULL and not self._begun and _LISTED.decode(echoed) != list(self._prompt()):
-            raise Differs("another prompt")
+        self._take_prompt(choice)
         self._begun = True
         raw, text = choice.get("token_ids", _NULL), _TEXT.decode(choice.get("text", Raw(b'""')))
         if raw != _NULL:
@@ -355,7 +354,7 @@ class Rest:
         reason = _REASON.decode(choice.get("finish_reason", _NULL))
         self._ended = record.finished = reason in REASONS
         if not self._chat:
-            return {**choice, **{name: _NULL for name in ("token_ids", "prompt_token_ids") if name in choice}}
+            return choice | ({"token_ids": _NULL} if "token_ids" in choice else {})
         made: dict[str, Any] = {
             "index": 0,
             "delta": {"content": text},
@@ -367,6 +366,15 @@ class Rest:
         if "token_ids" in choice:
             made["token_ids"] = None
         return made
+
+    def _take_prompt(self, members: dict[str, Raw]) -> None:
+        """Hide a prompt's ids, in the chunk or in its choice. Raises Differs where they are not what was sent."""
+        echoed = members.get("prompt_token_ids", _NULL)
+        if echoed == _NULL:
+            return
+        members["prompt_token_ids"] = _NULL
+        if not self._begun and _LISTED.decode(echoed) != list(self._prompt()):
+            raise Differs("another prompt")
 
     def _prompt(self) -> Iterator[int]:
         yield from _LISTED.decode(b"[%b]" % self._record.prompt)

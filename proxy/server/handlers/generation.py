@@ -118,7 +118,7 @@ class Generation:
             body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
-            if endpoint == "embeddings" and b'"messages"' in body and embeds_chat(body):
+            if endpoint == "embeddings" and b'"messages"' in body and await self._embeds_chat(context, body):
                 return await self._passthrough(context, body)
             large = self._large
             if large is not None and len(body) > large.inline:
@@ -157,6 +157,13 @@ class Generation:
             return await self._responder.body(context, fresh)
 
         return handle
+
+    async def _embeds_chat(self, context: RequestContext, body: bytes) -> bool:
+        """Whether it has messages and no input; by another process where it is large. Raises GatewayError."""
+        large = self._large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            return await large.embeds_chat(context, body)
+        return embeds_chat(body)
 
     def _again(self, context: RequestContext) -> Request:
         """What another gateway needs to generate this answer again; its body only where it would be the same."""

@@ -18,6 +18,7 @@ import msgspec
 
 from proxy.access import (
     ApiRequestJob,
+    EmbedsChatJob,
     Found,
     Job,
     PageJob,
@@ -34,7 +35,7 @@ from proxy.embedded.launch import tie
 from proxy.errors import Code, GatewayError, place_of
 from proxy.flights import Keyer, available, hash_of_cpu
 from proxy.server.page.prompt import wanted
-from proxy.wire import unchunks
+from proxy.wire import embeds_chat, unchunks
 from proxy.wire.fold import Unfoldable, fold
 
 LEAST: Final = 512 << 20
@@ -71,6 +72,8 @@ class Reader:
                 return self._page(job, body, self.terms)
             if isinstance(job, TextsJob):
                 return Found(denied=(self.deny and denied_in_body(self.deny, body)) or 0), b""
+            if isinstance(job, EmbedsChatJob):
+                return Found(embeds_chat=embeds_chat(body)), b""
             return Found(), fold(unchunks(body), job.endpoint, forced_tool=job.forced_tool, shape=job.shape)
         except GatewayError as e:
             return Found(refusal=refusal(e)), b""

@@ -12,6 +12,7 @@ from proxy.access import (
     AccessPolicy,
     AccessRules,
     ApiRequestJob,
+    EmbedsChatJob,
     FoldJob,
     Found,
     PageJob,
@@ -116,6 +117,14 @@ class LargeRequests:
         if found.refusal is not None:
             raise found.refusal.error()
         return sent or body
+
+    async def embeds_chat(self, context: RequestContext, body: bytes) -> bool:
+        """`wire.embeds_chat`. Raises GatewayError."""
+        found, _ = await self.pool.do(EmbedsChatJob(), body, self._whose(context))
+        self._told(found, context)
+        if found.refusal is not None:
+            raise found.refusal.error()
+        return found.embeds_chat
 
     async def denied(self, flight: Flight, body: bytes) -> int:
         """The line of a rule that the texts of an answer break; 0: none. Raises GatewayError 503."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 from proxy.flights.continuing.continuations import BLAMED_SECONDS, MOST_BLAMED, Continuations
 from proxy.flights.flight import Flight
-from proxy.flights.spec import FlightSpec, Head, Mode
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState, User
 from proxy.wire import KEEP_ALIVE
+from proxy.wire.openai import decode
 from tests.kit.clock import virtual
 from tests.proxy.flights.continuing.test_replay import Reader
 from tests.proxy.flights.continuing.test_seam import say
@@ -72,6 +74,37 @@ async def test_readers_of_a_silent_stream_get_keep_alives_until_it_is_not_contin
         await asyncio.sleep(100.0)
         assert reader.data.count(KEEP_ALIVE) == 2
     here.close()
+
+
+def asked(what: str = "x", *, owner: str = "a", path: str = "/v1/chat/completions", **more: object) -> Flight:
+    """A request whose answer is not shared."""
+    body = {"model": "m", "messages": [{"role": "user", "content": what}], "stream": True, **more}
+    api_request = decode("chat", json.dumps(body).encode())
+    spec = FlightSpec("POST", path, api_request.body, Mode.STREAM, "r", api_request=api_request, model="m")
+    return Flight(spec, asyncio.get_running_loop().time, queue_state=QueueState(owner=User(owner, "key")))
+
+
+@virtual
+async def test_blame_is_a_tenants_prompt_whatever_is_sampled_and_shared() -> None:
+    here = continuations()
+    here.blame(asked(temperature=1, max_tokens=64))
+    assert here.blamed(asked(temperature=1, max_tokens=64))
+    assert here.blamed(asked(temperature=0, seed=7))
+    assert not here.blamed(asked("y", temperature=1, max_tokens=64))
+    assert not here.blamed(asked(owner="b", temperature=1, max_tokens=64))
+    assert not here.blamed(asked(path="/v1/completions"))
+
+
+@virtual
+async def test_a_request_without_a_prompt_as_text_is_blamed_as_a_whole() -> None:
+    def embedded(name: str) -> Flight:
+        body = json.dumps({"model": "m", "prompt_embeds": name, "stream": True}).encode()
+        api_request = decode("completions", body)
+        return Flight(FlightSpec("POST", "/", body, Mode.STREAM, "r", api_request=api_request, model="m"))
+
+    here = continuations()
+    here.blame(embedded("a"))
+    assert [here.blamed(embedded(name)) for name in ("a", "b")] == [True, False]
 
 
 @virtual

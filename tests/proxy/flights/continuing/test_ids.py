@@ -135,3 +135,24 @@ async def test_what_is_kept_counts_to_the_memory_budget(budget: int, kept: bool)
     assert (record.usable, bool(record.size), memory.held > FREE) == (kept, kept, kept)
     ingest.close()
     timeouts.close()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("inside", [True, False], ids=["in the choice", "in the chunk"])
+def test_the_rest_is_of_the_prompt_that_was_sent_and_shows_no_ids_of_it(inside: bool, chat: bool) -> None:
+    def rest(prompt: list[int]) -> bytes:
+        choice = {"index": 0, "text": "b", "finish_reason": None, "token_ids": [8]}
+        ids = {"prompt_token_ids": prompt}
+        return sse({"id": "j", "choices": [choice | ids if inside else choice]} | ({} if inside else ids))
+
+    record = Record(b"")
+    record.hide(frame(7, prompt=[1, 2]))
+    shown = Rest(record, chat=chat).feed(rest([1, 2, 7]))
+    assert shown is not None
+    chunk = json.loads(shown[6:])
+    assert not chunk.get("prompt_token_ids")
+    assert not chunk["choices"][0].get("prompt_token_ids")
+    assert chunk["choices"][0]["token_ids"] is None
+    assert list(record.ids) == [7, 8]
+    with pytest.raises(Differs, match="another prompt"):
+        Rest(record, chat=chat).feed(rest([1, 3, 7]))

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from proxy.access.client_ip import TrustedProxies
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.identity import Authenticator
-from proxy.access.intake import ApiRequestJob, FoldJob, Found, PageJob, RawJob, Refusal, TextsJob
+from proxy.access.intake import ApiRequestJob, EmbedsChatJob, FoldJob, Found, PageJob, RawJob, Refusal, TextsJob
 from proxy.access.rules import AccessRules
 from proxy.config.loader import load
 from proxy.errors import Code, GatewayError
@@ -166,6 +166,7 @@ async def test_a_refusal_that_was_found_is_raised_and_a_fault_of_ours_is_logged(
         desk.large.read(call(), "chat", b"{}"),
         desk.large.raw(call(), Media("json"), b"{}"),
         desk.large.denied(flight, b"{}"),
+        desk.large.embeds_chat(call(), b"{}"),
     ):
         with pytest.raises(GatewayError, match="no") as e:
             await act
@@ -186,6 +187,15 @@ async def test_the_texts_of_an_answer_are_looked_at_elsewhere(tmp_path: Path) ->
     flight = landed()
     assert await desk.large.denied(flight, b"body") == 7
     assert desk.pool.asked == [(TextsJob(), b"body", ("answer", id(flight)))]
+
+
+@virtual
+async def test_whether_an_embedding_has_messages_is_looked_up_elsewhere(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    for there in (True, False):
+        desk.pool.answer = Found(embeds_chat=there), b""
+        assert await desk.large.embeds_chat(call(), b"body") is there
+    assert desk.pool.asked == [(EmbedsChatJob(), b"body", "me")] * 2
 
 
 # Folds

@@ -11,7 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.access.intake import ApiRequestJob, FoldJob, Found, Job, PageJob, RawJob, Refusal, Terms, TextsJob
+from proxy.access.intake import (
+    ApiRequestJob,
+    EmbedsChatJob,
+    FoldJob,
+    Found,
+    Job,
+    PageJob,
+    RawJob,
+    Refusal,
+    Terms,
+    TextsJob,
+)
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.server.offload import pool as offload
@@ -291,6 +302,8 @@ def test_each_kind_of_job_is_done() -> None:
     assert strict.do(TextsJob(), text) == (Found(denied=1), b"")
     assert strict.do(TextsJob(), text.replace(b"bad", b"fine")) == (Found(denied=0), b"")
     assert free.do(TextsJob(), text) == (Found(denied=0), b"")
+    for body, there in ((b'{"messages":[]}', True), (b'{"messages":[],"input":"x"}', False), (b"{", False)):
+        assert free.do(EmbedsChatJob(), body) == (Found(embeds_chat=there), b"")
     page = b'{"request":%b,"delays_ms":[0,5.5]}' % (REQUEST % 1)
     found, sent = free.do(PageJob(JOB), page)
     assert (found.delays, found.stream, found.refusal) == ([0, 5.5], True, None)

@@ -138,7 +138,17 @@ def test_a_head_that_has_come_before_is_read_as_the_first_time_but_for_its_lengt
     assert elsewhere.known is None
 
 
-@pytest.mark.parametrize("size", [b"", b"0", b"+3", b"\xb2", b"9" * 16, b"3, 3", b"3\r\ncontent-length: 3"])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("zeros", [b"0", b"00", b"000000000000000", b"0000000000000000"])
+def test_a_length_of_zero_ends_with_the_head_however_it_is_written(zeros: bytes, known: bool) -> None:
+    start = b"HTTP/1.1 200 OK\r\nx-zeros: %d%d\r\ncontent-length: " % (len(zeros), known)
+    if known:
+        knowing_of(start + b"3\r\n\r\nabc")
+    taker = knowing_of(start + zeros + b"\r\n\r\n")
+    assert (taker.status, taker.data, taker.headers[-1]) == (200, b"", ("content-length", zeros.decode()))
+
+
+@pytest.mark.parametrize("size", [b"", b"0", b"00", b"+3", b"\xb2", b"9" * 16, b"3, 3", b"3\r\ncontent-length: 3"])
 def test_a_known_head_with_an_odd_length_is_read_as_any_other(size: bytes) -> None:
     start = b"HTTP/1.1 200 OK\r\nx-odd: 1\r\ncontent-length: "
     for length in (3, 4):
