@@ -51,7 +51,6 @@ from loadgen.drive import (
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.report import found_sentence
 from loadgen.secrets import Hide
 from loadgen.snapshot import View
 from loadgen.spec import Pace
@@ -285,7 +284,6 @@ async def searched(
     say: bool = True,
 ) -> tuple[list[Record], list[Record], Stages, Found]:
     """The warm-up's records, the search's records, its stages, and what it found."""
-    slos = parse_goodput(args.goodput)
     by = "users" if args.concurrency else "rate"
     response = getattr(args, "probed_response", None) or 0.0
     search = Search(
@@ -318,10 +316,7 @@ async def searched(
         run.interrupted = session.stopped
     if stages.ran_out:
         run.warnings.append("the search ran out of prompts: raise --num-prompts")
-    found = search.found()
-    if say:
-        view.note(found_sentence(found, slos))
-    return warm, driver.records, stages, found
+    return warm, driver.records, stages, search.found()
 
 
 def line_of(stage: Stage, by: str, allowed: float) -> str:

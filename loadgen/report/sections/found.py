@@ -94,7 +94,8 @@ def _failures(found: Found) -> str:
 
 
 def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Table]:
-    """The answer with its stages in the order of their load; empty if the run is no search."""
+    """The stages in the order of their load, under the answer, which a brief report has in its result already;
+    empty if the run is no search."""
     found = found_of(run)
     if found is None or summary.whole.goodput is None:
         return []
@@ -112,8 +113,10 @@ def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Tab
             "The luck of the arrivals was subtracted by a simulated queue that got the same arrivals, so the "
             "interval is narrower than the shares in this table show."
         )
+    if brief:
+        return [Table("stages", columns, rows)]
     sentence = found_sentence(found, slos)
-    return [Table(sentence[0].upper() + sentence[1:], columns, rows, [] if brief else notes)]
+    return [Table(sentence[0].upper() + sentence[1:], columns, rows, notes)]
 
 
 def _row(name: str, group: Group, names: list[str]) -> list[str]:

@@ -110,7 +110,7 @@ async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
     assert found["state"] in ("found", "unsure")
     assert 4 < found["load"] < 13, said
     assert found["first"] == "ttft"
-    assert "Highest rate: " in said
+    assert said.count("highest rate: ") == 1, said
     assert "TTFT breaks first: met by " in said
     assert "TTFT ≤ 1000 ms for 90.0 % of requests" in report_of(tmp_path)
     assert result["loadgen"]["run"]["focus"] in said
@@ -143,7 +143,7 @@ async def test_the_most_users_of_three_places_are_found(tmp_path: Path) -> None:
         )
     assert code == 0, said
     assert result["loadgen"]["found"]["load"] in (2, 3), said
-    assert "Highest number of users: " in said
+    assert said.count("highest number of users: ") == 1, said
 
 
 @pytest.mark.parametrize(
