@@ -504,7 +504,7 @@ class Scheduler:
 
     def _hand_over(self, backend: Backend) -> None:
         """Hand over its streams to engines with room that no request waits for, and look again in a while."""
-        if not self._context.resume or not backend.inflight:
+        if not self._context.resume or not backend.leaving or not backend.inflight:
             return
         if not self.queue.waits:
             self._tell_exchanges(Exchange.hand_over, backend)

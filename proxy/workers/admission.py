@@ -71,6 +71,8 @@ class Engine(Protocol):
     def inflight(self) -> int: ...
     @property
     def most(self) -> int: ...
+    @property
+    def leaving(self) -> bool: ...
     def allot(self, places: int) -> None: ...
     def mark_reached(self) -> None: ...
 
@@ -87,8 +89,8 @@ class OwnEngines:
         room: Callable[[], None] = lambda: None,
         fixed: bool = True,
     ) -> None:
-        """`queues`: the requests queued for an engine; `serving`: the engines of a pool; `room` is called when
-        there may be an engine; `fixed`: the limits are not adapted."""
+        """`engines`: with those that are leaving; `queues`: the requests queued for an engine; `serving`: the
+        engines of a pool; `room` is called when there may be an engine; `fixed`: the limits are not adapted."""
         self._engines = engines
         self._queues = queues
         self._serving = serving
@@ -100,7 +102,9 @@ class OwnEngines:
     def demands(self) -> dict[str, Demand]:
         queues = [(self._serving(queue.pool), queue.queued) for queue in self._queues()]
         return {
-            engine.name: Demand(
+            engine.name: Demand.to_end(engine.inflight)
+            if engine.leaving
+            else Demand(
                 engine.most,
                 engine.inflight,
                 sum(queued for names, queued in queues if engine.name in names),
@@ -222,7 +226,7 @@ class SharedAdmission:
             due = lease.due(now, demand)
             asked = lease.plan(now, demand) if due else 0
             if self._apply(name, lease):
-                demand = self._engines.demands()[name]  # what may be in use has changed
+                demand = self._engines.demands().get(name, demand)  # what may be in use has changed
             if due:
                 self._send(name, lease, lease.call(now, asked, demand))
         self._tell(now)
