@@ -336,7 +336,7 @@ async def running(
         if member is not None:
             stack.push_async_callback(member.close)
             member.attach(
-                engines=lambda: backends.all,
+                engines=lambda: fleet.engines,
                 queues=request_queue.summary,
                 serving=backends.serving,
                 charge=request_queue.charge,
@@ -352,7 +352,7 @@ async def running(
             backends.divide()
             await shared.start(
                 OwnEngines(
-                    lambda: backends.all,
+                    lambda: fleet.engines,
                     queues=request_queue.summary,
                     serving=backends.serving,
                     room=lambda: backends.capacity_changed(),

@@ -668,6 +668,12 @@ class Exchange:
             self._finish(error)
 
     @property
+    def leases(self) -> tuple[Lease, ...]:
+        """Its leases: two while its stream is handed over."""
+        leaves = self._leaves
+        return (self.lease,) if leaves is None else (self.lease, leaves.lease)
+
+    @property
     def continues(self) -> bool:
         """Whether it continues a stream that broke."""
         return self._broke is not None

@@ -506,7 +506,7 @@ class Scheduler:
 
     def _hand_over(self, backend: Backend) -> None:
         """Hand over its streams to engines with room that no request waits for, and look again in a while."""
-        if not self._context.resume or not backend.inflight:
+        if not self._context.resume or not backend.leaving or not backend.inflight:
             return
         if not self.queue.waits:
             self._tell_exchanges(Exchange.hand_over, backend)
@@ -687,7 +687,7 @@ class Scheduler:
         looking = self.queue.in_lookup()
         if looking:
             yield Stray("lookup", looking[0], partial(self._looked_up, looking, [None] * len(looking)))
-        yield from stray_places(self._backends, (exchange.lease for exchange in self._flying.values()))
+        yield from stray_places(self._backends, (lease for exchange in self._flying.values() for lease in exchange.leases))
         for flight in tuple(self._group.live):
             if flight.ended:
                 yield Stray("flight", flight, partial(self._group.remove, flight))

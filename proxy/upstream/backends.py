@@ -521,10 +521,13 @@ class Backends:
             self._on_gone(backend)
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
-        """Add and remove engines. A removed one finishes its requests in flight."""
+        """Add and remove engines. A removed one finishes its requests in flight. One of `added` that is leaving
+        comes back with them: it is checked as a new one is, and they count."""
         gone, new = list(removed), list(added)
-        if self._divided:
-            for backend in new:
+        for backend in new:
+            if backend.leaving:
+                self._come_back(backend)
+            elif self._divided:
                 backend.allot(0)
         self.all = [*(b for b in self.all if b not in gone), *new]
         self._named = {backend.name: backend for backend in self.all}
@@ -537,6 +540,14 @@ class Backends:
                 self._on_removed(backend)
             self.close_if_drained(backend)
         self.changed.set()
+
+    def _come_back(self, backend: Backend) -> None:
+        backend.leaving = False
+        backend.up, backend.detail = None, ""
+        backend.missed = backend.silent = 0
+        self._anew(backend)
+        if backend.breaker.state is not State.CLOSED:
+            self._tripped.add(backend)
 
     def close_if_drained(self, backend: Backend) -> None:
         """Close a leaving engine's pool once it has no request in flight."""

@@ -107,19 +107,25 @@ class Fleet:
     def __repr__(self) -> str:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
 
+    @property
+    def engines(self) -> list[Backend]:
+        """All, those that are leaving included. No two have the same name."""
+        return [*self.backends.all, *self._leaving]
+
     def on_news(self, call: Callable[[], None]) -> None:
         """Register a callback for engines that come up, go down or restart."""
         self._on_news = call
 
     async def change(self, urls: Sequence[str]) -> None:
-        """Have exactly these engines from now on. A removed one finishes its requests in flight; a new one is
-        checked before it gets requests."""
+        """Have exactly these engines from now on. A removed one finishes its requests in flight, and is the same
+        one when it is added meanwhile: they count. A new one is checked before it gets requests."""
         known = {backend.name for backend in self.backends.all}
-        added = [self._make(url) for url in urls if url not in known]
+        leaving = {backend.name: backend for backend in self._leaving}
+        added = [leaving.get(url) or self._make(url) for url in urls if url not in known]
         removed = [backend for backend in self.backends.all if backend.name not in urls]
         if not added and not removed:
             return
-        self._leaving += removed
+        self._leaving = [*(backend for backend in self._leaving if backend not in added), *removed]
         self.backends.change(added, removed)
         self._log.event(
             "info",
@@ -148,12 +154,12 @@ class Fleet:
         """Use this TLS context, or this key, for new connections and requests."""
         self._tls = self._tls if tls is None else tls
         self._api_key = self._api_key if api_key is None else api_key
-        for backend in (*self.backends.all, *self._leaving):
+        for backend in self.engines:
             backend.pool.renew(self._tls, self._api_key)
 
     def close(self) -> None:
         """Close every connection."""
-        for backend in (*self.backends.all, *self._leaving):
+        for backend in self.engines:
             backend.pool.close()
 
     def _make(self, url: str) -> Backend:
@@ -184,7 +190,7 @@ class Fleet:
         """Drop a drained engine. Its metric series stay where an engine of this name was added meanwhile."""
         if backend in self._leaving:
             self._leaving.remove(backend)
-        if all(other.name != backend.name for other in (*self.backends.all, *self._leaving)):
+        if all(other.name != backend.name for other in self.engines):
             self._metrics.forget_backend(backend.name, [name for name, _, _ in _GAUGES])
 
     def _tell_change(self, backend: Backend) -> None:

@@ -71,6 +71,8 @@ class Engine(Protocol):
     def inflight(self) -> int: ...
     @property
     def most(self) -> int: ...
+    @property
+    def leaving(self) -> bool: ...
     def allot(self, places: int) -> None: ...
     def mark_reached(self) -> None: ...
 
@@ -87,8 +89,8 @@ class OwnEngines:
         room: Callable[[], None] = lambda: None,
         fixed: bool = True,
     ) -> None:
-        """`queues`: the requests queued for an engine; `serving`: the engines of a pool; `room` is called when
-        there may be an engine; `fixed`: the limits are not adapted."""
+        """`engines`: with those that are leaving; `queues`: the requests queued for an engine; `serving`: the
+        engines of a pool; `room` is called when there may be an engine; `fixed`: the limits are not adapted."""
         self._engines = engines
         self._queues = queues
         self._serving = serving
@@ -100,7 +102,9 @@ class OwnEngines:
     def demands(self) -> dict[str, Demand]:
         queues = [(self._serving(queue.pool), queue.queued) for queue in self._queues()]
         return {
-            engine.name: Demand(
+            engine.name: Demand.to_end(engine.inflight)
+            if engine.leaving
+            else Demand(
                 engine.most,
                 engine.inflight,
                 sum(queued for names, queued in queues if engine.name in names),
@@ -227,7 +231,7 @@ class SharedAdmission:
                 asked[name] = lease.plan(now, demand)
             self._apply(name, lease)
         if self._bound != bound:
-            demands = self._engines.demands()  # what may be in use has changed
+            demands = {**demands, **self._engines.demands()}  # what may be in use has changed
         for name, places in asked.items():
             lease = self._leases[name]
             self._send(name, lease, lease.call(now, places, demands[name]))

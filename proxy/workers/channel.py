@@ -93,6 +93,7 @@ class Report(msgspec.Struct, tag="report"):
     number: int  # of the last Allot
     engines: dict[str, tuple[int, int, int]]  # in flight, queued, the most that its controller would send
     queues: list[tuple[list[str], PoolQueue]] = []  # queued requests, each summary with the engines that serve it
+    leaving: dict[str, int] = {}  # in flight at engines that were removed
 
 
 class Ask(msgspec.Struct, tag="ask"):

@@ -30,6 +30,12 @@ class Demand:
     queued: int
     held: int  # places that may be in use before a lower ceiling is known everywhere in this gateway
     fixed: bool = True  # the limit is configured; else adapted
+    leaving: bool = False  # it gets no more requests: only those in flight have places
+
+    @classmethod
+    def to_end(cls, inflight: int) -> Demand:
+        """Of an engine that was removed: a lease on what is in flight, and no limit for other gateways."""
+        return cls(MOST, inflight, 0, inflight, fixed=False, leaving=True)
 
     @property
     def wanted(self) -> int:
@@ -125,11 +131,13 @@ class EngineLease:
         """Without a lease the gateway has its share."""
         if self.away(now):
             self.limit = min(self.limit, demand.limit) if demand.fixed else demand.limit
-            self.ceiling = self._share()
+            self.ceiling = 0 if demand.leaving else self._share()
 
     def plan(self, now: float, demand: Demand) -> int:
         """How many places to ask for. Fewer than the ceiling lower it at once."""
-        if not self._answered:
+        if demand.leaving:
+            self.ceiling = 0
+        if demand.leaving or not self._answered:
             return 0  # first see who else is there
         own = replace(self._own, inflight=demand.inflight, wanted=demand.wanted)
         asked = fair(min(demand.limit, self.limit), {**self.others, self._gateway: own}, self._gateway)

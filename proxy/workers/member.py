@@ -108,7 +108,8 @@ class Member:
         hear: Callable[[str, News, float, str], None],
         metrics: Metrics,
     ) -> None:
-        """Begin: no request goes to an engine before the supervisor has allotted a permit. `queues`: the
+        """Begin: no request goes to an engine before the supervisor has allotted a permit. `engines`: with those
+        that are leaving; `queues`: the
         requests queued for an engine; `serving`: the engines of a pool; `charge` is called with pool, class and
         tenant, and the tokens that other workers have served it, `room` when there may be an engine, `hear` with
         what other workers `tell`."""
@@ -219,12 +220,16 @@ class Member:
         """Report what has changed, or the same once more after BEAT seconds."""
         self._looking = False
         queues = [(self._serving(queue.pool), queue) for queue in self._queues()]
-        engines = {}
+        engines, leaving = {}, {}
         for engine in self._engines():
+            if engine.leaving:
+                engine.allot(0)  # its permits are given back with this report
+                leaving[engine.name] = engine.inflight
+                continue
             queued = sum(queue.queued for names, queue in queues if engine.name in names)
             engines[engine.name] = (engine.inflight, queued, engine.most)
         self._places = {name: count for name, count in self._places.items() if name in engines}
-        report = Report(self._applied, engines, queues)
+        report = Report(self._applied, engines, queues, leaving)
         now = self._loop.time()
         if now - self._told_at < BEAT and not self._matters(report):
             return
@@ -232,11 +237,13 @@ class Member:
         self._link.send(report)
 
     def _matters(self, report: Report) -> bool:
-        """Whether the supervisor would act on it: a new engine or limit, an allotment applied, requests that wait
-        for a permit, or permits given back."""
+        """Whether the supervisor would act on it: a new engine or limit, one that is leaving, an allotment
+        applied, requests that wait for a permit, or permits given back."""
         told = self._told
         if told is None or told.number != report.number or told.engines.keys() != report.engines.keys():
             return True
+        if told.leaving != report.leaving:
+            return True  # permits of its last requests are given back
         for name, (inflight, queued, most) in report.engines.items():
             place = self._places.get(name, 0)
             was = told.engines[name]

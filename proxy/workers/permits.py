@@ -17,6 +17,7 @@ from proxy.workers.order import Key, Ledger, Place, parts
 class _Worker:
     sent: int = 0  # number of the last allotment
     places: dict[str, Place] = field(default_factory=dict)
+    leaving: dict[str, int] = field(default_factory=dict)  # in flight at engines that it has no place at
 
 
 class Permits:
@@ -42,7 +43,7 @@ class Permits:
         """It has ended, and its connections to engines with it."""
         gone = self._workers.pop(worker, None)
         if gone is not None:
-            self._joined |= gone.places.keys()
+            self._joined |= gone.places.keys() | gone.leaving.keys()
         self._ledger.leave(worker)
 
     def report(
@@ -51,19 +52,24 @@ class Permits:
         number: int,
         engines: Mapping[str, tuple[int, int, int]],
         queues: Sequence[tuple[Sequence[str], PoolQueue]] = (),
+        leaving: Mapping[str, int] = {},
     ) -> None:
         """What it has and wants. `number`: the last allotment that it has applied; `queues`: its queued
-        requests, each summary with the engines that serve it."""
+        requests, each summary with the engines that serve it; `leaving`: its requests in flight at engines that
+        were removed there."""
         known = self._workers.get(worker)
         if known is None:
             return
         for name in known.places.keys() - engines.keys():
             del known.places[name]  # it does not use this engine any more
             self._joined.add(name)
+        if leaving != known.leaving:
+            self._joined |= leaving.keys() | known.leaving.keys()
+            known.leaving = dict(leaving)
         for name, (inflight, queued, most) in engines.items():
             place = known.places.get(name)
             if place is None:
-                place = known.places[name] = Place()
+                place = known.places[name] = Place(held=inflight)  # of before it was removed and added
                 self._joined.add(name)
             if most != place.most:
                 self._joined.add(name)
@@ -89,17 +95,21 @@ class Permits:
     def demands(self, *, fixed: bool) -> dict[str, Demand]:
         """What all workers together want, by engine. `fixed`: the limits are not adapted."""
         engines = {
-            name: self._places(name).values() for worker in self._workers.values() for name in worker.places
+            name: self._places(name).values()
+            for worker in self._workers.values()
+            for name in (*worker.places, *worker.leaving)
         }
         self._ceilings = {name: ceiling for name, ceiling in self._ceilings.items() if name in engines}
         return {
             name: Demand(
                 self._most(name),
-                sum(place.inflight for place in places),
+                sum(place.inflight for place in places) + self._leaving(name),
                 sum(place.queued for place in places),
-                sum(max(place.held, place.allotted) for place in places),
+                sum(max(place.held, place.allotted) for place in places) + self._leaving(name),
                 fixed,
             )
+            if places
+            else Demand.to_end(self._leaving(name))
             for name, places in engines.items()
         }
 
@@ -109,7 +119,7 @@ class Permits:
     def short(self, engine: str) -> bool:
         """Whether all its permits are used while requests wait."""
         places = self._places(engine)
-        used = sum(place.inflight for place in places.values())
+        used = sum(place.inflight for place in places.values()) + self._leaving(engine)
         return used >= self.limit(engine) and any(place.queued for place in places.values())
 
     def changes(self) -> dict[int, tuple[int, dict[str, int], list[str]]]:
@@ -120,7 +130,7 @@ class Permits:
         for engine in engines:
             places = self._places(engine)
             if engine in self._joined or any(place.short for place in places.values()):
-                moved |= self._divide(places, self.limit(engine))
+                moved |= self._divide(places, max(0, self.limit(engine) - self._leaving(engine)))
             if engine in self._reached:
                 moved |= places.keys()  # tell them all
             pending = any(place.held > place.allotted for place in places.values())
@@ -142,6 +152,10 @@ class Permits:
 
     def _places(self, engine: str) -> dict[int, Place]:
         return {at: worker.places[engine] for at, worker in self._workers.items() if engine in worker.places}
+
+    def _leaving(self, engine: str) -> int:
+        """Requests in flight of workers that have no place there any more."""
+        return sum(worker.leaving.get(engine, 0) for worker in self._workers.values())
 
     def _divide(self, places: dict[int, Place], most: int) -> set[int]:
         """Lower allotments above their target at once; raise the others by what is free. Who has changed."""

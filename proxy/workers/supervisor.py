@@ -319,7 +319,7 @@ class Supervisor:
 
     def _heard(self, worker: WorkerProcess, message: FromWorker) -> None:
         if isinstance(message, Report):
-            self._permits.report(worker.pid, message.number, message.engines, message.queues)
+            self._permits.report(worker.pid, message.number, message.engines, message.queues, message.leaving)
             self._allot()
         elif isinstance(message, Metrics):
             self._last[worker] = message.families

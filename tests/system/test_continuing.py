@@ -700,6 +700,25 @@ async def test_a_removed_engine_hands_its_stream_over_or_keeps_it(
         assert f'outcome="{outcome}"}} 1' in await page(app)
 
 
+async def test_an_engine_that_is_added_again_in_time_keeps_its_streams(engines: tuple[Engine, Engine]) -> None:
+    async with gateway(*engines, hand_over_seconds=0.0) as app, streaming(app.url, CHAT, asked()) as client:
+        play, looks = Play(*PLAIN, 3, finish), asyncio.Event()
+        play.ready = looks.is_set
+        for engine in engines:
+            engine.auto(play)
+        await client.read_head()
+        await client.event()
+        (removed,) = [backend for backend in app.backends.all if backend.inflight]
+        app.backends.change([], [removed])
+        app.backends.change([removed], [])
+        removed.check_soon.set()
+        await until(lambda: bool(removed.up))  # a health check later
+        looks.set()
+        assert [event.raw async for event in client.events()][-1] == DONE
+        assert len(play.turns) == 1
+        assert removed in app.backends.all
+
+
 async def test_a_removed_engine_keeps_its_streams_while_no_other_has_room(engines: tuple[Engine, Engine]) -> None:
     async with gateway(*engines, hand_over_seconds=0.0, max_inflight=1, routing="round-robin") as app:
         play = Play(*PLAIN, 3, finish)

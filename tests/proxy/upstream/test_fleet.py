@@ -130,7 +130,7 @@ async def test_one_that_is_removed_under_way_is_freed_when_that_has_ended(engine
             await turn.send("a")
             await fleet.change([new.url])
             assert len(fleet._leaving) == 1
-            await fleet.change([new.url, engine.url])  # named again: another one
+            await fleet.change([new.url, engine.url])  # named again: the same one
             await turn.finish("b")
             await client.read()
         await until(lambda: not fleet._leaving)

@@ -182,3 +182,29 @@ def test_a_gauge_without_a_value_is_left_out() -> None:
     backend.leaving = True
     with pytest.raises(LookupError):
         fleet_module._reader(backend, lambda one: 3.0)()
+
+
+async def test_one_that_is_added_again_while_its_requests_end_is_the_same_and_they_count() -> None:
+    house = House(A, B, max_inflight=2)
+    fleet, (one, other) = house.fleet, house.all
+    fleet.backends.divide()
+    for each in (one, other):
+        each.allot(2)
+    leases = [Lease(one, fleet.backends) for _ in range(2)]
+    one.up, one.few = True, True
+    one.breaker.state = State.OPEN
+    await fleet.change([B])
+    assert fleet.engines == [other, one]
+    looks: list[Any] = []
+    fleet.backends.subscribe(capacity_changed=lambda: looks.append(one.up))
+    await fleet.change([B, A])
+    assert (fleet.backends.all, fleet.engines, one.leaving) == ([other, one], [other, one], False)
+    assert (one.inflight, one.max_inflight, one.few, looks[-1]) == (2, 2, False, False)
+    assert one in fleet.backends._tripped
+    for lease in leases:
+        lease.release()
+    assert (one.inflight, house.gauges("inflight")) == (0, {A: 0, B: 0})
+    await fleet.change([B])
+    assert fleet.engines == [other]
+    await fleet.change([B, A])
+    assert fleet.backends.all[1] is not one

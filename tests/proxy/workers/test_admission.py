@@ -98,6 +98,7 @@ class Engine:
     def __init__(self, name: str, most: int) -> None:
         self.name, self.most, self.inflight, self.places = name, most, 0, -1
         self.told = 0
+        self.leaving = False
 
     def allot(self, places: int) -> None:
         self.places = places
@@ -230,3 +231,33 @@ async def test_an_engine_that_comes_later_has_no_place_before_redis_gave_one(tmp
         gone = engines.pop(0)
         await until(lambda: "e:1" not in repr(shared))
         assert gone.places == 8
+
+
+async def test_requests_at_an_engine_that_one_gateway_removed_count_for_all(tmp_path: Path) -> None:
+    one, other = Engine("http://e:1", 6), Engine("http://e:1", 6)
+    async with (
+        redis_server() as path,
+        client_of(path) as client,
+        admission(path, tmp_path / "a", [one]) as (first, _),
+        admission(path, tmp_path / "b", [other]) as (_, queued),
+    ):
+        await until(lambda: (one.places, other.places) == (3, 3))
+        one.inflight = other.inflight = 3
+        queued["http://e:1"] = 9
+        one.leaving = True
+        await until(lambda: one.places == 0)
+        (key,) = await client.call("KEYS", "*", timeout=TIMEOUT)
+        records: list[list[int]] = []
+        while len(records) < 3:  # two calls later it is still there
+            raw = await client.call("HGET", key, first._gateway, timeout=TIMEOUT)
+            record = [int(number) for number in raw.split()]
+            if record not in records:
+                records.append(record)
+        assert [record[2:6] for record in records[1:]] == [[3, 10**6, 3, 3]] * 2
+        assert other.places == 3
+        one.leaving = False
+        await until(lambda: one.places > 0)
+        assert (one.places, other.places) == (3, 3)
+        one.leaving, one.inflight = True, 1
+        await until(lambda: other.places == 5)
+    assert "engine limits differ" not in [line["msg"] for line in lines(tmp_path / "a")]

@@ -342,3 +342,39 @@ def test_the_limit_is_reached_where_all_have_it_and_one_wants_more(
     call = lease.call(1.0, lease.plan(1.0, demand), demand)
     lease.replied(1.0, call, Reply(places[0], 8, True, 0, {"b": Record(places[1], places[1], wanted[1])}))
     assert lease.full() is full
+
+
+def test_the_requests_at_an_engine_that_was_removed_keep_their_places_and_no_more() -> None:
+    redis, one, other = Redis(), EngineLease("a", 6), EngineLease("b", 6)
+    wants, all_of_it = Demand(6, 3, 0, 3), Demand(6, 3, 9, 3)
+
+    def renew(now: float, first: Demand) -> None:
+        for name, lease, demand in (("a", one, first), ("b", other, all_of_it)):
+            lease.look(now, demand)
+            call = lease.call(now, lease.plan(now, demand), demand)
+            reply = redis.renew(now, name, call)
+            assert reply is not None
+            lease.replied(now, call, reply)
+
+    for now in (1.0, 1.5, 2.0):
+        renew(now, wants)
+    assert (one.ceiling, other.ceiling) == (3, 3)
+    for inflight in (3, 2, 1):
+        for _ in range(10):
+            now += 0.5
+            renew(now, Demand.to_end(inflight))
+        assert (one.ceiling, other.ceiling, other.limit) == (0, 6 - inflight, 6)
+    for _ in range(4):
+        now += 0.5
+        renew(now, wants)
+    assert one.ceiling <= 6 - 3, "the other's requests are still there"
+
+
+def test_without_redis_an_engine_that_was_removed_has_no_share() -> None:
+    lease, now = EngineLease("a", 6), 0.0
+    lease.call(now, 0, Demand.to_end(2))
+    lease.failed()
+    lease.look(9.0, Demand.to_end(2))
+    assert lease.ceiling == 0
+    lease.look(9.0, Demand(6, 2, 0, 2))
+    assert (lease.ceiling, lease.limit) == (6, 6)

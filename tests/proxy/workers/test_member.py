@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 
 from proxy.telemetry import Metrics
-from proxy.workers.channel import Ask, Collected, Engine, Hello
+from proxy.workers.channel import Ask, Collected, Engine, Hello, Report
 from proxy.workers.member import Member
 
 HELLO = Hello(index=0, workers=2, listen=[], admin=[], port=0, engines=[], redis=None, redis_words="off")
@@ -103,4 +104,31 @@ async def test_permits_that_are_given_back_are_reported_in_the_same_turn_of_the_
         member.given_back()
     await asyncio.sleep(0)
     assert looks == 1, "once for all"
+    await member.close()
+
+
+async def test_an_engine_that_was_removed_is_reported_by_its_requests_alone() -> None:
+    link = Link()
+    member = member_of(link, Metrics())
+    engine = SimpleNamespace(
+        name="e", most=6, inflight=3, leaving=False, allot=lambda places: allotted.append(places)
+    )
+    allotted: list[int] = []
+    member._engines = lambda: [cast(Any, engine)]
+    member._look()
+    engine.leaving = True
+    member._look()
+    engine.inflight = 2
+    member._look()
+    member._look()
+    engine.leaving = False
+    member._look()
+    reports = [(report.engines, report.leaving) for report in link.sent if isinstance(report, Report)]
+    assert reports == [
+        ({"e": (3, 0, 6)}, {}),
+        ({}, {"e": 3}),
+        ({}, {"e": 2}),
+        ({"e": (2, 0, 6)}, {}),
+    ]
+    assert set(allotted) == {0}
     await member.close()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from proxy.workers.leases import Demand
 from proxy.workers.order import Ledger, Place, parts
 from proxy.workers.permits import Permits
 
@@ -205,3 +206,41 @@ def test_that_all_gateways_have_reached_a_limit_is_told_to_each_worker() -> None
     permits.reached("e")
     assert {at: short for at, (_, _, short) in permits.changes().items()} == {1: ["e"], 2: ["e"]}
     assert permits.changes() == {}, "once"
+
+
+def test_requests_of_a_worker_that_has_removed_an_engine_count_there() -> None:
+    permits = Permits()
+    for worker in (1, 2):
+        permits.join(worker)
+        permits.report(worker, 0, {"e": (0, 0, 6)})
+    for worker, (number, places, _) in permits.changes().items():
+        assert places == {"e": 3}
+        permits.report(worker, number, {"e": (3, 9, 6)})
+    permits.report(1, 1, {}, leaving={"e": 3})
+    told = permits.changes()
+    assert 2 not in told, "the places are taken"
+    assert permits.short("e")
+    permits.report(1, 1, {}, leaving={"e": 1})
+    assert permits.changes()[2][1] == {"e": 5}
+    assert permits.demands(fixed=True)["e"] == Demand(6, 4, 9, 6)
+    permits.report(1, 1, {"e": (1, 0, 6)})  # it was added again
+    permits.changes()
+    assert permits.demands(fixed=True)["e"].held == 6
+    permits.leave(2)
+    permits.report(1, 1, {}, leaving={"e": 1})
+    assert permits.demands(fixed=True) == {"e": Demand.to_end(1)}
+    permits.report(1, 1, {})
+    assert permits.demands(fixed=True) == {}
+
+
+def test_places_of_requests_at_a_removed_engine_are_free_once_their_worker_has_ended() -> None:
+    permits = Permits()
+    for worker in (1, 2):
+        permits.join(worker)
+    permits.report(1, 0, {}, leaving={"e": 4})
+    permits.report(2, 0, {"e": (0, 9, 6)})
+    ((number, places, _),) = permits.changes().values()
+    assert places == {"e": 2}
+    permits.report(2, number, {"e": (2, 7, 6)})
+    permits.leave(1)
+    assert permits.changes()[2][1] == {"e": 6}
