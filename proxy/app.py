@@ -258,7 +258,8 @@ async def running(
             on_unknown_shape=shapes.passed,
             on_taken_over=lambda flight: None if streams is None else streams.continued(flight),
         )
-        streams = _streams(settings, group, scheduler, metrics, loop)
+        alone = member is None or member.hello.workers == 1 or scheduler.fleet is not None
+        streams = _streams(settings, group, scheduler, backends, metrics, loop) if alone else None
         # Where no other process uses the embedded Redis, shared limits would cost a round trip and share nothing.
         shared_redis = None if settings.redis == "auto" and member is None else redis
         limits_state, other_state = redis_state, None
@@ -419,7 +420,18 @@ async def running(
         ApiDocument(gateway, admission, settings)
         rules = prepared.rules
         Flush(gateway, group, cache, audit, lambda call: rules.identity.address(call.request), rules)
-        listening = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room, sockets)
+        listening = await listen(
+            listener,
+            gateway,
+            close,
+            settings,
+            prepared.tls,
+            log,
+            stack,
+            room,
+            sockets,
+            (lambda: 0) if streams is None else lambda: streams.abandoned,
+        )
         if settings.page:
             sources = Sources(
                 settings=settings,
@@ -706,7 +718,12 @@ def _watchdog(
 
 
 def _streams(
-    settings: Settings, group: FlightGroup, scheduler: Scheduler, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    settings: Settings,
+    group: FlightGroup,
+    scheduler: Scheduler,
+    backends: Backends,
+    metrics: Metrics,
+    loop: asyncio.AbstractEventLoop,
 ) -> Streams | None:
     """The streams that clients may come back to; None: none."""
     if not settings.resume_grace_seconds_max:
@@ -718,6 +735,7 @@ def _streams(
         feeds=scheduler,
         metrics=ResumingMetrics(metrics.registry),
         loop=loop,
+        places=lambda model: sum(engine.max_inflight for engine in backends.candidates(model)),
     )
     metrics.gauge("resumable_streams", "Streams kept for clients that may come back.", lambda: len(streams))
     metrics.gauge("resumable_bytes", "Bytes of their logs.", lambda: streams.size)

@@ -220,7 +220,7 @@ class Exchange:
             lease = self._acquire_untried(others) or self._context.backends.acquire(
                 spec.model, exclude=others, affinity=spec.affinity, only=spec.engine
             )
-        except GatewayError as none:
+        except GatewayError:
             if others:
                 none = GatewayError(Code.NO_BACKEND, "no engine of the same build is up")
             self._finish(none if others else self._error or none)

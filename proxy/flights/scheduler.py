@@ -687,7 +687,9 @@ class Scheduler:
         looking = self.queue.in_lookup()
         if looking:
             yield Stray("lookup", looking[0], partial(self._looked_up, looking, [None] * len(looking)))
-        yield from stray_places(self._backends, (lease for exchange in self._flying.values() for lease in exchange.leases))
+        yield from stray_places(
+            self._backends, (lease for exchange in self._flying.values() for lease in exchange.leases)
+        )
         for flight in tuple(self._group.live):
             if flight.ended:
                 yield Stray("flight", flight, partial(self._group.remove, flight))

@@ -162,8 +162,9 @@ local function close(facts)
 end
 """
 
-# KEYS: the claim, the interest, the facts of the log. ARGV: fence, interest in ms. Returns 1 where no node is
-# interested any more: the claim has ended. Interest that does not lapse within twice its time is of somebody else.
+# KEYS: the claim, the interest, the facts of the log; the log too where it is to be deleted. ARGV: fence, interest
+# in ms. Returns 1 where no node is interested any more: the claim has ended. Interest that does not lapse within
+# twice its time is of somebody else.
 QUIT: Final = FlightScript.of(
     _NOW
     + _CLOSE
@@ -172,7 +173,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
 redis.call('ZREMRANGEBYSCORE', KEYS[2], string.format('%.0f', now + 2 * ARGV[2]), '+inf')
 if redis.call('ZCARD', KEYS[2]) > 0 then return 0 end
 if redis.call('MGET', KEYS[1])[1] == ARGV[1] then redis.call('DEL', KEYS[1]) end
-close(KEYS[3])
+if KEYS[4] then redis.call('DEL', KEYS[3], KEYS[4]) else close(KEYS[3]) end
 return 1
 """
 )

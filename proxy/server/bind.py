@@ -66,9 +66,10 @@ async def listen(
     stack: AsyncExitStack,
     room: Places,
     inherited: Sequence[socket.socket] = (),
+    abandoned: Callable[[], int] = lambda: 0,
 ) -> Listening:
     """Bind, and register the Drain for the end. `inherited`: sockets that are bound already, to accept from in
-    place of the settings' address."""
+    place of the settings' address; `abandoned`: as of the Drain."""
     sockets = list(inherited)
     if settings.listen_unix and not inherited:
         sockets.append(stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8))))
@@ -82,6 +83,7 @@ async def listen(
         delay=settings.drain_delay,
         timeout=settings.drain_timeout,
         log=log,
+        abandoned=abandoned,
     )
     stack.push_async_exit(drain)
     await _accept(runner, settings.host, settings.port, sockets, tls, settings.head_timeout, room.backlog)

@@ -23,7 +23,8 @@ class Drain:
        it has noticed.
     2. The listener is closed. A connection that is open is answered 503 `shutting_down` and closed. Requests
        under way have `timeout` seconds.
-    3. The rest is ended: a stream by an error frame without [DONE], others by a 503. Engines are told.
+    3. The rest is ended: a stream by an error frame without [DONE], others by a 503; so are streams whose clients
+       may come back, for which no request is under way. Engines are told.
 
     An exception, and so a second signal, skips to the third step.
     """
@@ -38,7 +39,9 @@ class Drain:
         delay: float,
         timeout: float,
         log: Log,
+        abandoned: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`abandoned`: answers that are generated though nobody reads them now."""
         self._listener = listener
         self._runner = runner
         self._gateway = gateway
@@ -46,6 +49,7 @@ class Drain:
         self._delay = delay
         self._timeout = timeout
         self._log = log
+        self._abandoned = abandoned
         self._left = False
 
     async def leave(self) -> None:
@@ -62,7 +66,7 @@ class Drain:
                 await self._leave()
         finally:
             await self._stop_listening()
-            cut = self._listener.busy
+            cut = self._listener.busy + self._abandoned()
             await self._end_all()
             await self._listener.finish(FLUSH_SECONDS)
             await self._runner.cleanup()

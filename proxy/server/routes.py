@@ -10,7 +10,7 @@ from proxy.access import OPERATING, AccessPolicy, is_preflight, not_found
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import RequestContext
-from proxy.server.handlers.relay import asks_for_websocket, is_allowed
+from proxy.server.handlers.relay import STREAMS, asks_for_websocket, is_allowed
 from proxy.server.handlers.status import ALLOWED, StatusHandlers
 
 Handler = Callable[[RequestContext], Awaitable[respond.Sent]]
@@ -43,7 +43,7 @@ _NOWHERE: Final = frozenset(
 """Methods without a resource here: for proxies, and of other protocols that the parser accepts."""
 
 
-_STREAMS: Final = "/v1/streams/"
+_STREAMS: Final = STREAMS + "/"
 STREAM_PATH: Final = _STREAMS + "{stream}"
 
 

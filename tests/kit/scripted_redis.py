@@ -306,6 +306,8 @@ def _quit(r: ScriptedRedis, keys: list[bytes], words: list[bytes]) -> Any:
     if r.get(keys[0]) == words[0]:
         r.keys.pop(keys[0], None)
     r.close_log(keys[2])
+    for key in keys[2:] if len(keys) > 3 else ():
+        r.keys.pop(key, None)
     return 1
 
 

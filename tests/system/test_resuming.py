@@ -4,6 +4,7 @@ runs on for the grace and no longer, and what cannot be given is a typed error."
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -400,3 +401,84 @@ async def test_a_key_reads_streams_of_its_models_only(tmp_path: Path) -> None:
         assert (await refused(app.url, f"/v1/streams/{name}", two))[:2] == (404, "model_not_found")
         assert (await refused(app.url, f"/v1/streams/{name}"))[0] == 401
         assert len(await resumed(app.url, name, 0, one)) == 5
+
+
+async def test_a_stream_that_is_left_keeps_its_slot_while_it_is_generated() -> None:
+    """A client that comes back has the slot again."""
+    async with Engine() as engine, gateway(engine, rate_limit_streams=1) as app:
+        limits = app.admission
+        assert limits is not None
+        async with left(engine, app.url) as (turn, name, _):
+            for _ in range(3):
+                answer = await post_json(app.url, CHAT, SAMPLED, GRACE)
+                assert (answer.status, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+                async with await Connection.open(app.url) as client:
+                    await client.request("GET", f"/v1/streams/{name}?after=0")
+                    assert (await client.read_head()).status == 200
+                    assert limits.limiter.local.streams == 1
+                    await client.abort()
+                    await until(lambda: limits.limiter.local.streams == 1)
+            await turn.finish("c")
+            await until(lambda: limits.limiter.local.streams == 0)
+        async with left(engine, app.url, headers=(("x-gateway-resume", "0.05"),)) as (turn, _, _):
+            await turn.cancelled()
+        await until(lambda: limits.limiter.local.streams == 0)
+        engine.auto(paced_script("ab"))
+        assert (await post_json(app.url, CHAT, SAMPLED)).status == 200
+        assert engine.generations == 3
+
+
+async def test_a_refused_client_leaves_the_slot_to_its_stream() -> None:
+    async with Engine() as engine, gateway(engine, rate_limit_streams=2, rate_limit_rps=0.001) as app:
+        limits = app.admission
+        assert limits is not None
+        async with left(engine, app.url) as (turn, name, _):
+            await until(lambda: limits.limiter.local.streams == 1)
+            for _ in range(3):
+                assert (await get(app.url, f"/v1/streams/{name}")).status == 429
+                assert limits.limiter.local.streams == 1
+            await turn.finish("c")
+            await until(lambda: limits.limiter.local.streams == 0)
+
+
+async def test_a_caller_cannot_take_every_place_without_a_connection() -> None:
+    """With half of the places at streams that nobody reads, further ones end with their clients."""
+    async with Engine() as engine, gateway(engine, max_inflight=4) as app:
+        turns = []
+        for _ in range(2):
+            async with left(engine, app.url) as (turn, _, _):
+                turns.append(turn)
+        async with streaming(app.url, CHAT, SAMPLED, GRACE) as client:
+            turn = await engine.next_request()
+            await turn.send("a")
+            assert "x-gateway-stream" not in await client.read_head()
+            await client.abort()
+            await turn.cancelled()
+        async with left(engine, app.url, headers=(*GRACE, ("Authorization", "Bearer b"))) as (other, _, _):
+            turns.append(other)
+        for turn in turns:
+            assert not turn.is_cancelled
+            await turn.finish()
+
+
+async def test_a_drain_counts_the_streams_that_nobody_reads(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with Engine() as engine:
+        async with gateway(engine, log_to=log) as app, left(engine, app.url) as (turn, _, _):
+            pass
+        await turn.cancelled()
+    assert json.loads(log.read_text().splitlines()[-1])["cut"] == 1
+
+
+async def test_names_of_streams_never_go_to_an_engine() -> None:
+    async with Engine(paced_script("ab")) as engine:
+        for grace in (60.0, 0.0):
+            async with gateway(engine, resume_grace_seconds_max=grace) as app:
+                for path in (
+                    "/v1/streams/NAME/../",
+                    "/v1/streams/NAME/",
+                    "/v1/Streams/NAME",
+                    "/v1/streams;x/NAME",
+                ):
+                    assert (await get(app.url, path)).status == 404, path
+        assert not [each for each in engine.requests if "streams" in each.path.lower()]

@@ -18,13 +18,15 @@ import pytest
 
 from proxy.app import App
 from proxy.flights.fleet import following
+from proxy.flights.resuming import streams
 from proxy.redis import address
 from proxy.redis.client import RedisClient
 from tests.kit.client import Connection, IncompleteBody, get, post_json, split_events, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script, paced_script
+from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO_STREAM, until
+from tests.kit.running import HELLO_STREAM, gateway, until
 from tests.system.test_fleet import node, two
 from tests.system.test_limits_processes import bare_redis
 from tests.system.test_resuming import CHAT, DONE, GRACE, IDS, SAMPLED, left, name_of, refused, rest, resumed
@@ -326,3 +328,80 @@ async def test_a_lost_sampled_stream_ends_with_what_there_is(redis: str, monkeyp
         assert events[:-1] == first[1:3]
         assert b"upstream_truncated" in events[-1]
         assert (await refused(other.url, f"/v1/streams/{name}?after=5"))[:2] == (416, "stream_position_unknown")
+
+
+async def keys_of(client: RedisClient, *patterns: bytes) -> int:
+    """How many keys Redis has of these patterns."""
+    return sum([len(await client.call(b"KEYS", pattern, timeout=5)) for pattern in patterns])
+
+
+PLACES = (b"*:stream:*", b"*:log:*", b"*:facts:*", b"*flight:{*}")  # records, logs, their facts, claims
+
+
+async def test_a_stream_that_failed_leaves_nothing_in_redis(redis: str) -> None:
+    async def refuses(turn: Turn) -> None:
+        await turn.respond(400, {"error": {"message": "no", "type": "BadRequestError", "code": 400}})
+
+    async with Engine(refuses) as engine, two(engine, redis) as (one, _), client_of(redis) as client:
+        for n in range(3):
+            body = HELLO_STREAM | {"messages": [{"role": "user", "content": f"{n} " + "x" * 20_000}]}
+            assert (await post_json(one.url, CHAT, body, GRACE)).status == 400
+        async with patience(10):
+            while await keys_of(client, *PLACES):
+                pass
+
+
+async def test_what_made_room_leaves_nothing_in_redis(redis: str) -> None:
+    async with (
+        Engine(paced_script("ab")) as engine,
+        two(engine, redis, resume_streams_max=4) as (one, other),
+        client_of(redis) as client,
+    ):
+        names = [name_of((await post_json(one.url, CHAT, SAMPLED, GRACE)).head) for _ in range(8)]
+        async with patience(10):
+            while await keys_of(client, b"*:stream:*", b"*:log:*", b"*:facts:*") > 3 * 2:
+                pass
+        assert (await refused(other.url, f"/v1/streams/{names[0]}"))[:2] == (404, "stream_not_found")
+        assert (await resumed(other.url, names[-1], 0))[-1] == DONE
+
+
+async def test_requests_in_redis_count_as_logs(redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST_LOGS", 50_000)
+    async with Engine(paced_script("ab")) as engine, two(engine, redis) as (one, _), client_of(redis) as client:
+        for n in range(8):
+            body = HELLO_STREAM | {"messages": [{"role": "user", "content": f"{n} " + "x" * 20_000}]}
+            assert name_of((await post_json(one.url, CHAT, body, GRACE)).head)
+        await published(one)
+        assert await keys_of(client, b"*:stream:*") == 3  # the third one goes beyond it
+
+
+async def test_a_gateway_that_ends_leaves_its_streams_to_the_others(redis: str) -> None:
+    """For the grace, not longer."""
+    async with (
+        Engine(paced_script("ab")) as engine,
+        gateway(engine, redis=redis, fleet="auto") as other,
+        client_of(redis) as client,
+    ):
+        async with gateway(engine, redis=redis, fleet="auto") as one:
+            await until(lambda: node(one).live and node(other).live)
+            name = name_of((await post_json(one.url, CHAT, SAMPLED, GRACE)).head)
+            await published(one)
+        for pattern in (b"*:stream:*", b"*:log:*", b"*:facts:*"):
+            (key,) = await client.call(b"KEYS", pattern, timeout=5)
+            assert 0 < await client.call(b"PTTL", key, timeout=5) <= 30_000
+        assert (await resumed(other.url, name, 0))[-1] == DONE
+
+
+async def test_a_client_that_comes_back_elsewhere_takes_no_second_slot(redis: str) -> None:
+    async with Engine() as engine, two(engine, redis, rate_limit_streams=1) as (one, other):
+        async with left(engine, one.url) as (turn, name, events):
+            assert (await post_json(other.url, CHAT, SAMPLED)).status == 429
+            async with await Connection.open(other.url) as client:
+                await client.request("GET", f"/v1/streams/{name}?after=3")
+                assert (await client.read_head()).status == 200
+                await turn.finish("c")
+                assert (events + await rest(client))[-1] == DONE
+        engine.auto(paced_script("ab"))
+        async with patience(10):
+            while (await post_json(other.url, CHAT, SAMPLED)).status != 200:
+                pass

@@ -99,3 +99,15 @@ async def test_a_client_comes_back_to_any_worker(tmp_path: Path) -> None:
             assert json.loads(clients[0].head.get("x-gateway-resume") or "0") == 30  # type: ignore[union-attr]
             for client in clients:
                 await client.close()
+
+
+async def test_workers_without_a_fleet_keep_no_streams(tmp_path: Path) -> None:
+    """A client would come back to another worker."""
+    async with Engine() as engine, workers(2, tmp_path / "log", "--backend", engine.url) as gateway:
+        async with streaming(gateway.url, CHAT, SAMPLED, GRACE) as client:
+            turn = await engine.next_request()
+            await turn.send("a")
+            assert "x-gateway-stream" not in await client.read_head()
+            await client.abort()
+            await turn.cancelled()
+        assert (await get(gateway.url, "/v1/streams/NAME")).status == 404

@@ -45,10 +45,11 @@ class Admission:
         if hold is not None:
             await hold.allowed()
 
-    async def head(self, context: AccessContext) -> None:
-        """Before a large or slow body is read: every limit but tokens, which are acquired after it."""
+    async def head(self, context: AccessContext, *, slots: int = 1) -> None:
+        """Every limit but tokens: before a large or slow body is read, which comes before them, and for a client
+        that comes back to a stream, whose tokens are paid for. `slots`: as of `Limiter.ask`."""
         caller = context.caller or self._identify(context.request)
-        hold = context.reserves(lambda: self.limiter.ask(caller, lambda: NO_COST))
+        hold = context.reserves(lambda: self.limiter.ask(caller, lambda: NO_COST, slots=slots))
         if hold is not None:
             await hold.allowed()
 

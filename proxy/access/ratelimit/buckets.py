@@ -128,6 +128,7 @@ class Claim:
     everyone: Limits
     tokens: int
     requests: int = 1  # 0: it is admitted already, and claims its tokens
+    slots: int = 1  # 0: another request's permit is for it too; its limits have no `streams`
     spilled: bool = False  # charged to the bucket that callers share while the table is full
     permitted: bool = False  # it holds its permit
 
@@ -213,8 +214,9 @@ class LocalLimits:
                 return Decision(("global", kind), caller_levels, global_levels)
         for bucket in (own, self._everyone):
             bucket.add(claim.requests, claim.tokens)
-        own.streams += claim.requests
-        self._everyone.streams += claim.requests
+        slots = claim.requests and claim.slots
+        own.streams += slots
+        self._everyone.streams += slots
         claim.permitted = claim.permitted or bool(claim.requests)
         return Decision(None, own.read(), self._everyone.read())
 
@@ -231,8 +233,8 @@ class LocalLimits:
             if not claim.permitted:
                 raise AssertionError("a permit was returned twice")
             claim.permitted = False
-            own.streams -= 1
-            self._everyone.streams -= 1
+            own.streams -= claim.slots
+            self._everyone.streams -= claim.slots
 
     def _bucket(self, caller: str, now: float) -> Bucket:
         bucket = self._buckets.get(caller)

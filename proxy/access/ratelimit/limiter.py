@@ -52,14 +52,16 @@ class Limiter:
     def __repr__(self) -> str:
         return f"<Limiter {self.local!r} {self.shared!r}>"
 
-    def ask(self, caller: Caller, estimate: Callable[[], Cost]) -> Reservation | None:
+    def ask(self, caller: Caller, estimate: Callable[[], Cost], *, slots: int = 1) -> Reservation | None:
         """Reserve for one request; None where no limit applies to this caller. Close the Reservation in a
-        `finally` that covers the waiting for its decision."""
+        `finally` that covers the waiting for its decision. `slots`: 0 where a lent permit is for it."""
         own, everyone = limits_of(caller.rates, self._default), self._everyone
+        if not slots:
+            own, everyone = own._replace(streams=None), everyone._replace(streams=None)
         if not own.any and not everyone.any:
             return None
         cost, tokens = _priced(own, everyone, estimate)
-        claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens)
+        claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens, slots=slots)
         hold = Reservation(self, claim, cost)
         shared = self.shared
         try:
@@ -88,8 +90,8 @@ class Reservation:
     ends that it pays for, and everything where it got no answer and was sent to no engine."""
 
     __slots__ = (
-        "_broken", "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_reached", "_reader",
-        "_spent", "_waiter", "claim", "decision",
+        "_broken", "_charged", "_closed", "_cost", "_ended", "_in_redis", "_lent", "_limiter", "_paying",
+        "_reached", "_reader", "_spent", "_waiter", "claim", "decision",
     )  # fmt: skip
 
     def __init__(self, limiter: Limiter, claim: Claim, cost: Cost) -> None:
@@ -105,6 +107,8 @@ class Reservation:
         self._in_redis = False  # the meters there are charged
         self._closed = False
         self._broken = False  # its decision raised
+        self._lent = False  # its permit outlasts the request
+        self._ended = False  # so does only that
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -234,6 +238,20 @@ class Reservation:
 
     # -- ending -------------------------------------------------------------------------------------
 
+    def lend(self) -> Callable[[], None] | None:
+        """Keep the permit beyond the request, until the result is called. None: it has none to lend."""
+        if not self.claim.permitted or not self.claim.slots or self._lent:
+            return None
+        self._lent = True
+        return self._returned
+
+    def _returned(self) -> None:
+        """The lent permit is needed no longer. Safe to call again."""
+        if self._lent:
+            self._lent = False
+            if self._ended:
+                self._give(stream=True)
+
     def close(self, *, answered: bool = False) -> None:
         """The request has ended. `answered`: successfully. May be called again."""
         self._closed = True
@@ -242,8 +260,9 @@ class Reservation:
             self._end()
 
     def _end(self) -> None:
-        if not self.claim.permitted:
+        if not self.claim.permitted or self._ended:
             return  # refused: nothing is charged
+        self._ended = self._lent
         reader, used = self._reader, self._spent
         if reader is not None:
             self._reached = self._reached or was_dispatched(reader.flight) or reader.flight.stored_at is not None
@@ -257,7 +276,7 @@ class Reservation:
         self._give(
             requests=0 if self._reached or not paid else -1,
             tokens=used - self._charged if paid else 0,
-            stream=True,
+            stream=not self._lent,
         )
 
     def _give(self, *, requests: int = 0, tokens: int = 0, stream: bool = False) -> None:

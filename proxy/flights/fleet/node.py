@@ -635,10 +635,34 @@ class Node:
         """Redis keeps what `put` wrote for so long from now on, at most as long as a claim."""
         self._send((b"PEXPIRE", self._keys.stream + name, _ms(min(seconds, self._longest))))
 
+    def forget(self, name: bytes) -> None:
+        """Delete what `put` wrote."""
+        self._send((b"DEL", self._keys.stream + name))
+
+    def owns(self, fence: bytes) -> bool:
+        """Whether this node publishes under it."""
+        return fence.startswith(self._own)
+
     def lapses(self, claim: bytes, fence: bytes) -> None:
-        """No client here comes back to a stream: Redis keeps it for those that follow it now."""
+        """No client here comes back to a stream that this node published: its log is deleted, or kept for a while
+        where other nodes follow it now."""
+        publication = self._published.get(fence)
+        if publication is not None:
+            publication.keep(KEPT)
+
+        def decided(reply: Any) -> None:
+            if reply == 0:
+                self.outlasts(claim, fence, KEPT)
+            elif publication is not None:
+                publication.end(complete=False)
+
+        keys = (*self._ending(claim, fence), self._keys.log(claim, fence))
+        self._run(QUIT, keys, (fence, _ms(INTEREST)), decided)
+
+    def outlasts(self, claim: bytes, fence: bytes, seconds: float) -> None:
+        """Redis keeps the log of a published stream for so long from now on."""
         for key in (claim, self._keys.log(claim, fence), self._keys.facts(claim, fence)):
-            self._send((b"PEXPIRE", key, _ms(KEPT)))
+            self._send((b"PEXPIRE", key, _ms(min(seconds, self._longest))))
 
     # -- the inbox ----------------------------------------------------------------------------------
 

@@ -123,6 +123,10 @@ class Publication:
         elif not self._writing:
             self.reader.resume()
 
+    def keep(self, seconds: float) -> None:
+        """From the next append on the log stays in Redis for so long."""
+        self.kept = seconds
+
     def look(self) -> None:
         """The flight may have ended without a byte for this reader, as one body in place of a stream does."""
         if not self._closed and not self.sending and self.flight.finished and self._state == "open":

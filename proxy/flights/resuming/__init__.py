@@ -13,7 +13,7 @@ client that names it gets the rest, at this gateway or another one of the fleet.
 from proxy.flights.resuming.metrics import ResumingMetrics
 from proxy.flights.resuming.position import Numbered, Position, Seam, read_position
 from proxy.flights.resuming.record import Record, Request
-from proxy.flights.resuming.streams import Stream, Streams
+from proxy.flights.resuming.streams import Slot, Stream, Streams
 
 __all__ = [
     "Numbered",
@@ -22,6 +22,7 @@ __all__ = [
     "Request",
     "ResumingMetrics",
     "Seam",
+    "Slot",
     "Stream",
     "Streams",
     "read_position",

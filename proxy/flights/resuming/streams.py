@@ -32,6 +32,10 @@ class Feeds(Protocol):
         """Feed a new flight with a stream that a gateway of the fleet publishes."""
 
 
+Slot = Callable[[], None]
+"""A permit of the rate limits for one request under way; the call returns it."""
+
+
 class Stream(msgspec.Struct, eq=False):
     """A stream that is held."""
 
@@ -44,6 +48,8 @@ class Stream(msgspec.Struct, eq=False):
     follows: bool = False  # another gateway made its first frames
     seams: list[Seam] = msgspec.field(default_factory=list)
     place: tuple[bytes, bytes] | None = None  # claim and fence under which it is published
+    recorded: int = 0  # bytes of its record in Redis, which this gateway wrote
+    slot: Slot | None = None  # while its generation runs and nobody reads it
 
     @property
     def name(self) -> str:
@@ -52,6 +58,11 @@ class Stream(msgspec.Struct, eq=False):
     @property
     def frames(self) -> list[bytes]:
         return self.flight.view(usage=self.usage)
+
+    @property
+    def abandoned(self) -> bool:
+        """Its generation runs here, and nobody reads it."""
+        return not (self.entry.readers or self.flight.ended or self.follows)
 
     def mark(self, frames: int) -> str:
         return mark_of(self.seams, frames)
@@ -69,14 +80,17 @@ class Streams:
         feeds: Feeds,
         metrics: ResumingMetrics,
         loop: asyncio.AbstractEventLoop,
+        places: Callable[[str | None], int],
     ) -> None:
-        """`most`: streams that are held at a time, half of them of one tenant; `longest`: seconds of grace."""
+        """`most`: streams that are held at a time, half of them of one tenant; `longest`: seconds of grace;
+        `places`: how many requests the engines of a model take at a time."""
         self.longest = longest
         self._ledger = Ledger(most, max(1, most // 2))
         self._group = group
         self._feeds = feeds
         self._metrics = metrics
         self._loop = loop
+        self._places = places
         self._streams: dict[Entry, Stream] = {}
         self._by_flight: dict[Flight, list[Stream]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -93,9 +107,24 @@ class Streams:
         """Bytes of their logs."""
         return sum(flight.size for flight in self._by_flight)
 
+    @property
+    def abandoned(self) -> int:
+        """Streams that are generated here, and that nobody reads now."""
+        return sum(stream.abandoned for stream in self._streams.values())
+
+    @property
+    def recorded(self) -> int:
+        """Bytes of their records in Redis."""
+        return sum(stream.recorded for stream in self._streams.values())
+
     def close(self) -> None:
-        """Drop all of them."""
+        """Drop all of them. Other gateways have what Redis has for the grace."""
+        fleet = self._feeds.fleet
         for stream in tuple(self._streams.values()):
+            if fleet is not None and stream.place is not None and fleet.owns(stream.place[1]):
+                self._keep(stream, stream.entry.grace)
+                fleet.outlasts(*stream.place, stream.entry.grace)
+            stream.place = None
             self._drop(stream)
         if self._timer is not None:
             self._timer.cancel()
@@ -107,6 +136,14 @@ class Streams:
     ) -> Stream | None:
         """Hold the stream that a client is about to read. `private`: nothing of it goes to Redis. None: there are
         too many, or no memory is left."""
+        model = reader.flight.spec.model
+        alone = sum(
+            stream.abandoned and stream.entry.tenant == tenant and stream.flight.spec.model == model
+            for stream in self._streams.values()
+        )
+        if alone and alone >= self._places(model) // 2:
+            self._metrics.count("refused")
+            return None
         name = urlsafe_b64encode(os.urandom(24)).decode()
         stream = self._add(tenant, name, grace, reader.flight, request, reader.usage, numbered)
         if stream is None:
@@ -123,11 +160,51 @@ class Streams:
         read = reader is not None and reader.done and reader.sent > 0
         self._ledger.leaves(stream.entry, self._loop.time(), read=read)
         if flight.ended and (flight.mode is not Mode.STREAM or not stream.frames):
-            self._drop(stream)
+            self._drop(stream, forget=True)
         elif not stream.entry.readers:
             self._keep(stream, stream.entry.grace)
             if stream.entry.lapses < self._due:
                 self._schedule()
+
+    def take_slot(self, tenant: bytes, name: str) -> tuple[int, Slot | None]:
+        """For a client that comes back: how many slots of the rate limits it needs, and the one of its stream,
+        which it has from now on. It needs none for a stream of another gateway: the slot is there."""
+        entry = self._ledger.find(tenant, name)
+        stream = None if entry is None else self._streams[entry]
+        if stream is None or stream.follows:
+            return 0, None
+        slot, stream.slot = stream.slot, None
+        return int(slot is None), slot
+
+    def give_slot(self, tenant: bytes, name: str, slot: Slot | None) -> None:
+        """A client that has left had this slot: its stream keeps it as long as it is generated and nobody reads
+        it."""
+        if slot is None:
+            return
+        entry = self._ledger.find(tenant, name)
+        stream = None if entry is None else self._streams[entry]
+        if stream is None or not stream.abandoned or stream.slot is not None:
+            slot()
+            return
+        stream.slot = slot
+        self._watch(stream)
+
+    def _watch(self, stream: Stream) -> None:
+        """Return its slot at the end of its generation."""
+
+        def woken(_: object) -> None:
+            if stream.slot is not None and not stream.abandoned:
+                self._return_slot(stream)
+            elif stream.slot is not None:
+                self._watch(stream)
+
+        stream.holder.changed().add_done_callback(woken)
+
+    @staticmethod
+    def _return_slot(stream: Stream) -> None:
+        slot, stream.slot = stream.slot, None
+        if slot is not None:
+            slot()
 
     def _add(
         self,
@@ -142,7 +219,7 @@ class Streams:
         fits, oldest = self._ledger.room(tenant)
         if oldest is not None:
             self._metrics.count("evicted")
-            self._drop(self._streams[oldest])
+            self._drop(self._streams[oldest], forget=True)
         if not fits or not flight.charge(max(flight.size, FREE)):
             self._metrics.count("refused")
             return None
@@ -153,8 +230,9 @@ class Streams:
         self._by_flight.setdefault(flight, []).append(stream)
         return stream
 
-    def _drop(self, stream: Stream) -> None:
-        """Hold it no longer: where nobody else reads it, its generation is cancelled."""
+    def _drop(self, stream: Stream, *, forget: bool = False) -> None:
+        """Hold it no longer: where nobody else reads it, its generation is cancelled. `forget`: no gateway finds
+        it any more, though its grace has not passed."""
         self._ledger.remove(stream.entry)
         if self._streams.pop(stream.entry, None) is None:
             return
@@ -162,9 +240,14 @@ class Streams:
         others.remove(stream)
         if not others:
             del self._by_flight[stream.flight]
-            if stream.place is not None and self._feeds.fleet is not None:
-                self._feeds.fleet.lapses(*stream.place)
+        fleet, place = self._feeds.fleet, stream.place
+        if fleet is not None and place is not None and fleet.owns(place[1]):
+            if forget:
+                fleet.forget(hashed(stream.entry.tenant, stream.name))
+            if not any(other.place == place for other in others):
+                fleet.lapses(*place)
         stream.holder.leave()
+        self._return_slot(stream)
 
     def _keep(self, stream: Stream, seconds: float) -> None:
         """Redis tells other gateways of a stream for so long from now on."""
@@ -293,7 +376,7 @@ class Streams:
 
     def _publish(self, stream: Stream) -> None:
         fleet, flight = self._feeds.fleet, stream.flight
-        if fleet is None or not fleet.live or self.size > MOST_LOGS:
+        if fleet is None or not fleet.live or self.size + self.recorded > MOST_LOGS:
             return
         published = next((each.place for each in self._by_flight[flight] if each.place is not None), None)
         if stream.follows or published is None:
@@ -313,4 +396,6 @@ class Streams:
             grace=stream.entry.grace,
             seams=tuple(stream.seams),
         )
-        fleet.put(hashed(stream.entry.tenant, stream.name), record.encoded())
+        encoded = record.encoded()
+        stream.recorded = len(encoded)
+        fleet.put(hashed(stream.entry.tenant, stream.name), encoded)

@@ -13,7 +13,7 @@ from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.upstream.http import HOP_BY_HOP
 from proxy.wire import COUNTS
-from proxy.wire.event_apis import is_responses
+from proxy.wire.event_apis import is_responses, is_under
 
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
@@ -26,6 +26,9 @@ ACTED_ON: Final = (
     "endpoint-load-metrics-format",  # its answer then has the header endpoint-load-metrics
 )
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
+
+STREAMS: Final = "/v1/streams"
+"""Below it are streams of the gateway. Their names are for their clients alone: no spelling goes to an engine."""
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9._~/@:+=,!$&'()*-]*")  # the same to every server
@@ -81,7 +84,8 @@ def is_allowed(path: str) -> bool:
         return False
     kept = is_responses(path)
     if _PLAIN_PATH.fullmatch(path) is not None:
-        return path.lower() not in _BLOCKED and (kept or not is_responses(path.lower()))
+        low = path.lower()
+        return low not in _BLOCKED and not is_under(low, STREAMS) and (kept or not is_responses(low))
     for _ in range(_DECODED):
         if not _harmless(path, kept=kept):
             return False
@@ -101,6 +105,7 @@ def _harmless(path: str, *, kept: bool) -> bool:
         or "\\" in text
         or any(ord(c) < 0x20 or c == "\x7f" for c in text)
         or "/".join(segments).rstrip("/").lower() in _BLOCKED
+        or is_under("/".join(segments).lower(), STREAMS)
         or (not kept and is_responses("/".join(segments).lower()))
         or _CUT.split(text, maxsplit=1)[0].strip().rstrip("/").lower() in _BLOCKED
     )

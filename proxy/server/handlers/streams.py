@@ -54,8 +54,9 @@ class Resumption:
     ) -> Sent:
         """Answer with a stream, to which its client may come back unless too many are held."""
         private = "no-store" in context.request.headers.get("cache-control", "").lower()
+        tenant = tenant_of(context)
         stream = self._streams.hold(
-            tenant_of(context), reader, wish.grace, generation, numbered=wish.numbered, private=private
+            tenant, reader, wish.grace, generation, numbered=wish.numbered, private=private
         )
         if stream is None:
             return await self._responder.stream(context, reader, late=late)
@@ -64,6 +65,8 @@ class Resumption:
             return await self._responder.stream(context, reader, late=late)
         finally:
             self._streams.leaves(stream, reader)
+            if context.hold is not None:
+                self._streams.give_slot(tenant, stream.name, context.hold.lend())
 
 
 class StreamHandler:
@@ -88,15 +91,25 @@ class StreamHandler:
         self._remake = remake
 
     async def __call__(self, context: RequestContext) -> Sent:
-        request = context.request
         position = _position(context)
-        context.price((0, 0))  # its tokens are paid for
-        if self._admission is not None:
-            await self._admission(context)
+        if self._admission is None:
+            return await self._answer(context, position)
+        tenant, name = tenant_of(context), _name(context)
+        slots, slot = self._streams.take_slot(tenant, name)
+        try:
+            await self._admission.head(context, slots=slots)
+            return await self._answer(context, position)
+        finally:
+            if slot is None and context.hold is not None:
+                slot = context.hold.lend()
+            self._streams.give_slot(tenant, name, slot)
+
+    async def _answer(self, context: RequestContext, position: Position) -> Sent:
+        request = context.request
         priority, owner = self._priority_policy.turn(context.caller, request)
         stream = await self._streams.find(
             tenant_of(context),
-            request.path.rpartition("/")[2],
+            _name(context),
             lambda record: self._remake(context, record),
             QueueState(owner=owner, priority=priority),
         )
@@ -114,6 +127,10 @@ class StreamHandler:
             return await self._responder.stream(context, reader)
         finally:
             self._streams.leaves(stream, reader)
+
+
+def _name(context: RequestContext) -> str:
+    return context.request.path.rpartition("/")[2]
 
 
 def _resumable(stream: Stream, after: int | None = None) -> Resumable:

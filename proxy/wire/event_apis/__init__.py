@@ -4,7 +4,7 @@ Their requests go to the engine as they came; of their answers the gateway reads
 An `EventApi` says what an event means (`Seen`), and how errors and keep-alives are written in its streams.
 """
 
-from proxy.wire.event_apis.event_api import EventApi, Seen
+from proxy.wire.event_apis.event_api import EventApi, Seen, is_under
 from proxy.wire.event_apis.messages import MESSAGES, is_messages
 from proxy.wire.event_apis.responses import LONGEST_ID, RESPONSES, is_responses, response_named
 
@@ -20,5 +20,6 @@ __all__ = [
     "Seen",
     "is_messages",
     "is_responses",
+    "is_under",
     "response_named",
 ]

@@ -72,6 +72,12 @@ steps: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda node: Step(LEAVE, (INTEREST,), (node, KEYS.inbox + NODES[0], b"left")), nodes),
     st.builds(lambda fence: Step(QUIT, (CLAIM, INTEREST, KEYS.facts(CLAIM, fence)), (fence, HOUR)), fences),
     st.builds(
+        lambda fence: Step(
+            QUIT, (CLAIM, INTEREST, KEYS.facts(CLAIM, fence), KEYS.log(CLAIM, fence)), (fence, HOUR)
+        ),
+        fences,
+    ),
+    st.builds(
         lambda fence: Step(RELEASE, (CLAIM, INTEREST, KEYS.facts(CLAIM, fence)), (fence, KEYS.inbox, b"gone")),
         fences,
     ),
