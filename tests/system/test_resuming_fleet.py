@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from proxy.app import App
-from proxy.flights.fleet import following
+from proxy.flights.fleet import Node, following
 from proxy.flights.resuming import streams
 from proxy.redis import address
 from proxy.redis.client import RedisClient
@@ -405,3 +405,23 @@ async def test_a_client_that_comes_back_elsewhere_takes_no_second_slot(redis: st
         async with patience(10):
             while (await post_json(other.url, CHAT, SAMPLED)).status != 200:
                 pass
+
+
+async def test_a_client_may_come_back_before_its_stream_is_known_in_redis(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, known = [], Node.get
+
+    async def late(self: Node, name: bytes) -> bytes | None:
+        looks.append(name)
+        return None if len(looks) == 1 else await known(self, name)
+
+    monkeypatch.setattr(Node, "get", late)
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        left(engine, one.url) as (turn, name, events),
+    ):
+        await turn.finish("c")
+        assert events + await resumed(other.url, name, 3) == await resumed(one.url, name, 0)
+        assert len(looks) == 2

@@ -7,7 +7,7 @@ import math
 import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -31,6 +31,9 @@ class Feeds(Protocol):
     def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
         """Feed a new flight with a stream that a gateway of the fleet publishes."""
 
+
+ON_ITS_WAY: Final = 0.1
+"""Seconds that the record of a stream may take to Redis: a client may come back faster than that."""
 
 Slot = Callable[[], None]
 """A permit of the rate limits for one request under way; the call returns it."""
@@ -278,7 +281,7 @@ class Streams:
         entry = self._ledger.find(tenant, name)
         if entry is None:
             fleet = self._feeds.fleet
-            record = None if fleet is None else read_record(await fleet.get(hashed(tenant, name)))
+            record = None if fleet is None else await _published(fleet, hashed(tenant, name))
             entry = self._ledger.find(tenant, name)  # another reader may have fetched it meanwhile
             if entry is None and record is not None:
                 return self._fetch(tenant, name, record, make(record), state)
@@ -399,3 +402,12 @@ class Streams:
         encoded = record.encoded()
         stream.recorded = len(encoded)
         fleet.put(hashed(stream.entry.tenant, stream.name), encoded)
+
+
+async def _published(fleet: Node, name: bytes) -> Record | None:
+    """Where a gateway publishes the stream with this hashed name; looked up twice. Raises GatewayError 503."""
+    record = read_record(await fleet.get(name))
+    if record is None:
+        await asyncio.sleep(ON_ITS_WAY)
+        record = read_record(await fleet.get(name))
+    return record
