@@ -220,10 +220,11 @@ class Exchange:
             lease = self._acquire_untried(others) or self._context.backends.acquire(
                 spec.model, exclude=others, affinity=spec.affinity, only=spec.engine
             )
-        except GatewayError:
+        except GatewayError as none:
+            error = self._error or none
             if others:
-                none = GatewayError(Code.NO_BACKEND, "no engine of the same build is up")
-            self._finish(none if others else self._error or none)
+                error = GatewayError(Code.NO_BACKEND, "no engine of the same build is up")
+            self._finish(error)
             return True
         if lease is None:
             return False
