@@ -796,7 +796,11 @@ def _node(
     metrics = exchange_context.metrics
     metrics.gauge("fleet_live", "1 while all workers share generations with other gateways.", lambda: node.live)
     metrics.gauge("fleet_following", "Flights that another gateway feeds.", lambda: node.following)
-    metrics.gauge("fleet_publishing", "Flights whose stream is in Redis, for other gateways or for clients that come back.", lambda: node.publishing)
+    metrics.gauge(
+        "fleet_publishing",
+        "Flights that are in Redis, for other gateways or clients that come back.",
+        lambda: node.publishing,
+    )
     metrics.counter("fleet_led_total", "Flights that this process claimed.", lambda: node.led)
     log.event("info", "fleet", node=name)
     return node
