@@ -90,11 +90,15 @@ async def elsewhere(html: str) -> AsyncIterator[str]:
     """Another origin: a server of one page on loopback. Its URL."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
         head = f"HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {len(html.encode())}"
-        writer.write(f"{head}\r\nconnection: close\r\n\r\n{html}".encode())
-        await writer.drain()
-        writer.close()
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"{head}\r\nconnection: close\r\n\r\n{html}".encode())
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # a browser opens connections that it may not use
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
