@@ -38,6 +38,15 @@ def _fault(what: str, *alerts: str) -> Callable[[Callable[[Stage], AsyncIterator
 
 
 @asynccontextmanager
+async def _frozen_redis(stage: Stage) -> AsyncIterator[None]:
+    stage.redis.freeze()
+    try:
+        yield
+    finally:
+        stage.redis.thaw()
+
+
+@asynccontextmanager
 async def _mood(stage: Stage, mood: Mood) -> AsyncIterator[None]:
     for engine in stage.engines:
         engine.mood = mood
@@ -89,32 +98,20 @@ async def first_tokens_late(stage: Stage) -> AsyncIterator[None]:
 
 @_fault("Redis stopped (SIGSTOP)", "GatewayRedisAway", "GatewayLimitsLocal")
 async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
-    async with stage.gateway() as gateway, clients(gateway.address, 4):
-        stage.redis.freeze()
-        try:
-            yield
-        finally:
-            stage.redis.thaw()
+    async with stage.gateway() as gateway, clients(gateway.address, 4), _frozen_redis(stage):
+        yield
 
 
 @_fault("Redis stopped for a gateway of a fleet", "GatewayFleetAway")
 async def fleet_away(stage: Stage) -> AsyncIterator[None]:
-    async with stage.gateway("--fleet", "auto") as gateway, clients(gateway.address, 4):
-        stage.redis.freeze()
-        try:
-            yield
-        finally:
-            stage.redis.thaw()
+    async with stage.gateway("--fleet", "auto") as gateway, clients(gateway.address, 4), _frozen_redis(stage):
+        yield
 
 
 @_fault("Redis stopped for a gateway that shares the limits of engines", "GatewayAdmissionAway")
 async def admission_away(stage: Stage) -> AsyncIterator[None]:
-    async with stage.gateway("--admission", "fleet") as gateway, clients(gateway.address, 4):
-        stage.redis.freeze()
-        try:
-            yield
-        finally:
-            stage.redis.thaw()
+    async with stage.gateway("--admission", "fleet") as gateway, clients(gateway.address, 4), _frozen_redis(stage):
+        yield
 
 
 @_fault("the gateway that generates for two is killed, and streams are not continued", "GatewayFleetStreamsLost")

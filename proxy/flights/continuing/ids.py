@@ -323,7 +323,7 @@ class Rest:
         try:
             return self._chunk(_MEMBERS.decode(data_of(frame) or b"{}"))
         except _BROKEN as e:
-            raise Differs(f"what is not understood: {e!r}"[:200]) from None
+            raise Differs(f"what is not understood ({e})"[:200]) from None
 
     def _chunk(self, members: dict[str, Raw]) -> bytes | None:
         choices = _CHOICES.decode(members.get("choices", Raw(b"[]")))

@@ -42,6 +42,7 @@ _COMMON: Final = (
 )
 MAX_KNOWN: Final = 256  # heads that are kept
 KNOWN_BYTES: Final = 1024  # of a head that is kept
+MAX_MADE: Final = 512  # of what is made of one head: two for each engine
 
 _NAMES: Final = {form.encode(): name for name in _COMMON for form in (name, name.title())}
 """Names as engines write them, to lower case: the common headers need no decoding."""
@@ -58,6 +59,8 @@ class KnownHead(msgspec.Struct, frozen=True, eq=False):
 
     def keep(self, key: Hashable, made: Any) -> None:
         """Have `made` under this key whenever such a head comes."""
+        if len(self.made) >= MAX_MADE:
+            self.made.clear()  # engines that come and go have other names
         self.made[key] = made
 
 

@@ -15,7 +15,9 @@ from proxy.upstream.http.response import (
     KNOWN_BYTES,
     MAX_HEAD,
     MAX_KNOWN,
+    MAX_MADE,
     MAX_OVERHEAD,
+    KnownHead,
     ResponseParser,
 )
 from tests.kit.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
@@ -321,3 +323,11 @@ def test_an_answer_that_is_let_go_of_hands_nothing_out() -> None:
     answer.close(Taker())
     answer.feed(b"1\r\na\r\n")
     assert taker.data == b""
+
+
+def test_what_is_made_of_a_head_is_bounded() -> None:
+    head = KnownHead(200, (), (), {})
+    for number in range(3 * MAX_MADE):
+        head.keep(("engine", number), number)
+        assert len(head.made) <= MAX_MADE
+        assert head.made["engine", number] == number
