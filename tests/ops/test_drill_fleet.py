@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ops.drill.fleet.engine import Ledger, Note
-from ops.drill.fleet.faults import Strike
+from ops.drill.fleet.faults import Injection
 from ops.drill.fleet.readers import Burst
 from ops.drill.fleet.report import markdown, report_of, touches
 from ops.drill.fleet.run import Findings
@@ -89,26 +89,26 @@ def leader_of(mark: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("strike", "met"),
+    ("injection", "met"),
     [
-        (Strike("engine killed", "engine", ("e0",), 11.0, 13.0), True),
-        (Strike("engine killed", "engine", ("e1",), 11.0, 13.0), False),
-        (Strike("leader killed", "gateway", ("n1",), 9.0, 10.5), True),
-        (Strike("leader killed", "gateway", ("n2",), 9.0, 10.5), False),
-        (Strike("gateway killed", "gateway", ("n0",), 9.0, 10.5), True),
-        (Strike("FLUSHALL", "redis", ("r0",), 11.0, 11.5), True),
-        (Strike("FLUSHALL", "redis", ("r0",), 12.5, 13.0), False),
+        (Injection("engine killed", "engine", ("e0",), 11.0, 13.0), True),
+        (Injection("engine killed", "engine", ("e1",), 11.0, 13.0), False),
+        (Injection("leader killed", "gateway", ("n1",), 9.0, 10.5), True),
+        (Injection("leader killed", "gateway", ("n2",), 9.0, 10.5), False),
+        (Injection("gateway killed", "gateway", ("n0",), 9.0, 10.5), True),
+        (Injection("FLUSHALL", "redis", ("r0",), 11.0, 11.5), True),
+        (Injection("FLUSHALL", "redis", ("r0",), 12.5, 13.0), False),
     ],
 )
-def test_the_faults_that_an_answer_can_have_met(strike: Strike, met: bool) -> None:
-    assert touches(answer(*WHOLE), strike, leader_of) is met
-    if strike.began < 12.0:
-        assert touches(answer(), strike, leader_of), "nobody knows yet who makes it"
+def test_the_faults_that_an_answer_can_have_met(injection: Injection, met: bool) -> None:
+    assert touches(answer(*WHOLE), injection, leader_of) is met
+    if injection.began < 12.0:
+        assert touches(answer(), injection, leader_of), "nobody knows yet who makes it"
 
 
 def test_a_leaders_own_clients_are_not_touched_by_redis() -> None:
-    strike = Strike("FLUSHALL", "redis", ("r0",), 11.0, 11.5)
-    assert not touches(answer(*WHOLE), strike, lambda mark: ("e0", "n0"))
+    injection = Injection("FLUSHALL", "redis", ("r0",), 11.0, 11.5)
+    assert not touches(answer(*WHOLE), injection, lambda mark: ("e0", "n0"))
 
 
 def test_a_report_fails_for_what_is_wrong_late_or_left_behind() -> None:

@@ -1,4 +1,4 @@
-"""Strikes a fleet of gateways with random faults while clients read, and judges every answer. Exits 1 where one is
+"""Causes random faults in a fleet of gateways while clients read, and judges every answer. Exits 1 where one is
 wrong, where something is left behind, or where too few are exact. About 2 s a fault."""
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ Group = Literal["gateway", "engine", "redis"]
 
 
 @dataclass
-class Strike:
-    """One fault that was made: what it struck, and from when to when (monotonic seconds)."""
+class Injection:
+    """One fault that was made: what it affected, and from when to when (monotonic seconds)."""
 
     kind: str
     group: Group
@@ -40,10 +40,10 @@ class Scene:
     stage: Stage
     readers: Readers
     rng: Random
-    struck: frozenset[str]  # members under another fault
+    affected: frozenset[str]  # members under another fault
 
     def gateways(self) -> list[Member]:
-        return [node for node in self.stage.nodes if node.name not in self.struck]
+        return [node for node in self.stage.nodes if node.name not in self.affected]
 
     def gateway(self) -> Member | None:
         found = self.gateways()
@@ -57,7 +57,7 @@ class Scene:
         return self.rng.choice(found) if found else self.gateway()
 
     def engine(self) -> Member | None:
-        found = [engine for engine in self.stage.engines if engine.name not in self.struck]
+        found = [engine for engine in self.stage.engines if engine.name not in self.affected]
         return self.rng.choice(found) if found else None
 
     async def master(self) -> Server | None:
@@ -75,7 +75,7 @@ class Fault:
     kind: str
     group: Group
     weight: float
-    choose: Choose  # what it strikes; nothing where it cannot be made now
+    choose: Choose  # what it affects; nothing where it cannot be made now
     make: Make  # make it, and undo it after a while
     networks: bool  # it needs hosts of their own
 

@@ -1,4 +1,4 @@
-"""What a drill's findings say: each answer judged, by the faults that struck it. Pure."""
+"""What a drill's findings say: each answer judged, by the faults that affected it. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ops.drill.fleet.engine import Note
-from ops.drill.fleet.faults import TOGETHER, Strike
+from ops.drill.fleet.faults import TOGETHER, Injection
 from ops.drill.fleet.run import IDLE_SECONDS, Findings
 from ops.drill.fleet.verdict import KINDS, Answer, Verdict, judge
 
 LEAST_UNCUT: Final = 99.9  # percent of answers that no fault touched which must be exact
-LEAST_CUT: Final = 90.0  # percent of streams whose engine or leader was struck
+LEAST_CUT: Final = 90.0  # percent of streams whose engine or leader was affected
 ENDS_CLIENTS: Final = ("killed", "restarted", "link of a gateway", "frozen")
 """Faults of a client's own gateway that may end its connection without a word."""
 LeaderOf = Callable[[str], tuple[str, str]]
@@ -64,26 +64,26 @@ class Report:
         }
 
 
-def touches(answer: Answer, strike: Strike, leader_of: LeaderOf) -> bool:
-    """Whether a fault can have cut an answer: it struck its gateway, its leader or its engine, or Redis while
+def touches(answer: Answer, injection: Injection, leader_of: LeaderOf) -> bool:
+    """Whether a fault can have cut an answer: it affected its gateway, its leader or its engine, or Redis while
     another gateway led it. An answer without a fingerprint may come from any."""
-    if not strike.over(answer.began, answer.ended):
+    if not injection.over(answer.began, answer.ended):
         return False
     made = [leader_of(mark) for mark in answer.fingerprints]
     known = [(engine, node) for engine, node in made if engine]
-    if strike.group == "redis":
+    if injection.group == "redis":
         return not known or any(node != answer.node for _, node in known)
-    if answer.node in strike.targets or not known:
+    if answer.node in injection.targets or not known:
         return True
-    return any(engine in strike.targets or node in strike.targets for engine, node in known)
+    return any(engine in injection.targets or node in injection.targets for engine, node in known)
 
 
-def own_gateway_ended(answer: Answer, strikes: Sequence[Strike]) -> bool:
+def own_gateway_ended(answer: Answer, injections: Sequence[Injection]) -> bool:
     return any(
-        answer.node in strike.targets
-        and any(word in strike.kind for word in ENDS_CLIENTS)
-        and strike.over(answer.began, answer.ended)
-        for strike in strikes
+        answer.node in injection.targets
+        and any(word in injection.kind for word in ENDS_CLIENTS)
+        and injection.over(answer.began, answer.ended)
+        for injection in injections
     )
 
 
@@ -92,22 +92,22 @@ def report_of(
 ) -> Report:
     """`tokens` and `notes`: of all engines. `rates`: whether too few exact answers are a failure."""
     rows: dict[str, Row] = {}
-    events = Counter(strike.kind for strike in findings.strikes)
+    events = Counter(injection.kind for injection in findings.injections)
     uncut = Row("answers that no fault touched", 0)
     cut = Row("streams whose engine or leader was killed, frozen or cut off", 0)
-    everything = Row("all", len(findings.strikes))
+    everything = Row("all", len(findings.injections))
     wrong: list[str] = []
     errors: Counter[str] = Counter()
     for answer in findings.answers:
-        verdict = judge(answer, own_gateway_ended=own_gateway_ended(answer, findings.strikes))
-        strikes = [strike for strike in findings.strikes if touches(answer, strike, leader_of)]
-        _note(answer, verdict, strikes, wrong, errors)
+        verdict = judge(answer, own_gateway_ended=own_gateway_ended(answer, findings.injections))
+        injections = [injection for injection in findings.injections if touches(answer, injection, leader_of)]
+        _note(answer, verdict, injections, wrong, errors)
         everything.counts[verdict.kind] += 1
-        if not strikes:
+        if not injections:
             uncut.counts[verdict.kind] += 1
-        if _cut(answer, strikes):
+        if _cut(answer, injections):
             cut.counts[verdict.kind] += 1
-        for kind in {strike.kind for strike in strikes}:
+        for kind in {injection.kind for injection in injections}:
             rows.setdefault(kind, Row(kind, events[kind])).counts[verdict.kind] += 1
     for kind in events:
         rows.setdefault(kind, Row(kind, events[kind]))
@@ -141,11 +141,11 @@ def report_of(
 def _bursts(findings: Findings, notes: Sequence[Note]) -> Counter[int]:
     """Of twins at all gateways at once, while no fault was there: how many generations they were."""
     generations = Counter(note.prompt for note in notes if note.what == "begin")
-    faults = [strike for strike in findings.strikes if strike.kind != TOGETHER]
+    faults = [injection for injection in findings.injections if injection.kind != TOGETHER]
     return Counter(
         generations[burst.prompt]
         for burst in findings.bursts
-        if not any(strike.over(burst.began, burst.ended) for strike in faults)
+        if not any(injection.over(burst.began, burst.ended) for injection in faults)
     )
 
 
@@ -155,30 +155,32 @@ def _cancels(findings: Findings, notes: Sequence[Note]) -> tuple[list[float], li
     for answer in findings.answers:
         answers[answer.prompt].append(answer)
     quiet: list[float] = []
-    struck: list[float] = []
+    affected: list[float] = []
     for note in notes:
         if note.what != "cancel" or any(each.began < note.at < each.ended for each in answers[note.prompt]):
             continue  # its readers have another generation
         left = max((each.ended for each in answers[note.prompt] if each.ended <= note.at), default=note.at)
-        faults = any(strike.over(left - 1, note.at) for strike in findings.strikes if strike.kind != TOGETHER)
-        (struck if faults else quiet).append(round(note.at - left, 3))
-    return quiet, struck
+        faults = any(
+            injection.over(left - 1, note.at) for injection in findings.injections if injection.kind != TOGETHER
+        )
+        (affected if faults else quiet).append(round(note.at - left, 3))
+    return quiet, affected
 
 
-def _cut(answer: Answer, strikes: Sequence[Strike]) -> bool:
-    """A stream that had begun, at a gateway that no fault struck, and whose engine or leader one did."""
+def _cut(answer: Answer, injections: Sequence[Injection]) -> bool:
+    """A stream that had begun, at a gateway that no fault affected, and whose engine or leader one did."""
     return (
         answer.stream
         and bool(answer.fingerprints)
-        and any(strike.group != "redis" for strike in strikes)
-        and not any(answer.node in strike.targets for strike in strikes)
+        and any(injection.group != "redis" for injection in injections)
+        and not any(answer.node in injection.targets for injection in injections)
     )
 
 
 def _note(
-    answer: Answer, verdict: Verdict, strikes: Sequence[Strike], wrong: list[str], errors: Counter[str]
+    answer: Answer, verdict: Verdict, injections: Sequence[Injection], wrong: list[str], errors: Counter[str]
 ) -> None:
-    kinds = ", ".join(sorted({strike.kind for strike in strikes})) or "no fault"
+    kinds = ", ".join(sorted({injection.kind for injection in injections})) or "no fault"
     if verdict.kind == "wrong":
         span = f"{answer.began:.2f} to {answer.ended:.2f}"
         wrong.append(
@@ -186,7 +188,7 @@ def _note(
         )
     elif verdict.kind == "error":
         errors[f"{answer.status} {verdict.why}"] += 1
-        if not strikes:
+        if not injections:
             errors[f"{answer.status} {verdict.why} with no fault"] += 1
 
 
@@ -212,7 +214,7 @@ def markdown(report: Report, command: str) -> str:
     lines = [
         "# A fleet under faults",
         "",
-        f"`{command}`: {len(findings.strikes)} faults, {len(findings.answers)} answers.",
+        f"`{command}`: {len(findings.injections)} faults, {len(findings.answers)} answers.",
         "",
         "| under | faults | " + " | ".join(KINDS) + " | exact % |",
         "|---|---|" + "---|" * (len(KINDS) + 1),

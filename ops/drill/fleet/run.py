@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from ops.drill.fleet.faults import TWINS, Fault, Scene, Strike
+from ops.drill.fleet.faults import TWINS, Fault, Injection, Scene
 from ops.drill.fleet.readers import Burst, Readers
 from ops.drill.fleet.stage import Stage, until
 from ops.drill.fleet.verdict import Answer
@@ -28,7 +28,7 @@ class Findings:
     """What a drill has seen."""
 
     answers: list[Answer] = field(default_factory=list)
-    strikes: list[Strike] = field(default_factory=list)
+    injections: list[Injection] = field(default_factory=list)
     bursts: list[Burst] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)  # seconds from the last reader to idle engines, at each pause
     leaks: list[str] = field(default_factory=list)  # keys without expiry
@@ -45,10 +45,12 @@ async def drill(
     rng, of_readers = Random(seed), Random(seed + 1)  # noqa: S311 - repeatable, not secret
     faults = [fault for fault in faults if stage.networks or not fault.networks]
     while True:
-        clients = Readers(stage.nodes, of_readers, readers, len(findings.strikes))
+        clients = Readers(stage.nodes, of_readers, readers, len(findings.injections))
         clients.start()
         try:
-            await _strike(stage, clients, rng, faults, findings, min(events, len(findings.strikes) + pause_after))
+            await _inject(
+                stage, clients, rng, faults, findings, min(events, len(findings.injections) + pause_after)
+            )
             await stage.settled()
             await asyncio.sleep(SETTLES)
             await clients.together(TWINS)
@@ -59,8 +61,8 @@ async def drill(
         findings.answers += clients.answers
         findings.bursts += clients.bursts
         await _idle(stage, findings, left)
-        print(f"  {len(findings.strikes)} faults, {len(findings.answers)} answers", file=sys.stderr, flush=True)
-        if len(findings.strikes) >= events:
+        print(f"  {len(findings.injections)} faults, {len(findings.answers)} answers", file=sys.stderr, flush=True)
+        if len(findings.injections) >= events:
             break
     keys = await stage.keys()
     findings.leaks += sorted(key.decode(errors="replace") for key, ms in keys.items() if ms < 0)
@@ -81,23 +83,23 @@ async def _idle(stage: Stage, findings: Findings, left: float) -> None:
     findings.idle.append(time.monotonic() - left)
 
 
-async def _strike(
+async def _inject(
     stage: Stage, clients: Readers, rng: Random, faults: Sequence[Fault], findings: Findings, most: int
 ) -> None:
     """Make faults until there are `most`, and wait until all are undone."""
-    under_way: dict[asyncio.Task[None], tuple[Fault, Strike]] = {}
+    under_way: dict[asyncio.Task[None], tuple[Fault, Injection]] = {}
     try:
-        while len(findings.strikes) < most or under_way:
-            if len(findings.strikes) < most:
+        while len(findings.injections) < most or under_way:
+            if len(findings.injections) < most:
                 await asyncio.sleep(rng.uniform(*BETWEEN))
                 await _one(stage, clients, rng, findings, under_way, faults)
             else:
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in under_way if task.done()]:
-                _, strike = under_way.pop(task)
-                strike.ended = time.monotonic() + SETTLES
+                _, injection = under_way.pop(task)
+                injection.ended = time.monotonic() + SETTLES
                 if (e := task.exception()) is not None:
-                    findings.trouble.append(f"{strike.kind} {strike.targets}: {type(e).__name__}: {e}")
+                    findings.trouble.append(f"{injection.kind} {injection.targets}: {type(e).__name__}: {e}")
     finally:
         for task in under_way:
             task.cancel()
@@ -109,18 +111,18 @@ async def _one(
     clients: Readers,
     rng: Random,
     findings: Findings,
-    under_way: dict[asyncio.Task[None], tuple[Fault, Strike]],
+    under_way: dict[asyncio.Task[None], tuple[Fault, Injection]],
     faults: Sequence[Fault],
 ) -> None:
     fault = rng.choices(faults, [each.weight for each in faults])[0]
     groups = [each.group for each, _ in under_way.values()]
     if groups.count(fault.group) >= AT_ONCE[fault.group]:
         return
-    struck = frozenset(name for _, strike in under_way.values() for name in strike.targets)
-    scene = Scene(stage, clients, rng, struck)
+    affected = frozenset(name for _, injection in under_way.values() for name in injection.targets)
+    scene = Scene(stage, clients, rng, affected)
     targets = await fault.choose(scene)
     if not targets:
         return
-    strike = Strike(fault.kind, fault.group, tuple(each.name for each in targets), time.monotonic())
-    findings.strikes.append(strike)
-    under_way[asyncio.create_task(fault.make(scene, targets))] = fault, strike
+    injection = Injection(fault.kind, fault.group, tuple(each.name for each in targets), time.monotonic())
+    findings.injections.append(injection)
+    under_way[asyncio.create_task(fault.make(scene, targets))] = fault, injection
