@@ -8,7 +8,7 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -101,6 +101,9 @@ from proxy.workers import Member, OwnEngines, SharedAdmission
 _SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
 
 
+ENGINE_LIMITS: Final = "engine limits"
+"""What gateways share with `--admission fleet`, as the start lines say it."""
+
 _SERVER: Final[dict[Change, str]] = {
     "away": "redis server away",
     "back": "redis server back",
@@ -135,6 +138,7 @@ class App:
     large: LargeRequests | None = None  # requests decoded in another process
     routes: Sequence[tuple[str, str]] = ()  # (path, method) of the gateway's own endpoints
     admin_url: str = ""  # of the operators' listener; empty: none
+    shares: list[str] = field(default_factory=list)  # with other gateways
 
     @property
     def url(self) -> str:
@@ -253,6 +257,7 @@ async def running(
                 log,
                 loop,
                 lambda flight: None if streams is None else streams.lost(flight),
+                lambda name: None if streams is None else streams.dropped(name),
             ),
             on_complete=ticket_factory.landed,
             on_unknown_shape=shapes.passed,
@@ -334,6 +339,7 @@ async def running(
             streams=streams,
         )
         await discovery.begin()
+        shares = [] if scheduler.fleet is None else ["generations"]
         if member is not None:
             stack.push_async_callback(member.close)
             member.attach(
@@ -347,6 +353,7 @@ async def running(
             )
             backends.share(member.given_back, member.tell, member.step)
         elif settings.admission == "fleet" and shared_redis is not None:
+            shares.append(ENGINE_LIMITS)
             shared = shared_admission(settings, shared_redis, log, loop, stack)
             for name, doc, value in shared.gauges():
                 metrics.gauge(name, doc, value)
@@ -472,6 +479,7 @@ async def running(
             large=large,
             routes=gateway.routes.listed,
             admin_url=operators,
+            shares=shares,
         )
 
 
@@ -752,10 +760,11 @@ def _node(
     log: Log,
     loop: asyncio.AbstractEventLoop,
     on_lost: Callable[[Flight], None],
+    on_drop: Callable[[bytes], None],
     host: Host,
 ) -> Node | None:
     """This process in the fleet. None: it shares no Redis, or nothing may be stored there. `on_lost` is called
-    with each flight whose gateway is lost."""
+    with each flight whose gateway is lost, `on_drop` with the hashed name of a deleted stream."""
     if settings.fleet == "off":
         return None
     if redis is None or cache is None or settings.cache_ttl_seconds == 0:
@@ -791,6 +800,7 @@ def _node(
         folds=folds,
         on_change=changed,
         on_lost=lost,
+        on_drop=on_drop,
     )
     name = node.name.decode()
     metrics = exchange_context.metrics

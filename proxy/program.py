@@ -15,7 +15,7 @@ from typing import Final, Self
 
 import uvloop
 
-from proxy.app import App, children, running, supervised_admission
+from proxy.app import ENGINE_LIMITS, App, children, running, supervised_admission
 from proxy.config import Settings, exposed, load, settings_as_toml
 from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
@@ -147,6 +147,8 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
                 await shared.start(supervisor)
             try:
                 ready = await supervisor.start()
+                if shared is not None:
+                    ready.shares.append(ENGINE_LIMITS)
                 _greet(ready, settings)
                 signals.running(supervisor.reload)
                 loop.add_signal_handler(signal.SIGUSR2, supervisor.replace)
@@ -174,6 +176,7 @@ def _ready(app: App) -> Ready:
         redis=app.redis,
         url=app.url,
         admin_url=app.admin_url,
+        shares=app.shares,
     )
 
 
@@ -181,12 +184,14 @@ def _greet(ready: Ready, settings: Settings) -> None:
     unix = ready.url.removeprefix("unix://") if ready.url.startswith("unix:") else ""
     where = f"--unix-socket {unix} http://gateway" if unix else ready.url
     key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
+    shares = f"  fleet:   {' and '.join(ready.shares)} shared with other gateways\n" if ready.shares else ""
     sample = SAMPLE.format(url=where, key=key, model=ready.models[0] if ready.models else "MODEL")
     say(
         f"gateway at {ready.url}\n"
         f"  engines: {', '.join(ready.engines)}{'' if ready.answers else '  (none answers yet)'}\n"
         f"  models:  {', '.join(ready.models) or 'not known yet'}\n"
         f"  redis:   {ready.redis}\n"
+        f"{shares}"
         f"{f'  operators: {ready.admin_url}' + chr(10) if ready.admin_url else ''}"
         f"\n{sample}\n\n"
     )

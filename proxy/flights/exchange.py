@@ -23,9 +23,9 @@ from proxy.flights.continuing import (
     Continuations,
     IdsIngest,
     Place,
-    Record,
     Replay,
     RestFlight,
+    TokenIds,
     asks_for_ids,
     continuable,
     not_continued,
@@ -151,9 +151,9 @@ class Exchange:
         "_over",
         "_owner",
         "_place",
-        "_record",
         "_reused",
         "_stays",
+        "_token_ids",
         "_tried",
         "_waiting",
         "flight",
@@ -183,7 +183,7 @@ class Exchange:
         self._broke: GatewayError | None = None  # why its stream is continued
         self._differs = False  # the other answer is another one
         self._how = REPLAY  # in which way it is continued
-        self._record: Record | None = None  # the ids of its tokens, where they were asked for
+        self._token_ids: TokenIds | None = None  # the ids of its tokens, where they were asked for
         self._ids_refused: Backend | None = None  # by this engine, perhaps
         self._place: Place | None = None  # among the streams that are continued
         self._leaves: _Left | None = None  # at an engine that is removed
@@ -280,11 +280,11 @@ class Exchange:
 
     def _of_other_builds(self) -> frozenset[Backend]:
         """The engines that may not continue this stream: ids of tokens mean something to one build only."""
-        record, model = self._record, self.flight.spec.model
-        if self._how != IDS or record is None:
+        token_ids, model = self._token_ids, self.flight.spec.model
+        if self._how != IDS or token_ids is None:
             return _NO_ENGINES
         engines = self._context.backends.candidates(model)
-        return frozenset(b for b in engines if (b.build.of(model, math.inf) or b"") != record.build)
+        return frozenset(b for b in engines if (b.build.of(model, math.inf) or b"") != token_ids.build)
 
     def _has_other_engine(self) -> bool:
         """Whether an engine runs that was not tried, with capacity or not."""
@@ -359,10 +359,10 @@ class Exchange:
         try:
             self._fed.enter(_PREFILL)
             body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
-            record = None
+            token_ids = None
             if exchange_context.ids and self._fed is flight:
-                record = self._record = self._record_at(backend)
-                body = body if record is None else with_ids(body)
+                token_ids = self._token_ids = self._token_ids_at(backend)
+                body = body if token_ids is None else with_ids(body)
             if spec.salt:
                 body = salted(body, spec.salt)
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
@@ -373,8 +373,8 @@ class Exchange:
             passed = spec.mode is _RAW or spec.event_api is not None
             vet = None if backend.echoes is False or passed else self._check_id
             callbacks = Callbacks(self._on_response_end, self._on_head, first, vet, self._on_break)
-            if record is not None:
-                self.ingest = IdsIngest(flight, exchange_context.timeouts, callbacks, record)
+            if token_ids is not None:
+                self.ingest = IdsIngest(flight, exchange_context.timeouts, callbacks, token_ids)
             else:
                 make = exchange_context.ingest if spec.event_api is None else EventIngest
                 self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
@@ -396,7 +396,7 @@ class Exchange:
             return True
 
     def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
-        if status < REFUSAL and self._record is not None:
+        if status < REFUSAL and self._token_ids is not None:
             return self._ask_without_ids()
         if status in _BAD_STATUSES:
             self._report_failure(f"it answered {status}")
@@ -589,8 +589,8 @@ class Exchange:
         flight, context, how = self.flight, self._context, self._way()
         if how is None or self._leaves is not None:
             return False
-        if how == IDS and self._record is not None and self._record.finished:
-            self._complete(self._record)
+        if how == IDS and self._token_ids is not None and self._token_ids.finished:
+            self._complete(self._token_ids)
             return True
         if self._left <= 0 or context.continuations.blamed(flight):
             return False
@@ -608,44 +608,44 @@ class Exchange:
 
     def _way(self) -> str | None:
         """How its stream can be continued; None: not at all."""
-        flight, record = self.flight, self._record
+        flight, token_ids = self.flight, self._token_ids
         if not self._context.resume or flight.untouched:
             return None
         if continuable(flight):
             return REPLAY
-        if record is None or flight.phase is not Phase.STREAMING or flight.mode is not Mode.STREAM:
+        if token_ids is None or flight.phase is not Phase.STREAMING or flight.mode is not Mode.STREAM:
             return None
         api_request = flight.spec.api_request
         if api_request is None:
             return None
-        if record.finished:
-            return IDS if record.completes(usage=api_request.include_usage) else None
-        return IDS if record.continues(api_request) else None
+        if token_ids.finished:
+            return IDS if token_ids.completes(usage=api_request.include_usage) else None
+        return IDS if token_ids.continues(api_request) else None
 
-    def _record_at(self, backend: Backend) -> Record | None:
+    def _token_ids_at(self, backend: Backend) -> TokenIds | None:
         """For the ids of the tokens of an answer that cannot be had twice; None: they are not asked for."""
         flight, spec = self.flight, self.flight.spec
         if not (flight.private and spec.mode is Mode.STREAM) or flight.divides or self._ids_refused is not None:
             return None
         if spec.api_request is None or not backend.abilities.lists_ids or not asks_for_ids(spec.api_request):
             return None
-        return Record(backend.build.of(spec.model, math.inf) or b"")
+        return TokenIds(backend.build.of(spec.model, math.inf) or b"")
 
     def _ask_without_ids(self) -> bool:
         """The engine refused a request for ids: perhaps it does not know them. The same goes to it without."""
-        self._record, self._ids_refused = None, self.lease.backend
+        self._token_ids, self._ids_refused = None, self.lease.backend
         self._detach(content=True)
         self._fed.rewind()
         self._connect_anew(self.lease.backend)
         return True
 
-    def _complete(self, record: Record) -> None:
+    def _complete(self, token_ids: TokenIds) -> None:
         """Readers have all of the answer, but for [DONE] and perhaps the usage."""
         flight, api_request = self.flight, self.flight.spec.api_request
         self._detach(content=False)
-        if api_request is not None and api_request.include_usage and not record.usage:
-            flight.reports(record.counts())
-            flight.add(record.usage_chunk())
+        if api_request is not None and api_request.include_usage and not token_ids.usage:
+            flight.reports(token_ids.counts())
+            flight.add(token_ids.usage_chunk())
         flight.add(DONE)
         flight.land(last=flight.clock())
         self._finish(None)
@@ -723,9 +723,9 @@ class Exchange:
 
     def _other_answer(self, on_joined: Callable[[], bool] | None = None) -> Replay:
         """What takes the answer that continues the stream."""
-        flight, record, api_request = self.flight, self._record, self.flight.spec.api_request
-        if self._how == IDS and record is not None and api_request is not None:
-            return RestFlight(flight, record, record.request(api_request), self._on_difference, on_joined)
+        flight, token_ids, api_request = self.flight, self._token_ids, self.flight.spec.api_request
+        if self._how == IDS and token_ids is not None and api_request is not None:
+            return RestFlight(flight, token_ids, token_ids.request(api_request), self._on_difference, on_joined)
         return Replay(flight, self._on_difference, on_joined=on_joined)
 
     # -- leaving an engine that is removed --------------------------------------------------------
@@ -736,8 +736,8 @@ class Exchange:
         flight, ingest, connection = self.flight, self.ingest, self._connection
         if self._over or self._stays or self._fed is not flight or ingest is None or connection is None:
             return
-        how, record = self._way(), self._record
-        if how is None or ingest.held or (how == IDS and record is not None and record.finished):
+        how, token_ids = self._way(), self._token_ids
+        if how is None or ingest.held or (how == IDS and token_ids is not None and token_ids.finished):
             return
         self._how = how
         self._tried.add(self.lease.backend)
@@ -796,8 +796,8 @@ class Exchange:
         self._detach(content=False)
         self.lease.release()
         self._replayed("stayed")
-        if self._how == IDS and self._record is not None:
-            self._record.forget()  # it is of the other answer
+        if self._how == IDS and self._token_ids is not None:
+            self._token_ids.forget()  # it is of the other answer
         self._differs, self._stays = False, True
         self.lease, self._connection, self.ingest = leaves.lease, leaves.connection, leaves.ingest
         self._judged, self._error = leaves.judged, None

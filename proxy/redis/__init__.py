@@ -30,6 +30,7 @@ from proxy.redis.client import Client
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
 from proxy.redis.flight_scripts import (
     APPEND,
+    DROP,
     FENCE,
     FETCH,
     FLIGHT_SCRIPTS,
@@ -48,6 +49,7 @@ from proxy.redis.url import RedisUrl, address, files_of, read_url
 
 __all__ = [
     "APPEND",
+    "DROP",
     "FENCE",
     "FETCH",
     "FLIGHT_SCRIPTS",

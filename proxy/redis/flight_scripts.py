@@ -189,7 +189,16 @@ return tell(KEYS[2], ARGV[2], ARGV[3])
 """
 )
 
-FLIGHT_SCRIPTS: Final = (LOOK, STORE, APPEND, FETCH, LEAVE, QUIT, RELEASE)
+# KEYS: the interest. ARGV: the inboxes' prefix, the leader, the message `drop`.
+DROP: Final = FlightScript.of(
+    _TELL
+    + """
+redis.call('PUBLISH', ARGV[1] .. ARGV[2], ARGV[3])
+return tell(KEYS[1], ARGV[1], ARGV[3])
+"""
+)
+
+FLIGHT_SCRIPTS: Final = (LOOK, STORE, APPEND, FETCH, LEAVE, QUIT, RELEASE, DROP)
 
 
 END: Final = b"}"

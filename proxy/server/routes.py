@@ -85,10 +85,12 @@ class Routes:
         return [(path, method) for path, (method, _, _) in (self._public | self._admin).items()]
 
     def offered(self, *, admin: bool) -> list[tuple[str, str, str]]:
-        """Path, methods and endpoint of what a listener offers."""
+        """Path, methods and endpoint of what a listener offers; a path comes twice where its methods differ."""
         table = self._admin if admin else self._public
         routes = [(path, method, endpoint) for path, (method, endpoint, _) in table.items()]
-        return routes if admin or self._streams is None else [*routes, (STREAM_PATH, "GET", "streams")]
+        if not admin and self._streams is not None:
+            routes += [(STREAM_PATH, method, "streams") for method in ("GET", "DELETE")]
+        return routes
 
     def find(self, context: RequestContext) -> Handler:
         """The handler; `context` has its endpoint then. Raises GatewayError 404, 405 or 501."""
@@ -105,7 +107,7 @@ class Routes:
         if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
         if route is None and path.startswith(_STREAMS) and self._streams is not None and not context.admin:
-            route = ("GET", "streams", self._streams)
+            route = ("GET, DELETE", "streams", self._streams)
         if is_preflight(method, request.headers) and (route is None or route[1] not in OPERATING):
             context.routed("preflight")
             return self._plain.preflight

@@ -456,8 +456,9 @@ class Metrics:
     # -- the page ---------------------------------------------------------------------------------
 
     def samples(self, name: str) -> list[Sample]:
-        """The samples of a metric; `name` is without the prefix."""
-        return list(self.registry.get(PREFIX + name).get_all())
+        """The samples of a metric, none where there is no such; `name` is without the prefix."""
+        collector = self.registry.collectors.get(PREFIX + name)
+        return [] if collector is None else list(collector.get_all())
 
     def families(self) -> list[Family]:
         """All metrics as plain data."""

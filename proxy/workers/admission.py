@@ -160,8 +160,8 @@ class SharedAdmission:
 
     @property
     def live(self) -> bool:
-        """Whether Redis divides the limits: else each gateway has its share."""
-        return not self._away
+        """Whether Redis divides the limits: else each gateway has its share, or waits for the first answer."""
+        return not self._away and all(lease.answered for lease in self._leases.values())
 
     @property
     def gateways(self) -> int:

@@ -84,6 +84,7 @@ class Ready(msgspec.Struct, tag="ready"):
     redis: str
     url: str
     admin_url: str
+    shares: list[str] = msgspec.field(default_factory=list)  # with other gateways
 
 
 class Report(msgspec.Struct, tag="report"):

@@ -85,13 +85,13 @@ class EngineLease:
         self.others: Mapping[str, Record] = {}
         self.asked_at = -math.inf
         self.calling = False
+        self.answered = False  # Redis has answered a call, ever
         self._gateway = gateway
         self._called = False
         self._ends = -math.inf
         self._own = Record(0, 0, 0)  # as Redis has it
-        self._answered = False  # ever
         self._failed = False  # the last call
-        self._careful = -math.inf  # Redis had no record of this gateway: those of others may be missing until then
+        self._forgot = -math.inf  # when Redis had no record of this gateway: those of others may be missing too
         self._gateways = 1  # known before that
 
     def __repr__(self) -> str:
@@ -137,11 +137,13 @@ class EngineLease:
         """How many places to ask for. Fewer than the ceiling lower it at once."""
         if demand.leaving:
             self.ceiling = 0
-        if demand.leaving or not self._answered:
+        if demand.leaving or not self.answered:
             return 0  # first see who else is there
         own = replace(self._own, inflight=demand.inflight, wanted=demand.wanted)
         asked = fair(min(demand.limit, self.limit), {**self.others, self._gateway: own}, self._gateway)
-        if now < self._careful:
+        if now < self._forgot + 2 * EVERY:  # until each of the others has called
+            asked = min(asked, self.ceiling)
+        elif now < self._forgot + LEASE:
             asked = min(asked, max(self.ceiling, self._share()))
         self.ceiling = min(self.ceiling, asked)
         return asked
@@ -158,17 +160,20 @@ class EngineLease:
 
     def replied(self, now: float, call: Call, reply: Reply) -> None:
         """The answer to the last call."""
-        if self._answered and not reply.known:
-            self._careful, self._gateways = now + LEASE, max(self.gateways, self._gateways)
-        elif now >= self._careful:
+        places = min(reply.places, call.asked)
+        if self.answered and not reply.known:
+            self._forgot, self._gateways = now, max(self.gateways, self._gateways)
+            places = 0  # they may be in use by a gateway whose record is lost
+        elif now >= self._forgot + LEASE:
             self._gateways = 1
         self.calling = self._failed = False
-        self.limit, self.others = reply.limit, reply.others
+        self.limit = min(self.limit, reply.limit) if now < self._forgot + LEASE else reply.limit
+        self.others = reply.others
         self._own = Record(reply.places, call.inflight, call.wanted, reply.turn)
         self._ends = self.asked_at + LEASE - MARGIN
-        self.ceiling = max(self.ceiling, min(reply.places, call.asked))
-        if not self._answered:
-            self._answered, self.asked_at = True, -math.inf  # ask for places at once
+        self.ceiling = max(self.ceiling, places)
+        if not self.answered:
+            self.answered, self.asked_at = True, -math.inf  # ask for places at once
 
     def failed(self) -> None:
         """The last call has no answer: whether Redis granted anything is not known, and nothing of it is used."""

@@ -112,7 +112,8 @@ def test_a_leaders_own_clients_are_not_touched_by_redis() -> None:
 
 
 def test_a_report_fails_for_what_is_wrong_late_or_left_behind() -> None:
-    findings = Findings([answer(*WHOLE)], idle=[0.2], bursts=[Burst(PROMPT, 10.0, 11.0)])
+    bursts = [Burst(PROMPT, 10.0, 11.0, shares=shares) for shares in (True, False)]
+    findings = Findings([answer(*WHOLE)], idle=[0.2], bursts=bursts)
     notes = [Note(10.0, "begin", PROMPT), Note(13.0, "cancel", PROMPT)]
     report = report_of(findings, leader_of, 4, notes)
     assert (report.failures, report.tokens, report.needed) == ([], 4, 3)

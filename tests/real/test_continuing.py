@@ -16,7 +16,7 @@ from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.cutting_relay import CuttingRelay, Shears
 from tests.kit.missing import lacking
 from tests.kit.running import gateway
-from tests.proxy.flights.continuing.test_seam import merged
+from tests.proxy.flights.continuing.test_comparison import merged
 from tests.real.test_vllm import CASES, CHAT, COMPLETIONS, MESSAGES, TOOL, body
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -19,7 +19,7 @@ from tests.kit.engine_turn import Turn
 from tests.kit.engine_wire import CREATED, DONE, FINGERPRINT, error_frame, sse
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO_STREAM, gateway, lines, until
-from tests.proxy.flights.continuing.test_seam import merged
+from tests.proxy.flights.continuing.test_comparison import merged
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 Json = dict[str, Any]

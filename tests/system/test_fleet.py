@@ -16,7 +16,7 @@ from proxy.app import App
 from proxy.flights.fleet import Node
 from proxy.redis import FlightKeys, address
 from proxy.redis.client import RedisClient
-from tests.kit.client import Connection, post_json, streaming
+from tests.kit.client import Connection, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
 from tests.kit.redis_server import redis_server
@@ -74,6 +74,7 @@ async def followed(
 
 async def test_a_follower_gets_the_stream_while_it_is_generated(redis: str) -> None:
     async with Engine() as engine, two(engine, redis) as (one, other):
+        assert (await get(one.url, "/-/state")).json()["fleet"]["generations"] is True
         async with followed(engine, one, other) as (turn, first, second):
             assert second.head is not None
             assert second.head["x-gateway-cache"] == "attached"

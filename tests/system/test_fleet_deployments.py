@@ -9,11 +9,13 @@ import json
 import pytest
 
 from proxy.redis import WireError
-from tests.kit.client import Connection, post_json
-from tests.kit.engine import Engine
+from tests.kit.client import Connection, call, get, post_json
+from tests.kit.engine import Engine, Turn
 from tests.kit.redis_fleet import RedisNode, eventually, redis_cluster, redis_sentinels
-from tests.kit.running import HELLO, HELLO_STREAM, until
+from tests.kit.running import HELLO, HELLO_STREAM, gateway, until
 from tests.system.test_fleet import CHAT, followed, node, rest, texts, two
+from tests.system.test_resuming import left
+from tests.system.test_shared_admission import FLEET, LIMIT, Counting, ceilings, fire
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 DONE = b"data: [DONE]\n\n"
@@ -23,6 +25,11 @@ async def asked(url: str, seed: int) -> Connection:
     client = await Connection.open(url)
     await client.request("POST", CHAT, json.dumps(HELLO_STREAM | {"seed": seed}).encode())
     return client
+
+
+async def kept_stream(engine: Engine, url: str) -> tuple[Turn, str, list[bytes]]:
+    async with left(engine, url) as stream:
+        return stream
 
 
 async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader() -> None:
@@ -70,6 +77,45 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
         for _, first, second in clients:
             await first.close()
             await second.close()
+
+
+async def test_clients_come_back_by_a_cluster_and_a_deletion_reaches_the_gateway_that_generates() -> None:
+    """Records, logs and claims of each stream lie on several masters."""
+    async with (
+        redis_cluster() as cluster,
+        Engine() as engine,
+        two(engine, cluster.url(), redis_timeout_ms=1000) as (one, other),
+    ):
+        streams = [await kept_stream(engine, one.url) for _ in range(6)]
+        for turn, name, events in streams[:3]:
+            async with await Connection.open(other.url) as client:
+                await client.request("GET", f"/v1/streams/{name}?after=1")
+                await turn.finish("c")
+                got = await rest(client)
+                assert (got[:2], got[-1]) == (events[1:], DONE)
+        for turn, name, _ in streams[3:]:
+            assert (await call(other.url, "DELETE", f"/v1/streams/{name}")).status == 200
+            await turn.cancelled()
+            assert (await get(one.url, f"/v1/streams/{name}")).status == 404
+        assert engine.generations == 6
+
+
+async def test_one_limit_of_an_engine_by_a_cluster_and_through_a_failover() -> None:
+    counting = Counting()
+    async with redis_cluster(replicas=True) as cluster, Engine(counting) as engine:
+        changes = FLEET | {"redis": cluster.url(), "redis_timeout_ms": 1000}
+        async with gateway(engine, **changes) as one, gateway(engine, **changes) as other:
+            await until(lambda: ceilings(one, other) == [3, 3])
+            assert await asyncio.gather(fire(one.url, 60), fire(other.url, 20)) == [{200: 60}, {200: 20}]
+            assert counting.most == LIMIT
+            for replica in cluster.replicas:
+                await replica.call("CLUSTER", "FAILOVER")
+                await eventually(lambda replica=replica: _is_master(replica))
+            assert await asyncio.gather(fire(one.url, 60), fire(other.url, 20)) == [{200: 60}, {200: 20}]
+            await until(lambda: sum(ceilings(one, other)) == LIMIT)
+            counting.most = 0
+            assert await asyncio.gather(fire(one.url, 60), fire(other.url, 20)) == [{200: 60}, {200: 20}]
+            assert counting.most == LIMIT
 
 
 async def test_a_gateway_that_starts_while_a_master_is_away_shares_by_the_others() -> None:

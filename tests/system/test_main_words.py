@@ -63,6 +63,7 @@ def app_of(**changes: Any) -> App:
         "backends": SimpleNamespace(models=lambda: [{"id": "m1"}, {"id": 2}], ready=True),
         "group": [1, 2, 3],
         "reload": None,
+        "shares": [],
     }
     return cast(App, SimpleNamespace(**bare | changes))
 
@@ -84,12 +85,15 @@ def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(monkeypatch)
     away = SimpleNamespace(models=list, ready=False)
-    app = app_of(url="unix:///run/s", admin_url="http://o:2", backends=away)
+    shares = ["generations", "engine limits"]
+    app = app_of(url="unix:///run/s", admin_url="http://o:2", backends=away, shares=shares)
     program._greet(program._ready(app), Settings(api_keys_file="keys.toml"))
     ((text, _),) = words.said
     assert "engines: http://a, http://b  (none answers yet)\n" in text
     assert "models:  not known yet\n" in text
-    assert "  operators: http://o:2\n\n" in text
+    assert (
+        "  fleet:   generations and engine limits shared with other gateways\n  operators: http://o:2\n\n" in text
+    )
     assert "curl -iN --unix-socket /run/s http://gateway/v1/chat/completions" in text
     assert "-H 'authorization: Bearer KEY'" in text
     assert '"model": "MODEL"' in text

@@ -206,6 +206,27 @@ async def test_positions_that_are_none_or_not_there() -> None:
         assert len(await resumed(app.url, name, 3)) == 2
 
 
+async def test_a_deleted_stream_ends_with_its_last_reader() -> None:
+    """Also one that is generated for another client's request."""
+    async with Engine() as engine, gateway(engine) as app:
+        async with left(engine, app.url) as (turn, name, _):
+            answer = await call(app.url, "DELETE", f"/v1/streams/{name}")
+            assert (answer.status, answer.json()) == (200, {"id": name, "object": "stream", "deleted": True})
+            await turn.cancelled()
+        async with (
+            left(engine, app.url, body=HELLO_STREAM) as (turn, name, events),
+            streaming(app.url, CHAT, HELLO_STREAM) as twin,
+        ):
+            assert [event.raw for event in [await twin.event() for _ in range(3)] if event] == events
+            assert (await call(app.url, "DELETE", f"/v1/streams/{name}")).status == 200
+            assert (await refused(app.url, f"/v1/streams/{name}"))[:2] == (404, "stream_not_found")
+            await turn.finish("c")
+            assert (await rest(twin))[-1] == DONE
+        for unknown in (name, "A" * 32, "%00"):
+            assert (await call(app.url, "DELETE", f"/v1/streams/{unknown}")).status in (400, 404)
+        assert engine.generations == 2
+
+
 async def test_another_tenant_gets_what_an_unknown_name_gets() -> None:
     mine, other = (("Authorization", "Bearer a"),), (("Authorization", "Bearer b"),)
     async with Engine() as engine, gateway(engine) as app:
@@ -309,7 +330,7 @@ async def test_methods_and_origins() -> None:
     ):
         path = f"/v1/streams/{name}"
         head = (await call(app.url, "OPTIONS", path)).head
-        assert (head.status, head["allow"]) == (204, "GET, HEAD")
+        assert (head.status, head["allow"]) == (204, "GET, DELETE, HEAD")
         preflight = (*page, ("Access-Control-Request-Method", "GET"))
         assert (
             "GET" in (await call(app.url, "OPTIONS", path, headers=preflight)).head["access-control-allow-methods"]

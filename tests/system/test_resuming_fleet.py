@@ -10,7 +10,7 @@ import os
 import random
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from proxy.flights.fleet import Node, following
 from proxy.flights.resuming import streams
 from proxy.redis import address
 from proxy.redis.client import RedisClient
-from tests.kit.client import Connection, IncompleteBody, get, post_json, split_events, streaming
+from tests.kit.client import Connection, IncompleteBody, call, get, post_json, split_events, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script, paced_script
 from tests.kit.patience import patience
@@ -53,6 +53,12 @@ async def published(app: App) -> None:
     """All that its streams have is in Redis."""
     fleet = node(app)
     await until(lambda: not any(each.sending for each in fleet._published.values()))
+
+
+async def kept(app: App) -> int:
+    """The streams that it keeps."""
+    count: int = (await get(app.url, "/-/state")).json()["resumable"]
+    return count
 
 
 async def test_what_keeps_and_publishes_a_stream_is_no_reader(redis: str) -> None:
@@ -390,6 +396,90 @@ async def test_a_gateway_that_ends_leaves_its_streams_to_the_others(redis: str) 
             (key,) = await client.call(b"KEYS", pattern, timeout=5)
             assert 0 < await client.call(b"PTTL", key, timeout=5) <= 30_000
         assert (await resumed(other.url, name, 0))[-1] == DONE
+
+
+@pytest.mark.parametrize("body", [HELLO_STREAM, SAMPLED], ids=["exact", "sampled"])
+async def test_a_gateway_that_stops_leaves_its_running_streams_to_the_others(
+    redis: str, body: dict[str, Any]
+) -> None:
+    """All that its client was sent, the last of it too; the client comes later, and waits for no silence."""
+    tokens = [f"{n} " for n in range(50)]
+    async with (
+        Engine() as engine,
+        gateway(engine, redis=redis, fleet="auto") as other,
+        client_of(redis) as client,
+        AsyncExitStack() as stack,
+    ):
+        one = await stack.enter_async_context(gateway(engine, redis=redis, fleet="auto", drain_timeout=0.0))
+        await until(lambda: node(one).live and node(other).live)
+        async with streaming(one.url, CHAT, body, GRACE) as cut:
+            turn = await engine.next_request()
+            for token in tokens:
+                await turn.send(token)
+            first = [event.raw for event in [await cut.event() for _ in range(51)] if event is not None]
+            name = name_of(cut.head)
+            await stack.aclose()
+            assert b"shutting_down" in (await rest(cut))[-1]
+        began = asyncio.get_running_loop().time()
+        asked = asyncio.ensure_future(get(other.url, f"/v1/streams/{name}?after=51"))
+        if body is SAMPLED:
+            (error,) = (await asked).events()
+            assert b"upstream_truncated" in error
+            assert await resumed(other.url, name, 0) == [*first, error]
+        else:
+            turn = await engine.next_request()
+            assert asyncio.get_running_loop().time() - began < following.SILENCE
+            for token in tokens:
+                await turn.send(token)
+            await turn.finish("c")
+            events = (await asked).events()
+            assert (b'"c"' in events[0], events[-1]) == (True, DONE)
+            assert await resumed(other.url, name, 0) == [*first, *events]
+        if body is SAMPLED:
+            for pattern in PLACES:
+                for key in await client.call(b"KEYS", pattern, timeout=5):
+                    assert 0 < await client.call(b"PTTL", key, timeout=5) <= 60_000, key
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["its own", "another"])
+async def test_a_deleted_stream_is_cancelled_and_known_nowhere(redis: str, at: int) -> None:
+    async with Engine() as engine, two(engine, redis) as apps, client_of(redis) as client:
+        async with left(engine, apps[0].url) as (turn, name, _):
+            path = f"/v1/streams/{name}"
+            theirs = (("Authorization", "Bearer b"),)
+            assert (await call(apps[at].url, "DELETE", path, headers=theirs)).status == 404
+            answer = await call(apps[at].url, "DELETE", path)
+            assert answer.status == 200
+            assert answer.json() == {"id": name, "object": "stream", "deleted": True}
+            await turn.cancelled()
+        for app in apps:
+            assert (await refused(app.url, path))[:2] == (404, "stream_not_found")
+            assert (await call(app.url, "DELETE", path)).status == 404
+        async with patience(10):
+            while await keys_of(client, *PLACES):
+                pass
+
+
+async def test_a_deleted_stream_goes_on_for_those_that_read_it(redis: str) -> None:
+    """At the gateway that made it and at one that follows it, which then keeps it no longer either."""
+    async with Engine() as engine, two(engine, redis) as (one, other), left(engine, one.url) as (turn, name, _):
+        path = f"/v1/streams/{name}"
+        async with await Connection.open(one.url) as near, await Connection.open(other.url) as far:
+            for reader in (near, far):
+                await reader.request("GET", f"{path}?after=2")
+                assert await reader.event()
+            assert (await call(other.url, "DELETE", path)).status == 200
+            async with patience(10):
+                while await kept(one) or await kept(other):
+                    pass
+            await turn.send("c")
+            for reader in (near, far):
+                assert await reader.event()
+            assert not turn.is_cancelled
+            await near.abort()
+            await far.abort()
+            await turn.cancelled()
+        assert (await refused(one.url, path))[0] == (await refused(other.url, path))[0] == 404
 
 
 async def test_a_client_that_comes_back_elsewhere_takes_no_second_slot(redis: str) -> None:

@@ -84,6 +84,8 @@ async def test_two_gateways_never_have_more_than_the_limit_together() -> None:
         gateway(engine, redis=f"unix://{path}", **FLEET) as other,
     ):
         await until(lambda: ceilings(one, other) == [3, 3])
+        fleet = (await get(one.url, "/-/state")).json()["fleet"]
+        assert fleet == {"generations": None, "engine_limits": True, "gateways": 2}
         both = tuple(await asyncio.gather(fire(one.url, 60), fire(other.url, 20)))
         assert both == (Counter({200: 60}), Counter({200: 20}))
         assert counting.most == LIMIT
@@ -151,6 +153,7 @@ async def test_a_gateway_that_begins_without_redis_serves_after_the_time_of_a_le
         gateway(engine, redis=f"unix://{tmp_path}/none", log_to=tmp_path / "log", **FLEET) as one,
     ):
         assert ceilings(one) == [0], "other gateways may have all places"
+        assert b"gateway_admission_live 0\n" in (await get(one.url, "/metrics")).body
         assert await fire(one.url, 20) == {200: 20}
         assert counting.most == LIMIT
     assert [line["msg"] for line in lines(tmp_path / "log")].count("admission away") == 1

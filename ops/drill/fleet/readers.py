@@ -78,11 +78,13 @@ class _Prompt:
 
 
 class Burst(NamedTuple):
-    """Twins at all gateways at once: their prompt, and from when to when they were answered."""
+    """Twins at all gateways at once: their prompt, and from when to when they were answered. `shares`: before
+    it all gateways shared generations."""
 
     prompt: str
     began: float
     ended: float
+    shares: bool = True
 
 
 class Readers:
@@ -144,12 +146,13 @@ class Readers:
     async def together(self, each: int) -> None:
         """So many twins at every gateway at the same moment."""
         prompt = self.prompt()
+        live = await asyncio.gather(*(node.figure("gateway_fleet_live") for node in self._nodes))
         began = time.monotonic()
         twins = (
             self._one(node, prompt, stream=True, leave=0, usage=False) for node in self._nodes for _ in range(each)
         )
         await asyncio.gather(*twins)
-        self.bursts.append(Burst(prompt, began, time.monotonic()))
+        self.bursts.append(Burst(prompt, began, time.monotonic(), all(live)))
 
     def leaders(self) -> Counter[str]:
         """Fingerprints of the streams under way, with the number of their readers."""

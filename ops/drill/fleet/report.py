@@ -139,13 +139,13 @@ def report_of(
 
 
 def _bursts(findings: Findings, notes: Sequence[Note]) -> Counter[int]:
-    """Of twins at all gateways at once, while no fault was there: how many generations they were."""
+    """Of twins at all gateways at once, where all shared and no fault was there: the number of generations."""
     generations = Counter(note.prompt for note in notes if note.what == "begin")
     faults = [injection for injection in findings.injections if injection.kind != TOGETHER]
     return Counter(
         generations[burst.prompt]
         for burst in findings.bursts
-        if not any(injection.over(burst.began, burst.ended) for injection in faults)
+        if burst.shares and not any(injection.over(burst.began, burst.ended) for injection in faults)
     )
 
 

@@ -6,30 +6,30 @@ compared with the new answer and left out of it.
   rest of the answer goes to the broken Flight.
 - `Continuations` bounds how many streams are continued at one time, and remembers requests over which engines
   died.
-- `Record` keeps the ids of a sampled stream's tokens, which an `IdsIngest` reads and hides; a `RestFlight` is the
-  Flight of the request that goes on from them.
-- A `Seam` compares both answers, content by content, and cuts the frame in which they meet.
+- `TokenIds` are those of a sampled stream, which an `IdsIngest` reads and hides; a `RestFlight` is the Flight of
+  the request that goes on from them.
+- A `Comparison` compares both answers, content by content, and cuts the frame in which they meet.
 
 `Exchange` decides when a stream is continued: it is another attempt of the same request, by the rules of retries.
 """
 
+from proxy.flights.continuing.comparison import Comparison, Differs
 from proxy.flights.continuing.continuations import LONGEST_WAIT, Continuations, Place
-from proxy.flights.continuing.ids import IDS, IdsIngest, Record, RestFlight, asks_for_ids, with_ids
+from proxy.flights.continuing.ids import IDS, IdsIngest, RestFlight, TokenIds, asks_for_ids, with_ids
 from proxy.flights.continuing.replay import REPLAY, Replay, continuable, not_continued
-from proxy.flights.continuing.seam import Differs, Seam
 
 __all__ = [
     "IDS",
     "LONGEST_WAIT",
     "REPLAY",
+    "Comparison",
     "Continuations",
     "Differs",
     "IdsIngest",
     "Place",
-    "Record",
     "Replay",
     "RestFlight",
-    "Seam",
+    "TokenIds",
     "asks_for_ids",
     "continuable",
     "not_continued",

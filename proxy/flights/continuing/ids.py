@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from proxy.flights.continuing.comparison import Differs
 from proxy.flights.continuing.replay import Replay
-from proxy.flights.continuing.seam import Differs
 from proxy.flights.flight import FREE, STEP, Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.upstream.http import KnownHead
@@ -102,7 +102,7 @@ def _limit(fields: Mapping[str, Raw]) -> int | None:
     return None
 
 
-class Record:
+class TokenIds:
     """The ids of one stream's tokens so far. `usable`: they are all known, and they are its text."""
 
     __slots__ = ("build", "finished", "head", "ids", "prompt", "usable", "usage", "whole")
@@ -268,7 +268,7 @@ def _is_text(message: Any) -> bool:
 
 
 class _NoTemplate(FrameTemplate):
-    """Knows no frame: each one is looked at, as one without ids would be missing in the record."""
+    """Knows no frame: each one is looked at, as one without ids would be missing."""
 
     __slots__ = ()
 
@@ -279,11 +279,11 @@ class _NoTemplate(FrameTemplate):
 class IdsIngest(Ingest):
     """Records the ids of a stream's tokens, and hides them. They count to the memory budget."""
 
-    __slots__ = ("_paid", "_record")
+    __slots__ = ("_paid", "_token_ids")
 
-    def __init__(self, flight: Flight, timeouts: Timeouts, callbacks: Callbacks, record: Record) -> None:
+    def __init__(self, flight: Flight, timeouts: Timeouts, callbacks: Callbacks, token_ids: TokenIds) -> None:
         super().__init__(flight, timeouts, callbacks)
-        self._record = record
+        self._token_ids = token_ids
         self._twins = _NoTemplate()
         self._paid = FREE
 
@@ -294,20 +294,20 @@ class IdsIngest(Ingest):
         super().head(status, headers, known)
 
     def _pass_on(self, frames: list[bytes], now: float) -> None:
-        record = self._record
-        super()._pass_on([record.hide(frame) for frame in frames], now)
-        if record.size > self._paid:
-            self._paid = record.size + STEP
+        token_ids = self._token_ids
+        super()._pass_on([token_ids.hide(frame) for frame in frames], now)
+        if token_ids.size > self._paid:
+            self._paid = token_ids.size + STEP
             if not self.flight.charge(self._paid):
-                record.forget()
+                token_ids.forget()
 
 
 class Rest:
-    """Makes chunks of the broken stream from those of the request for its rest. In the place of a `Seam`."""
+    """Makes chunks of the broken stream from those of the request for its rest. In the place of a `Comparison`."""
 
-    def __init__(self, record: Record, *, chat: bool) -> None:
-        self._record, self._chat = record, chat
-        self._before = len(record.ids)
+    def __init__(self, token_ids: TokenIds, *, chat: bool) -> None:
+        self._token_ids, self._chat = token_ids, chat
+        self._before = len(token_ids.ids)
         self._begun = self._ended = False
 
     def renew(self) -> None:
@@ -330,29 +330,29 @@ class Rest:
         if len(choices) > 1:
             raise Differs("several choices")
         self._take_prompt(members)
-        made: dict[str, Any] = dict(members) | self._record.head
+        made: dict[str, Any] = dict(members) | self._token_ids.head
         if choices:
             made["choices"] = [self._choice(choices[0])]
         if bytes(members.get("usage", _NULL)) != b"null":
             made["usage"] = self._usage(_MEMBERS.decode(members["usage"]))
-            self._record.usage = self._record.usage or not choices
+            self._token_ids.usage = self._token_ids.usage or not choices
         return encode(_ENCODE(made))
 
     def _choice(self, choice: dict[str, Raw]) -> dict[str, Any]:
         if bytes(choice.get("index", b"0")) != b"0" or self._ended:
             raise Differs("another choice" if not self._ended else "a later end")
-        record = self._record
-        if not self._begun and (record.finished or len(record.ids) != self._before):
+        token_ids = self._token_ids
+        if not self._begun and (token_ids.finished or len(token_ids.ids) != self._before):
             raise Differs("less than readers have by now")  # of a removed engine, before this one began
         self._take_prompt(choice)
         self._begun = True
         raw, text = choice.get("token_ids", _NULL), _TEXT.decode(choice.get("text", Raw(b'""')))
         if raw != _NULL:
-            record.take(raw, text=bool(text))
+            token_ids.take(raw, text=bool(text))
         else:
-            record.usable = False
+            token_ids.usable = False
         reason = _REASON.decode(choice.get("finish_reason", _NULL))
-        self._ended = record.finished = reason in REASONS
+        self._ended = token_ids.finished = reason in REASONS
         if not self._chat:
             return choice | ({"token_ids": _NULL} if "token_ids" in choice else {})
         made: dict[str, Any] = {
@@ -377,12 +377,12 @@ class Rest:
             raise Differs("another prompt")
 
     def _prompt(self) -> Iterator[int]:
-        yield from _LISTED.decode(b"[%b]" % self._record.prompt)
-        yield from self._record.ids[: self._before]
+        yield from _LISTED.decode(b"[%b]" % self._token_ids.prompt)
+        yield from self._token_ids.ids[: self._before]
 
     def usage(self, completion: int) -> Usage:
         """The usage of the whole answer: its prompt is the client's, its completion both parts."""
-        prompt, whole = self._record.prompt_tokens, self._before + completion
+        prompt, whole = self._token_ids.prompt_tokens, self._before + completion
         return Usage(prompt, whole, prompt + whole)
 
     def _usage(self, usage: dict[str, Raw]) -> dict[str, Any]:
@@ -401,14 +401,14 @@ class RestFlight(Replay):
     def __init__(
         self,
         flight: Flight,
-        record: Record,
+        token_ids: TokenIds,
         body: bytes,
         on_differs: Callable[[str], None],
         on_joined: Callable[[], bool] | None = None,
     ) -> None:
-        self._part = Rest(record, chat=flight.spec.path.partition("?")[0].endswith(PATHS["chat"]))
+        self._part = Rest(token_ids, chat=flight.spec.path.partition("?")[0].endswith(PATHS["chat"]))
         spec = msgspec.structs.replace(flight.spec, path=PATHS["completions"], body=body)
-        super().__init__(flight, on_differs, seam=self._part, spec=spec, on_joined=on_joined)
+        super().__init__(flight, on_differs, comparison=self._part, spec=spec, on_joined=on_joined)
 
     def reports(self, usage: Usage | None, *, estimated: bool = False) -> None:
         whole = self._part.usage(usage.completion_tokens) if usage is not None else None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from proxy.errors import GatewayError
-from proxy.flights.continuing.seam import Differs, Seam
+from proxy.flights.continuing.comparison import Comparison, Differs
 from proxy.flights.flight import Flight, Times
 from proxy.flights.phase import Phase
 from proxy.flights.sharing import sharing_of
@@ -48,23 +48,23 @@ class Replay(Flight):
     """Takes the second answer in place of the broken Flight, compares it with what readers have, and gives the
     rest to that Flight. At the first difference it calls `on_differs` with the reason, and takes nothing more."""
 
-    __slots__ = ("_flight", "_on_differs", "_on_joined", "_passed", "_seam")
+    __slots__ = ("_comparison", "_flight", "_on_differs", "_on_joined", "_passed")
 
     def __init__(
         self,
         flight: Flight,
         on_differs: Callable[[str], None],
         *,
-        seam: Joint | None = None,
+        comparison: Joint | None = None,
         spec: FlightSpec | None = None,
         on_joined: Callable[[], bool] | None = None,
     ) -> None:
-        """`seam`: compares with the log, by default. `spec`: of its request, by default the Flight's. `on_joined`
-        is called before the first frame that readers get of it; False: they do not get it."""
+        """`comparison`: with the log, by default. `spec`: of its request, by default the Flight's. `on_joined` is
+        called before the first frame that readers get of it; False: they do not get it."""
         super().__init__(spec or flight.spec, flight.clock, on_spoiled=self._spoiled)
         self.times = Times(dispatched=flight.times.dispatched)  # the time limit is of all attempts together
         self._flight = flight
-        self._seam: Joint = seam or Seam(flight.log)
+        self._comparison: Joint = comparison or Comparison(flight.log)
         self._on_differs: Callable[[str], None] | None = on_differs
         self._on_joined = on_joined
         self._passed = False  # the broken flight has frames that its readers were not served
@@ -100,9 +100,9 @@ class Replay(Flight):
 
     def _rest(self, frame: bytes) -> bytes | None:
         if is_done(frame):
-            self._seam.end()
+            self._comparison.end()
             return frame if self._joins() else None
-        rest = self._seam.feed(frame)
+        rest = self._comparison.feed(frame)
         if rest is not None:
             if not self._joins():
                 return None
@@ -124,7 +124,7 @@ class Replay(Flight):
         self.flush()
 
     def flush(self) -> None:
-        self._seam.renew()
+        self._comparison.renew()
         if self._passed:
             self._passed = False
             self._flight.flush()

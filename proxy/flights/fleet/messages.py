@@ -15,13 +15,15 @@ from proxy.redis import FENCE
 from proxy.wire.fold import Shape
 
 State = Literal["open", "landed", "failed"]
-Kind = Literal["join", "left", "gone", "alone", "more"]
+Kind = Literal["join", "left", "gone", "alone", "more", "drop"]
 
 MAX_HEAD: Final = 16 * 1024  # bytes of an encoded head
 _WORDS: Final = re.compile(
-    rb"(join|left|gone|alone|more) ([!-~]{1,400}) ([0-9a-f]{16}\.[0-9]{1,19})"
-    rb"(?: ([0-9]{1,12}) ([0-9a-f]{32}) (open|landed|failed) ([0-9a-f]*))?(?: ([0-9a-f]{16}))?"
+    rb"(join|left|gone|alone|more|drop) ([!-~]{1,400}) ([0-9a-f]{16}\.[0-9]{1,19})"
+    rb"(?: ([0-9]{1,12}) ([0-9a-f]{32}) (open|landed|failed) ([0-9a-f]*))?(?: ([0-9a-f]{16}|[0-9a-f]{32}))?"
 )
+_LAST: Final = {"join": 16, "left": 16, "drop": 32}
+"""Characters of the last word: a node, or the hashed name of a stream."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -30,6 +32,7 @@ class Message(msgspec.Struct, frozen=True):
     - `join`, `left`: a node follows a flight of this node, or no longer.
     - `gone`: the flight ends without an answer; `alone`: it is not published.
     - `more`: the stream's bytes from `offset`, and the digest after them.
+    - `drop`: no client comes back to the stream with this hashed name.
     """
 
     kind: Kind
@@ -40,6 +43,7 @@ class Message(msgspec.Struct, frozen=True):
     state: State = "open"
     head: bytes = b""
     data: bytes = b""
+    name: bytes = b""
 
 
 class StreamHead(msgspec.Struct, frozen=True):
@@ -76,15 +80,15 @@ def read_message(payload: object) -> Message | None:
     words = _WORDS.fullmatch(line)
     if words is None:
         return None
-    kind, claim, fence, offset, digest, state, head, node = words.groups()
-    name = cast(Kind, kind.decode())
-    if name != "more":
-        if offset is not None or data or (node is None) is (name in ("join", "left")):
-            return None
-        return Message(name, claim, fence)
-    if offset is None or node is not None:
+    word, claim, fence, offset, digest, state, head, last = words.groups(default=b"")
+    kind = cast(Kind, word.decode())
+    if len(last) != _LAST.get(kind, 0):
         return None
-    return Message(name, claim, fence, int(offset), digest, cast(State, state.decode()), head, data)
+    if kind != "more":
+        return None if offset or data else Message(kind, claim, fence, name=last if kind == "drop" else b"")
+    if not offset:
+        return None
+    return Message(kind, claim, fence, int(offset), digest, cast(State, state.decode()), head, data)
 
 
 def leader_of(fence: object) -> bytes | None:

@@ -27,6 +27,7 @@ from proxy.flights.phase import Phase
 from proxy.flights.spec import Mode
 from proxy.redis import (
     APPEND,
+    DROP,
     FETCH,
     FLIGHT_SCRIPTS,
     LEAVE,
@@ -114,10 +115,12 @@ class Node:
         folds: Callable[[Flight], bool] = lambda flight: True,
         on_change: OnChange = lambda trouble: None,
         on_lost: Callable[[Flight, str], None] = lambda flight, leader: None,
+        on_drop: Callable[[bytes], None] = lambda name: None,
         name: bytes = b"",
     ) -> None:
         """`timeout`: seconds for connecting; `longest_wait`: seconds in the queue, inf for no limit; `folds`: as
-        of the group; `on_lost` is called for each stream that is lost with its leader. `name`: of this node."""
+        of the group; `on_lost` is called for each stream that is lost with its leader, `on_drop` with the hashed
+        name of a stream to which its client will not come back. `name`: of this node."""
         self.name = name or os.urandom(8).hex().encode()
         self.live = False
         self.led = 0  # flights claimed, in all
@@ -134,6 +137,7 @@ class Node:
         self._folds = folds
         self._on_change = on_change
         self._on_lost = on_lost
+        self._on_drop = on_drop
         self.metrics = FleetMetrics(exchange_context.metrics.registry)
         self._link = deployment.client(connect_timeout=timeout)
         self._subscriber = deployment.subscriber(self._pushed, connect_timeout=timeout)
@@ -165,6 +169,7 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._beat_at = -math.inf
         self._stopped = False
+        self._drained: asyncio.Future[None] | None = None  # while it stops: no ended flight is published any more
 
     def __repr__(self) -> str:
         state = "live" if self.live else "alone"
@@ -182,6 +187,11 @@ class Node:
     def publishing(self) -> int:
         return len(self._published)
 
+    @property
+    def _unpublished(self) -> bool:
+        """Whether the last part of a flight is not in Redis yet."""
+        return any(publication.flight.finished for publication in self._published.values())
+
     # -- start and end ------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -195,11 +205,16 @@ class Node:
         self._timer = self._loop.call_later(TICK, self._tick)
 
     async def stop(self) -> None:
-        """Leave the fleet. Its flights have ended before."""
+        """Leave the fleet. Its flights have ended before, and what they had last goes to Redis within SECONDS."""
         self.live, self._stopped = False, True
         if self._timer is not None:
             self._timer.cancel()
         self._timeouts.close()
+        for publication in list(self._published.values()):
+            publication.look()
+        if self._unpublished:
+            self._drained = self._loop.create_future()
+            await asyncio.wait((self._drained,), timeout=SECONDS)
         await self.availability.stop()
         try:
             # Behind the releases of the flights, which have been carried out with it.
@@ -327,14 +342,21 @@ class Node:
             alone = b"alone %b %b" % (message.claim, fence)
             self._run(RELEASE, self._ending(message.claim, fence), (fence, self._keys.inbox, alone))
             return
-        self._publish(flight, message.claim, fence, self._build, KEPT)
+        self._publish(flight, message.claim, fence, self._build, KEPT, named=False)
 
     def _full(self, flight: Flight) -> bool:
         """Whether Redis has no room for one more log."""
         return flight.size > MOST_LOG or sum(each.tail.size for each in self._published.values()) > MOST_LOGS
 
     def _publish(
-        self, flight: Flight, claim: bytes, fence: bytes, build: Callable[[Flight], bytes | None], kept: float
+        self,
+        flight: Flight,
+        claim: bytes,
+        fence: bytes,
+        build: Callable[[Flight], bytes | None],
+        kept: float,
+        *,
+        named: bool,
     ) -> None:
         publication = Publication(
             flight,
@@ -346,6 +368,7 @@ class Node:
             on_end=self._publication_ended,
             later=self._loop.call_soon,
             kept=kept,
+            named=named,
         )
         self._published[fence] = publication
         self.metrics.count("published")
@@ -364,6 +387,8 @@ class Node:
     def _publication_ended(self, publication: Publication, complete: bool) -> None:
         fence, flight = publication.fence, publication.flight
         self._published.pop(fence, None)
+        if self._drained is not None and not self._unpublished and not self._drained.done():
+            self._drained.set_result(None)
         unled = not complete or flight.phase is not Phase.LANDED
         if unled and self._led.pop(fence, None) is not None:
             self._leads.pop(flight, None)
@@ -551,6 +576,11 @@ class Node:
             self._fetch(follower)
         if step in ("wait", "fetch"):
             return
+        if step == "lost" and follower.frames and follower.ingest is not None:
+            follower.state = "failed"  # readers get what was taken first
+            if not follower.feeding:
+                self._feed(follower)
+            return
         if step == "lost" and flight.spec.mode is _WHOLE:
             flight.unfold()  # nothing has gone to its readers: they have an engine asked
             self.ended(flight)
@@ -604,7 +634,7 @@ class Node:
         self._count += 1
         claim, fence = self._keys.claim(os.urandom(16)), b"%b%d" % (self._own, self._count)
         self._send((b"SET", claim, fence, b"PX", _ms(self._longest)))
-        self._publish(flight, claim, fence, lambda flight: b"", self._longest)
+        self._publish(flight, claim, fence, lambda flight: b"", self._longest, named=True)
         return claim, fence
 
     def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
@@ -639,6 +669,12 @@ class Node:
         """Delete what `put` wrote."""
         self._send((b"DEL", self._keys.stream + name))
 
+    def drop(self, claim: bytes, fence: bytes, name: bytes) -> None:
+        """Delete what `put` wrote, and tell the leader and all that follow it that no client comes back."""
+        self.forget(name)
+        words = (self._keys.inbox, leader_of(fence) or b"", b"drop %b %b %b" % (claim, fence, name))
+        self._run(DROP, (self._keys.interest(claim),), words)
+
     def owns(self, fence: bytes) -> bool:
         """Whether this node publishes under it."""
         return fence.startswith(self._own)
@@ -647,8 +683,6 @@ class Node:
         """No client here comes back to a stream that this node published: its log is deleted, or kept for a while
         where other nodes follow it now."""
         publication = self._published.get(fence)
-        if publication is not None:
-            publication.keep(KEPT)
 
         def decided(reply: Any) -> None:
             if reply == 0:
@@ -660,7 +694,10 @@ class Node:
         self._run(QUIT, keys, (fence, _ms(INTEREST)), decided)
 
     def outlasts(self, claim: bytes, fence: bytes, seconds: float) -> None:
-        """Redis keeps the log of a published stream for so long from now on."""
+        """Redis keeps the log of a published stream for so long from now on, and after each further append."""
+        publication = self._published.get(fence)
+        if publication is not None:
+            publication.keep(min(seconds, self._longest))
         for key in (claim, self._keys.log(claim, fence), self._keys.facts(claim, fence)):
             self._send((b"PEXPIRE", key, _ms(min(seconds, self._longest))))
 
@@ -688,6 +725,9 @@ class Node:
                 publication = self._published.get(message.fence)
                 if publication is not None and publication.unread_here:
                     self._ask_to_quit(publication)
+            return
+        if message.kind == "drop":
+            self._on_drop(message.name)
             return
         for follower in tuple(self._by_fence.get(message.fence, ())):
             following = follower.following

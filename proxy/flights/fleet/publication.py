@@ -29,7 +29,7 @@ class Publication:
 
     __slots__ = (
         "_append", "_build", "_closed", "_later", "_on_end", "_state", "_writing",
-        "claim", "fence", "flight", "kept", "reader", "sending", "tail",
+        "claim", "fence", "flight", "kept", "named", "reader", "sending", "tail",
     )  # fmt: skip
 
     def __init__(
@@ -44,11 +44,13 @@ class Publication:
         on_end: Callable[[Publication, bool], None],
         later: Callable[[Callable[[], None]], object],
         kept: float,
+        named: bool,
     ) -> None:
         """`build`: of the engine that answers, None where it is not known. `append` sends one append; `on_end` is
         called once: with True when the stream is published to its end, whatever that is. `later`: the loop's
-        `call_soon`. `kept`: seconds that the log stays in Redis after an append."""
-        self.flight, self.claim, self.fence, self.kept = flight, claim, fence, kept
+        `call_soon`. `kept`: seconds that the log stays in Redis after an append. `named`: clients come back to
+        this very stream, so all that they may have had of it is published, also where this node stops."""
+        self.flight, self.claim, self.fence, self.kept, self.named = flight, claim, fence, kept, named
         self.tail = Tail(fence)
         self.sending = False
         self._build = build
@@ -80,7 +82,7 @@ class Publication:
         if self._closed:
             return True
         flight, new = self.flight, bytes(data)
-        if flight.error is not None and flight.error.code is Code.SHUTTING_DOWN:
+        if flight.error is not None and flight.error.code is Code.SHUTTING_DOWN and not self.named:
             self.end(complete=False)  # of this node alone: its followers continue the stream
             return True
         if self.reader.done:

@@ -8,10 +8,10 @@ from aioprometheus.collectors import Registry
 
 from proxy.telemetry import PREFIX, Counts, Label
 
-What = Literal["held", "refused", "resumed", "fetched", "lapsed", "evicted", "unknown", "position"]
+What = Literal["held", "refused", "resumed", "fetched", "lapsed", "evicted", "deleted", "unknown", "position"]
 WHATS: Final[tuple[What, ...]] = (
     *("held", "refused", "resumed", "fetched"),
-    *("lapsed", "evicted", "unknown", "position"),
+    *("lapsed", "evicted", "deleted", "unknown", "position"),
 )
 
 
@@ -22,8 +22,8 @@ class ResumingMetrics:
         self._streams = Counts(
             PREFIX + "resumable_streams_total",
             "Streams that clients may come back to: held, refused as too many are held, resumed here, fetched "
-            "from another gateway, lapsed, evicted by a newer one, asked for and unknown, asked for at a position "
-            "that they lack.",
+            "from another gateway, lapsed, evicted by a newer one, deleted by a client, asked for and unknown, "
+            "asked for at a position that they lack.",
             (Label("what", WHATS),),
             registry,
         )

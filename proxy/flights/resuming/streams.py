@@ -35,6 +35,10 @@ class Feeds(Protocol):
 ON_ITS_WAY: Final = 0.1
 """Seconds that the record of a stream may take to Redis: a client may come back faster than that."""
 
+RENEWED: Final = 10.0
+"""Most seconds between two renewals of the record of a stream that a client reads: another gateway, which the last
+client has left, may have begun its grace."""
+
 Slot = Callable[[], None]
 """A permit of the rate limits for one request under way; the call returns it."""
 
@@ -52,6 +56,7 @@ class Stream(msgspec.Struct, eq=False):
     seams: list[Seam] = msgspec.field(default_factory=list)
     place: tuple[bytes, bytes] | None = None  # claim and fence under which it is published
     recorded: int = 0  # bytes of its record in Redis, which this gateway wrote
+    renewed: float = -math.inf  # when Redis was last told how long to keep the record
     slot: Slot | None = None  # while its generation runs and nobody reads it
 
     @property
@@ -98,6 +103,7 @@ class Streams:
         self._by_flight: dict[Flight, list[Stream]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf  # when the timer fires
+        self._renewal: asyncio.TimerHandle | None = None  # while streams are held
 
     def __repr__(self) -> str:
         return f"<Streams {self._ledger!r}>"
@@ -126,11 +132,11 @@ class Streams:
         for stream in tuple(self._streams.values()):
             if fleet is not None and stream.place is not None and fleet.owns(stream.place[1]):
                 self._keep(stream, stream.entry.grace)
-                fleet.outlasts(*stream.place, stream.entry.grace)
             stream.place = None
             self._drop(stream)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._renewal):
+            if timer is not None:
+                timer.cancel()
 
     # -- holding ------------------------------------------------------------------------------------
 
@@ -231,6 +237,8 @@ class Streams:
         stream = Stream(self._ledger.add(tenant, name, grace), flight, holder, request, usage, numbered)
         self._streams[stream.entry] = stream
         self._by_flight.setdefault(flight, []).append(stream)
+        if self._renewal is None and self._feeds.fleet is not None:
+            self._renew()
         return stream
 
     def _drop(self, stream: Stream, *, forget: bool = False) -> None:
@@ -253,9 +261,19 @@ class Streams:
         self._return_slot(stream)
 
     def _keep(self, stream: Stream, seconds: float) -> None:
-        """Redis tells other gateways of a stream for so long from now on."""
+        """Redis has a stream for other gateways for so long from now on."""
         if stream.place is not None and self._feeds.fleet is not None:
+            stream.renewed = self._loop.time()
             self._feeds.fleet.keep(hashed(stream.entry.tenant, stream.name), seconds)
+            self._feeds.fleet.outlasts(*stream.place, seconds)
+
+    def _renew(self) -> None:
+        """Keep the records of streams that clients read here."""
+        self._renewal = self._loop.call_later(1.0, self._renew) if self._streams else None
+        now = self._loop.time()
+        for stream in self._streams.values():
+            if stream.entry.readers and now - stream.renewed >= min(RENEWED, stream.entry.grace / 3):
+                self._keep(stream, math.inf)
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -270,6 +288,29 @@ class Streams:
                 self._drop(self._streams[entry])
         finally:
             self._schedule()  # the others lapse too where one cannot be dropped
+
+    async def delete(self, tenant: bytes, name: str) -> None:
+        """No client comes back to it, at any gateway: its generation is cancelled once no client reads it. Raises
+        GatewayError 404 or 503."""
+        fleet, hash = self._feeds.fleet, hashed(tenant, name)
+        entry = self._ledger.find(tenant, name)
+        if entry is not None:
+            place = self._streams[entry].place
+            self._drop(self._streams[entry], forget=True)
+        else:
+            record = None if fleet is None else await _published(fleet, hash)
+            if record is None:
+                raise self._unknown(name)
+            place = record.claim, record.fence
+        self._metrics.count("deleted")
+        if fleet is not None and place is not None:
+            fleet.drop(*place, hash)
+
+    def dropped(self, hash: bytes) -> None:
+        """Another gateway has deleted the stream with this hashed name."""
+        for stream in tuple(self._streams.values()):
+            if hashed(stream.entry.tenant, stream.name) == hash:
+                self._drop(stream, forget=True)
 
     # -- coming back --------------------------------------------------------------------------------
 
@@ -286,12 +327,7 @@ class Streams:
             if entry is None and record is not None:
                 return self._fetch(tenant, name, record, make(record), state)
         if entry is None:
-            self._metrics.count("unknown")
-            raise GatewayError(
-                Code.STREAM_NOT_FOUND,
-                f"No stream {name[:64]!r} is kept for you: its grace has passed, it had to make room, it is "
-                "another key's, or it never was. Send the request again.",
-            )
+            raise self._unknown(name)
         if not self._ledger.joins(entry):
             raise GatewayError(
                 Code.RATE_LIMITED,
@@ -302,6 +338,14 @@ class Streams:
         stream = self._streams[entry]
         self._keep(stream, math.inf)
         return stream
+
+    def _unknown(self, name: str) -> GatewayError:
+        self._metrics.count("unknown")
+        return GatewayError(
+            Code.STREAM_NOT_FOUND,
+            f"No stream {name[:64]!r} is kept for you: its grace has passed, it was deleted, it had to make room, "
+            "it is another key's, or it never was. Send the request again.",
+        )
 
     def _fetch(self, tenant: bytes, name: str, record: Record, spec: FlightSpec, state: QueueState) -> Stream:
         """Follow a stream that another gateway holds."""
@@ -400,7 +444,7 @@ class Streams:
             seams=tuple(stream.seams),
         )
         encoded = record.encoded()
-        stream.recorded = len(encoded)
+        stream.recorded, stream.renewed = len(encoded), self._loop.time()
         fleet.put(hashed(stream.entry.tenant, stream.name), encoded)
 
 

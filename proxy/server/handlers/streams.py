@@ -1,4 +1,4 @@
-"""Clients that come back to a stream: what they ask for with a request, and `GET /v1/streams/NAME`."""
+"""Clients that come back to a stream: what they ask for with a request, and `/v1/streams/NAME`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Resumption:
 
 
 class StreamHandler:
-    """`GET /v1/streams/NAME`: the rest of a stream."""
+    """`GET /v1/streams/NAME`: the rest of a stream. `DELETE`: its client does not come back."""
 
     def __init__(
         self,
@@ -91,6 +91,8 @@ class StreamHandler:
         self._remake = remake
 
     async def __call__(self, context: RequestContext) -> Sent:
+        if context.request.method == "DELETE":
+            return await self._delete(context)
         position = _position(context)
         if self._admission is None:
             return await self._answer(context, position)
@@ -103,6 +105,13 @@ class StreamHandler:
             if slot is None and context.hold is not None:
                 slot = context.hold.lend()
             self._streams.give_slot(tenant, name, slot)
+
+    async def _delete(self, context: RequestContext) -> Sent:
+        if self._admission is not None:
+            await self._admission.head(context, slots=0)
+        name = _name(context)
+        await self._streams.delete(tenant_of(context), name)
+        return await self._responder.reply(context, 200, {"id": name, "object": "stream", "deleted": True})
 
     async def _answer(self, context: RequestContext, position: Position) -> Sent:
         request = context.request

@@ -89,6 +89,12 @@ class Ready(Struct):
     status: Literal["ready"]
 
 
+class DeletedStream(Struct):
+    id: str
+    object: Literal["stream"]
+    deleted: bool
+
+
 class Flushed(Struct):
     object: Literal["cache.flush"]
     model: str | None
@@ -104,5 +110,6 @@ class State(Struct):
     readers: int
     queued: int
     resumable: int
+    fleet: dict[str, Any]
     models: list[str]
     backends: list[dict[str, Any]]

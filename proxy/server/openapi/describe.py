@@ -17,6 +17,7 @@ from proxy.flights import SHARES
 from proxy.server.openapi import answers
 from proxy.server.openapi.engine_apis import MessagesErrorObject
 from proxy.server.openapi.operations import (
+    BY_METHOD,
     BY_PATH,
     ENGINE_OPERATIONS,
     EVENTS,
@@ -127,9 +128,9 @@ def describe(paths: Iterable[tuple[str, str, str]], keyless: Keyless, *, engines
     described: dict[str, Any] = {}
     operations = []
     for path, methods, endpoint in sorted(paths):
-        operation = BY_PATH.get(path) or OPERATIONS[endpoint]
+        operation = BY_PATH.get(path) or BY_METHOD.get((endpoint, methods)) or OPERATIONS[endpoint]
         operations.append(operation)
-        described[path] = _path(path, methods, endpoint, operation, keyless)
+        described.setdefault(path, {}).update(_path(path, methods, endpoint, operation, keyless))
         if path == "/v1/models":
             one = OPERATIONS["model"]
             operations.append(one)

@@ -232,6 +232,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
 }
 """By the endpoint's label, as in metrics and in the log."""
 
+BY_METHOD: Final = {
+    ("streams", "DELETE"): Operation(
+        "Keep a stream no longer, at any gateway; its generation ends once no client reads it.",
+        "inference",
+        answers.DeletedStream,
+        codes=LIMITS | {Code.STREAM_NOT_FOUND, Code.CACHE_UNAVAILABLE},
+    ),
+}
+"""Methods that differ from the others of their endpoint."""
+
 BY_PATH: Final = {
     "/embed": Operation(
         "An alias of /v1/embeddings; with a setting, a marked stub where no engine can embed.",

@@ -136,6 +136,12 @@ function show(state) {
   const other = limits ? `; limits have their own: ${limits.detail || limits.state}` : "";
   put("redis2", (redis.detail ? redis.detail + ". Requests are served without it." : known) + other);
   $("redis").className = redis.detail || (limits && limits.detail) ? "bad" : "";
+  const {generations, engine_limits, gateways} = state.fleet, alone = generations === false || engine_limits === false;
+  $("fleetbox").hidden = generations == null && engine_limits == null;
+  put("fleet", alone ? "alone" : gateways == null ? "shared" : gateways > 1 ? many(gateways - 1, "other") : "no other");
+  put("fleet2", [generations == null ? "" : generations ? "generations are shared" : "this one generates for itself: Redis is away",
+    engine_limits == null ? "" : engine_limits ? "engine limits are shared" : "this one has its share of the engine limits: Redis is away"].filter(Boolean).join("; "));
+  $("fleet").className = alone ? "bad" : "";
   engines(state.backends);
   models(state.models);
 }

@@ -14,7 +14,7 @@ from proxy.config import Settings, mask_url
 from proxy.flights import Flight, FlightGroup
 from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache, RedisState
-from proxy.server.page.rates import CounterSnapshot, Rising, rates_between, read, window
+from proxy.server.page.rates import Counters, CounterSnapshot, Rising, rates_between, read, window
 from proxy.telemetry import Metrics, Totals
 from proxy.upstream import Backend, Backends, State
 
@@ -70,6 +70,7 @@ class StateView:
             start = CounterSnapshot(at=now - state["uptime_s"])
         return {
             **state,
+            "fleet": fleet(totals or of.metrics),
             "total": rates_between(start, self._readings[-1]),
             "recent": recent(self._readings),
         }
@@ -103,6 +104,22 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
         "redis": of.redis.shown() | {"available": None if of.cache is None else of.cache.available},
         **({"state_redis": of.state_redis.shown()} if of.state_redis is not None else {}),
         "backends": [engine(backend, visible, now) for backend in backends.all],
+    }
+
+
+def fleet(metrics: Counters) -> dict[str, Any]:
+    """Whether generations and the limits of engines are shared with other gateways now; None: they are not by the
+    settings. `gateways`: how many share the limits, this one included."""
+
+    def value(name: str) -> float | None:
+        return next((value for _, value in metrics.samples(name)), None)
+
+    live, limits = value("fleet_live"), value("admission_live")
+    gateways = value("admission_gateways")
+    return {
+        "generations": None if live is None else bool(live),
+        "engine_limits": None if limits is None else bool(limits),
+        "gateways": None if gateways is None else int(gateways),
     }
 
 

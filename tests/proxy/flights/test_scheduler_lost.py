@@ -14,8 +14,8 @@ from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.openai import decode
 from tests.kit.clock import virtual
+from tests.proxy.flights.continuing.test_comparison import ROLE, other, say
 from tests.proxy.flights.continuing.test_replay import DONE, STOP, Reader
-from tests.proxy.flights.continuing.test_seam import ROLE, other, say
 from tests.proxy.flights.test_scheduler import House
 
 LOST = GatewayError(Code.UPSTREAM_TRUNCATED, "lost.")

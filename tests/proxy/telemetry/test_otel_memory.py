@@ -42,6 +42,7 @@ def log() -> Noted:
 def otel(log: Noted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Otel]:
     for name in ("OTEL_TRACES_SAMPLER", "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"):
         monkeypatch.delenv(name, raising=False)
+    join()  # an earlier test's exporter writes to the same logger until its retries end
     made = Otel(cast(Log, log), environ={})
     yield made
     made._words.close()

@@ -274,6 +274,34 @@ def test_without_redis_each_gateway_has_its_share_and_at_least_one_place() -> No
         assert sum(gateways.ceilings()) == limit
 
 
+@pytest.mark.parametrize("busy", [3, 4, 5])
+@pytest.mark.parametrize("limits", [(6, 6), (6, 10), (10, 6)])
+def test_a_flush_between_a_call_and_its_run_grants_nothing_beyond_the_limit(
+    limits: tuple[int, int], busy: int
+) -> None:
+    """The places that one gateway asked for were the other's until the flush took the record of these."""
+    gateways = Virtual(6, "a", "b", seconds=9.0)
+    for each, limit in zip(gateways.gateways.values(), limits, strict=True):
+        each.limit = limit
+    one, other = gateways.gateways.values()
+    gateways.pass_(1)
+    other.queued = busy
+    gateways.pass_(1)
+    assert other.inflight == busy
+    one.queued, redis = 9, gateways.redis
+    assert redis is not None
+    for _ in range(20):
+        gateways.now += EVERY
+        call = one.tick(gateways.now)
+        assert call is not None
+        redis.rows.clear()
+        reply = redis.renew(gateways.now, "a", call)
+        assert reply is not None
+        one.lease.replied(gateways.now, call, reply)
+        one.take()
+        assert one.uses + other.uses <= 6, (one.lease, other.lease)
+
+
 def test_a_gateway_that_begins_without_redis_uses_the_engine_after_the_time_of_a_lease() -> None:
     gateways = Virtual(8, "a")
     gateways.redis = None

@@ -12,8 +12,8 @@ from proxy.flights.spec import FlightSpec, Head, Mode, QueueState, User
 from proxy.wire import KEEP_ALIVE
 from proxy.wire.openai import decode
 from tests.kit.clock import virtual
+from tests.proxy.flights.continuing.test_comparison import say
 from tests.proxy.flights.continuing.test_replay import Reader
-from tests.proxy.flights.continuing.test_seam import say
 
 
 def flight(key: bytes = b"k") -> Flight:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flights.continuing.ids import MOST_PROMPT, IdsIngest, Record, Rest, asks_for_ids
-from proxy.flights.continuing.seam import Differs
+from proxy.flights.continuing.comparison import Differs
+from proxy.flights.continuing.ids import MOST_PROMPT, IdsIngest, Rest, TokenIds, asks_for_ids
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.ingest import Callbacks, StreamLimits, Timeouts
 from proxy.flights.memory import Memory
@@ -74,49 +74,49 @@ def test_all_others_do_not(more: dict[str, Any]) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4), min_size=1, max_size=20), st.data())
 def test_whatever_ids_come_the_rest_is_asked_for_after_them(parts: list[list[int]], data: st.DataObject) -> None:
-    record, every = Record(b""), [number for part in parts for number in part]
+    token_ids, every = TokenIds(b""), [number for part in parts for number in part]
     prompt = data.draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9))
     api_request = decode("chat", json.dumps(ASK | {"max_tokens": 100, "min_tokens": 3}).encode())
     for number, part in enumerate(parts):
-        shown = json.loads(record.hide(frame(*part, prompt=None if number else prompt))[6:])
+        shown = json.loads(token_ids.hide(frame(*part, prompt=None if number else prompt))[6:])
         assert shown["prompt_token_ids"] is shown["choices"][0]["token_ids"] is None
         assert shown["choices"][0]["delta"] == {"content": "a"}
-    assert record.continues(api_request) == (len(parts[-1]) == 1)
-    record.hide(frame(7))
+    assert token_ids.continues(api_request) == (len(parts[-1]) == 1)
+    token_ids.hide(frame(7))
     every.append(7)
-    assert record.continues(api_request)
-    record.hide(frame(8, 9, content=""))
-    assert record.counts().completion_tokens == len(every) + 2
-    asked = json.loads(record.request(api_request))
+    assert token_ids.continues(api_request)
+    token_ids.hide(frame(8, 9, content=""))
+    assert token_ids.counts().completion_tokens == len(every) + 2
+    asked = json.loads(token_ids.request(api_request))
     assert asked["prompt"] == prompt + every
     assert asked["max_tokens"] == 100 - len(every)
     assert asked.get("min_tokens", 0) == max(0, 3 - len(every))
-    assert record.counts().prompt_tokens == len(prompt)
-    assert record.counts().completion_tokens == len(every)
+    assert token_ids.counts().prompt_tokens == len(prompt)
+    assert token_ids.counts().completion_tokens == len(every)
 
 
 @given(st.binary(max_size=200), st.booleans())
 def test_no_frame_raises_or_is_lost(data: bytes, json_like: bool) -> None:
-    record = Record(b"")
+    token_ids = TokenIds(b"")
     given = b"data: " + (json.dumps({"choices": [{"token_ids": data.hex()}]}).encode() if json_like else data)
-    record.hide(given + b"\n\n")
-    assert not record.continues(decode("chat", json.dumps(ASK).encode()))
+    token_ids.hide(given + b"\n\n")
+    assert not token_ids.continues(decode("chat", json.dumps(ASK).encode()))
 
 
 def test_an_answer_at_its_limit_is_not_continued() -> None:
-    record, api_request = Record(b""), decode("chat", json.dumps(ASK | {"max_tokens": 2}).encode())
-    record.hide(frame(1, prompt=[1]))
-    assert record.continues(api_request)
-    record.hide(frame(2))
-    assert not record.continues(api_request)
+    token_ids, api_request = TokenIds(b""), decode("chat", json.dumps(ASK | {"max_tokens": 2}).encode())
+    token_ids.hide(frame(1, prompt=[1]))
+    assert token_ids.continues(api_request)
+    token_ids.hide(frame(2))
+    assert not token_ids.continues(api_request)
 
 
 @pytest.mark.parametrize("late", [frame(2, content=""), frame(content="", finish_reason="stop")])
 def test_a_rest_is_none_where_the_first_engine_has_said_more_since(late: bytes) -> None:
-    record = Record(b"")
-    record.hide(frame(1, prompt=[1]))
-    rest = Rest(record, chat=True)
-    record.hide(late)
+    token_ids = TokenIds(b"")
+    token_ids.hide(frame(1, prompt=[1]))
+    rest = Rest(token_ids, chat=True)
+    token_ids.hide(late)
     with pytest.raises(Differs):
         rest.feed(sse({"choices": [{"index": 0, "text": "b", "finish_reason": None, "token_ids": [2]}]}))
 
@@ -128,11 +128,11 @@ async def test_what_is_kept_counts_to_the_memory_budget(budget: int, kept: bool)
     memory = Memory(budget)
     flight = Flight(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r"), loop.time, memory)
     flight.enter(Phase.PREFILL)
-    timeouts, record = Timeouts(StreamLimits(), loop), Record(b"")
-    ingest = IdsIngest(flight, timeouts, Callbacks(lambda error: None), record)
+    timeouts, token_ids = Timeouts(StreamLimits(), loop), TokenIds(b"")
+    ingest = IdsIngest(flight, timeouts, Callbacks(lambda error: None), token_ids)
     ingest.head(200, [("content-type", "text/event-stream")])
     ingest.body(frame(1, prompt=[100_000] * 20_000))
-    assert (record.usable, bool(record.size), memory.held > FREE) == (kept, kept, kept)
+    assert (token_ids.usable, bool(token_ids.size), memory.held > FREE) == (kept, kept, kept)
     ingest.close()
     timeouts.close()
 
@@ -145,14 +145,14 @@ def test_the_rest_is_of_the_prompt_that_was_sent_and_shows_no_ids_of_it(inside: 
         ids = {"prompt_token_ids": prompt}
         return sse({"id": "j", "choices": [choice | ids if inside else choice]} | ({} if inside else ids))
 
-    record = Record(b"")
-    record.hide(frame(7, prompt=[1, 2]))
-    shown = Rest(record, chat=chat).feed(rest([1, 2, 7]))
+    token_ids = TokenIds(b"")
+    token_ids.hide(frame(7, prompt=[1, 2]))
+    shown = Rest(token_ids, chat=chat).feed(rest([1, 2, 7]))
     assert shown is not None
     chunk = json.loads(shown[6:])
     assert not chunk.get("prompt_token_ids")
     assert not chunk["choices"][0].get("prompt_token_ids")
     assert chunk["choices"][0]["token_ids"] is None
-    assert list(record.ids) == [7, 8]
+    assert list(token_ids.ids) == [7, 8]
     with pytest.raises(Differs, match="another prompt"):
-        Rest(record, chat=chat).feed(rest([1, 3, 7]))
+        Rest(token_ids, chat=chat).feed(rest([1, 3, 7]))

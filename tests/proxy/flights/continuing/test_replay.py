@@ -19,7 +19,7 @@ from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.kit.clock import run_virtual, virtual
 from tests.kit.trip import Trip, Wire
-from tests.proxy.flights.continuing.test_seam import ROLE, TEXT, chat, cut, merged, other, say, tracks, usage
+from tests.proxy.flights.continuing.test_comparison import ROLE, TEXT, chat, cut, merged, other, say, tracks, usage
 
 DONE = b"data: [DONE]\n\n"
 STOP = chat(finish="stop")

@@ -31,6 +31,14 @@ def test_messages_to_followers_name_nobody(kind: str) -> None:
     assert read_message(line + b" " + NODE) is None
 
 
+def test_a_message_that_drops_a_stream_has_its_hashed_name() -> None:
+    line = b"drop %b %b" % (CLAIM, FENCE)
+    name = b"0" * 32
+    assert read_message(line + b" " + name) == Message("drop", CLAIM, FENCE, name=name)
+    for bad in (b"", b" " + NODE, b" " + name + b"0", b" " + name + b"\nx", b" 0 " + name + b" open  " + name):
+        assert read_message(line + bad) is None
+
+
 @given(
     offset=st.integers(0, 10**12 - 1),
     data=st.binary(max_size=50),

@@ -51,7 +51,7 @@ async def test_twenty_readers_are_seen_on_one_generation_and_nothing_of_it_is_ma
         await chrome.look(1180, 900)
         await chrome.open(app.url + "/")
         await chrome.until("!document.getElementById('keyform').hidden")
-        assert chrome.complaints.pop().count("401") == 1, "the browser's own line of what was refused"
+        assert chrome.complaints.pop().count("status of 401") == 1, "the browser's own line of what was refused"
         await chrome.js(
             f"document.getElementById('key').value = '{KEY}'; document.querySelector('#keyform button').click()"
         )

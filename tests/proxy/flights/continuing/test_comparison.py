@@ -12,7 +12,14 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from proxy.flights.continuing.seam import MOST_AHEAD, MOST_BYTES, MOST_FRAMES, MOST_VALUES, Differs, Seam
+from proxy.flights.continuing.comparison import (
+    MOST_AHEAD,
+    MOST_BYTES,
+    MOST_FRAMES,
+    MOST_VALUES,
+    Comparison,
+    Differs,
+)
 from proxy.wire.sse import chunk
 from tests.kit.engine_wire import sse
 
@@ -49,14 +56,14 @@ def usage(completion: int = 3) -> bytes:
 
 def continued(first: Iterable[bytes], second: Iterable[bytes]) -> list[bytes]:
     """What readers get after the frames of `first`. Raises Differs."""
-    seam = Seam([chunk(frame) for frame in first])
-    rest = [left for frame in second if (left := seam.feed(other(frame))) is not None]
-    seam.end()
+    comparison = Comparison([chunk(frame) for frame in first])
+    rest = [left for frame in second if (left := comparison.feed(other(frame))) is not None]
+    comparison.end()
     return rest
 
 
 def merged(frames: Iterable[bytes]) -> Json:
-    """What a client makes of a stream: every content concatenated, every fact once. Independent of the seam."""
+    """What a client makes of a stream: every content concatenated, every fact once. Not by the code under test."""
     whole: Json = {"choices": {}, "head": set(), "fingerprints": set(), "usage": []}
     for frame in frames:
         data = json.loads(frame.removeprefix(b"data: "))
@@ -113,9 +120,9 @@ def test_readers_get_what_they_lack_under_the_first_answer_s_id(
 
 
 def test_a_frame_that_needs_no_change_is_passed_as_it_is() -> None:
-    seam = Seam([chunk(ROLE)])
+    comparison = Comparison([chunk(ROLE)])
     spaced = b'data: {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
-    assert seam.feed(spaced) is spaced
+    assert comparison.feed(spaced) is spaced
 
 
 def test_of_a_usage_in_frames_with_choices_the_second_s_counts_go_on() -> None:
@@ -247,48 +254,50 @@ def test_each_difference_is_told(name: str) -> None:
 
 
 def test_what_takes_too_long_to_compare_is_a_difference() -> None:
-    seam = Seam([chunk(say("x", 1))] * (MOST_FRAMES + 1))
+    comparison = Comparison([chunk(say("x", 1))] * (MOST_FRAMES + 1))
     with pytest.raises(Differs, match="another order"):
-        seam.feed(say("a"))
-    seam = Seam([chunk(say("x" * MOST_BYTES, 1)), chunk(say("a"))])
+        comparison.feed(say("a"))
+    comparison = Comparison([chunk(say("x" * MOST_BYTES, 1)), chunk(say("a"))])
     with pytest.raises(Differs, match="another order"):
-        seam.feed(say("a"))
-    seam = Seam([chunk(say("x"))] * 2 * MOST_FRAMES)
-    assert seam.feed(say("x" * MOST_FRAMES)) is None
-    seam.renew()
-    assert seam.feed(say("x" * MOST_FRAMES)) is None
-    seam = Seam([chunk(say("x" * MOST_AHEAD, 1)), chunk(say("x", 1)), chunk(say("x", 1)), chunk(say("a"))])
+        comparison.feed(say("a"))
+    comparison = Comparison([chunk(say("x"))] * 2 * MOST_FRAMES)
+    assert comparison.feed(say("x" * MOST_FRAMES)) is None
+    comparison.renew()
+    assert comparison.feed(say("x" * MOST_FRAMES)) is None
+    comparison = Comparison(
+        [chunk(say("x" * MOST_AHEAD, 1)), chunk(say("x", 1)), chunk(say("x", 1)), chunk(say("a"))]
+    )
     with pytest.raises(Differs, match="another order"):
-        seam.feed(say("a"))
+        comparison.feed(say("a"))
 
 
 @pytest.mark.parametrize("first", [0, MOST_VALUES])
 def test_lists_of_more_values_than_can_be_compared_at_once_are_a_difference(first: int) -> None:
     """Frames of some 3 MB of token ids held the loop for a second."""
-    seam = Seam([chunk(chat({"content": "a"}, token_ids=[1] * first)), chunk(say("b"))])
+    comparison = Comparison([chunk(chat({"content": "a"}, token_ids=[1] * first)), chunk(say("b"))])
     began = time.thread_time()
     with pytest.raises(Differs, match="too many values at once"):
-        seam.feed(chat({"content": "a"}, token_ids=[1] * (MOST_VALUES + 1)))
+        comparison.feed(chat({"content": "a"}, token_ids=[1] * (MOST_VALUES + 1)))
     with pytest.raises(Differs, match="too many values at once"):
-        Seam([]).feed(chat({"content": "a"}, token_ids=[1] * 1_500_000))
+        Comparison([]).feed(chat({"content": "a"}, token_ids=[1] * 1_500_000))
     assert time.thread_time() - began < 0.5
 
 
 def test_as_many_values_as_can_be_compared_are_compared_in_each_read() -> None:
     ids = [1] * (MOST_VALUES // 2)
-    seam = Seam([chunk(chat({"content": "a"}, token_ids=ids))] * 2)
-    assert seam.feed(chat({"content": "a"}, token_ids=ids)) is None
-    seam.renew()
-    assert seam.feed(chat({"content": "a"}, token_ids=ids)) is None
+    comparison = Comparison([chunk(chat({"content": "a"}, token_ids=ids))] * 2)
+    assert comparison.feed(chat({"content": "a"}, token_ids=ids)) is None
+    comparison.renew()
+    assert comparison.feed(chat({"content": "a"}, token_ids=ids)) is None
 
 
 def test_frames_that_are_appended_meanwhile_are_not_compared() -> None:
     log = [chunk(say("a"))]
-    seam = Seam(log)
-    assert seam.feed(say("ab")) == say("b")
+    comparison = Comparison(log)
+    assert comparison.feed(say("ab")) == say("b")
     log.append(chunk(say("b")))
-    assert seam.feed(say("c")) == say("c")
-    seam.end()
+    assert comparison.feed(say("c")) == say("c")
+    comparison.end()
 
 
 # -- any cut, any break, any difference ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The seam between two answers to one request: what readers have of the first, and the rest of the second. Frames
+"""Two answers to one request: what readers have of the first, and the rest of the second. Frames
 in, frames out; no I/O.
 
 Engines cut frames at different places, so contents are compared, not frames: texts, reasoning, tool calls, log
@@ -127,7 +127,7 @@ class _Choice:
         return start
 
 
-class Seam:
+class Comparison:
     """Compares a second answer with the log of a first one, frame by frame, and gives the rest of the second."""
 
     def __init__(self, log: Sequence[bytes]) -> None:
