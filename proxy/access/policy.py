@@ -88,6 +88,13 @@ class AccessPolicy:
                 raise self._denied(context, line)
         return api_request
 
+    def may_repeat(self, api_request: ApiRequest) -> bool:
+        """Whether this gateway would send a request of another one as it is. Raises GatewayError 400 or 413."""
+        if self._sizes and self._sizes.check(api_request) is not api_request:
+            return False
+        deny = self._rules.deny
+        return deny is None or denied_in(deny, api_request) is None
+
     def check_model(self, context: AccessContext) -> None:
         """Whether the caller may use the model. Raises GatewayError 404."""
         if context.caller is not None and not _may_use(context.caller, context.model):

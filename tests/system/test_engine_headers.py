@@ -123,3 +123,30 @@ async def test_a_client_that_asks_the_engine_for_its_load_gets_it(
         answer = await post_json(app.url, CHAT, HELLO | sampling, [(LOAD_FORMAT, "TEXT")])
     assert "endpoint-load-metrics" not in plain.head
     assert answer.head["endpoint-load-metrics"] == "TEXT load"
+
+
+@pytest.mark.parametrize("sampling", [SHARED, ALONE], ids=["shared", "alone"])
+@pytest.mark.parametrize("given", ["mine-7", None, 7, "a\nb", "é", "x" * 200])
+async def test_the_id_that_a_client_chooses_in_its_body_is_the_engine_s(
+    engine: Engine, sampling: dict[str, Any], given: object
+) -> None:
+    """vLLM takes the id in a header before the one in the body. What is no plain token names nothing."""
+    seen: list[str | None] = []
+
+    async def script(turn: Turn) -> None:
+        seen.append(turn.headers.get("x-request-id"))
+        await turn.respond(200, turn.shape.whole(["hello"], ["stop"], 1, 1))
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        body = HELLO | sampling | {"request_id": given}
+        answer = await post_json(app.url, CHAT, body)
+        await post_json(app.url, CHAT, body | {"seed": 1}, [("X-Request-Id", "of-the-header")])
+        await post_json(app.url, "/pooling", {"model": "m1", "input": "a", "request_id": given})
+        await post_json(app.url, "/pooling", {"model": "m1", "input": "a"}, [("X-Request-Id", "of-the-header")])
+    of_chat, of_header, of_pooling, of_pooling_header = seen
+    own = answer.head["x-request-id"]
+    assert of_chat == ("mine-7" if given == "mine-7" else own)
+    assert of_header != "mine-7"
+    assert (of_pooling is None) is (given is not None)
+    assert of_pooling_header == "of-the-header"

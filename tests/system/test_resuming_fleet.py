@@ -336,6 +336,27 @@ async def test_a_lost_sampled_stream_ends_with_what_there_is(redis: str, monkeyp
         assert (await refused(other.url, f"/v1/streams/{name}?after=5"))[:2] == (416, "stream_position_unknown")
 
 
+@pytest.mark.parametrize("limit", ["deny", "tokens"])
+async def test_a_request_that_a_gateway_would_refuse_or_change_is_not_sent_by_it_for_another_one(
+    redis: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "SILENCE", 0.2)
+    denied = tmp_path / "deny"
+    denied.write_text("hello\n")
+    strict: dict[str, Any] = {"deny_file": str(denied)} if limit == "deny" else {"max_tokens_cap": 9}
+    shared: dict[str, Any] = {"redis": redis, "fleet": "auto"}
+    async with Engine() as engine, gateway(engine, **shared) as one, gateway(engine, **shared, **strict) as other:
+        await until(lambda: node(one).live and node(other).live)
+        async with left(engine, one.url, body=HELLO_STREAM) as (turn, name, events):
+            await published(one)
+            await node(one).stop()
+            *rest_of_it, error = await resumed(other.url, name, 1)
+            assert rest_of_it == events[1:]
+            assert b"upstream_truncated" in error
+            assert engine.generations == 1
+            await turn.finish()
+
+
 async def keys_of(client: RedisClient, *patterns: bytes) -> int:
     """How many keys Redis has of these patterns."""
     return sum([len(await client.call(b"KEYS", pattern, timeout=5)) for pattern in patterns])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve, scope_of
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
@@ -28,7 +30,7 @@ from proxy.flights import (
 from proxy.flights.embeddings import Embedder
 from proxy.flights.resuming import Record, Request
 from proxy.server.body import BodyReader, body_if_buffered
-from proxy.server.context import RequestContext
+from proxy.server.context import RequestContext, request_id
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.relay import engine_headers, passed_on
 from proxy.server.handlers.standby import Standby
@@ -181,9 +183,11 @@ class Generation:
         request, api_request, salt = record.request, None, ""
         if request.body:
             try:
-                api_request, salt, _ = self._salted(context, decode(request.endpoint, request.body))
+                decoded = decode(request.endpoint, request.body)
+                if self._access_policy is None or self._access_policy.may_repeat(decoded):
+                    api_request, salt, _ = self._salted(context, decoded)
             except GatewayError:
-                pass  # another version of the gateway wrote it: the stream is read, and not continued
+                pass  # of another version, or under other limits: the stream is read, and not continued
         name = new_id()
         return FlightSpec(
             method="POST",
@@ -318,6 +322,8 @@ class Generation:
             api_request, salt, scope = self._salted(context, api_request)
         # The answer holds the id under which its request was sent: a client's own id must not reach other readers.
         name = new_id() if key is not None and context.named else context.id
+        if "request_id" in api_request.fields and not context.named:
+            name = _own_id(api_request) or name  # of all who share it, as it is part of the key
         spec = FlightSpec(
             method="POST",
             path=PATHS[api_request.endpoint],
@@ -360,3 +366,12 @@ class Generation:
             self._scheduler.abandon(flight)  # other readers must not wait for a Flight that nothing feeds
             raise
         return reader
+
+
+def _own_id(api_request: ApiRequest) -> str | None:
+    """The id that the client has chosen in its body, as vLLM allows; None: it is no plain token."""
+    try:
+        given = msgspec.json.decode(api_request.fields["request_id"], type=str)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return given if request_id(given) == given else None

@@ -8,7 +8,16 @@ from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve_raw,
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
 from proxy.errors import GatewayError
-from proxy.flights import FlightGroup, FlightSpec, Mode, QueueState, Scheduler, Subscriber, estimate_raw
+from proxy.flights import (
+    REQUEST_ID,
+    FlightGroup,
+    FlightSpec,
+    Mode,
+    QueueState,
+    Scheduler,
+    Subscriber,
+    estimate_raw,
+)
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
 from proxy.server.handlers.relay import end_to_end_headers
@@ -133,7 +142,8 @@ class PassThrough:
             request_id=context.id,
             headers=(
                 *end_to_end_headers(request.raw_headers, authorization=self._settings.forward_authorization),
-                ("X-Request-Id", context.id),
+                # An engine takes the id in a header before one in the body.
+                *(() if context.raw.names_itself and not context.named else ((REQUEST_ID, context.id),)),
             ),
             model=context.model,
             cost=context.cost,
