@@ -18,6 +18,7 @@ import pytest
 
 from proxy.app import App
 from proxy.flights.fleet import Node, following
+from proxy.flights.fleet import node as fleet_node
 from proxy.flights.resuming import streams
 from proxy.redis import address
 from proxy.redis.client import RedisClient
@@ -334,6 +335,65 @@ async def test_a_lost_sampled_stream_ends_with_what_there_is(redis: str, monkeyp
         assert events[:-1] == first[1:3]
         assert b"upstream_truncated" in events[-1]
         assert (await refused(other.url, f"/v1/streams/{name}?after=5"))[:2] == (416, "stream_position_unknown")
+
+
+async def test_frames_that_were_taken_reach_the_client_before_the_stream_is_lost(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_node, "SLICE", 1)
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        left(engine, one.url) as (turn, name, events),
+    ):
+        for n in range(50):
+            await turn.send(f"{n} ")
+        (publication,) = node(one)._published.values()
+        await until(lambda: b'"49 "' in b"".join(publication.flight.log) and not publication.sending)
+        asked = asyncio.ensure_future(get(other.url, f"/v1/streams/{name}?after=0"))
+        await until(lambda: any(each.feeding for each in node(other)._followers.values()))
+        (follower,) = node(other)._followers.values()
+        node(other)._do(follower, "lost")
+        *frames, error = (await asked).events()
+        assert (frames[:3], len(frames)) == (events, 53)
+        assert b"upstream_truncated" in error
+        await turn.finish()
+
+
+async def test_a_stream_that_a_client_reads_is_kept_though_the_last_one_elsewhere_has_left(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK", 0.01), ("RENEWED", 0.02)):
+        monkeypatch.setattr(streams, name, seconds)
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, other),
+        client_of(redis) as client,
+        left(engine, one.url) as (turn, name, _),
+        await Connection.open(other.url) as reader,
+    ):
+        await reader.request("GET", f"/v1/streams/{name}?after=0")
+        assert await reader.event()
+        async with await Connection.open(one.url) as passing:
+            await passing.request("GET", f"/v1/streams/{name}?after=0")
+            assert await passing.event()
+            await passing.abort()
+        await until(lambda: not one.group.subscribers)
+        async with patience(10):
+            while not await lasts(client, 60_000, b"*:stream:*", b"*:log:*", b"*:facts:*"):
+                pass
+        await reader.abort()
+        async with patience(10):
+            while await lasts(client, 60_000, b"*:stream:*"):
+                pass
+        await turn.finish()
+
+
+async def lasts(client: RedisClient, ms: int, *patterns: bytes) -> bool:
+    """Whether the one key of each pattern lasts longer than that."""
+    keys = [key for pattern in patterns for key in await client.call(b"KEYS", pattern, timeout=5)]
+    assert len(keys) == len(patterns)
+    return min([await client.call(b"PTTL", key, timeout=5) for key in keys]) > ms
 
 
 @pytest.mark.parametrize("limit", ["deny", "tokens"])

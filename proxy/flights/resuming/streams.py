@@ -35,6 +35,7 @@ class Feeds(Protocol):
 ON_ITS_WAY: Final = 0.1
 """Seconds that the record of a stream may take to Redis: a client may come back faster than that."""
 
+LOOK: Final = 1.0  # seconds between two looks at which records to renew
 RENEWED: Final = 10.0
 """Most seconds between two renewals of the record of a stream that a client reads: another gateway, which the last
 client has left, may have begun its grace."""
@@ -269,7 +270,7 @@ class Streams:
 
     def _renew(self) -> None:
         """Keep the records of streams that clients read here."""
-        self._renewal = self._loop.call_later(1.0, self._renew) if self._streams else None
+        self._renewal = self._loop.call_later(LOOK, self._renew) if self._streams else None
         now = self._loop.time()
         for stream in self._streams.values():
             if stream.entry.readers and now - stream.renewed >= min(RENEWED, stream.entry.grace / 3):
