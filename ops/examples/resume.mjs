@@ -7,7 +7,8 @@
 const GRACE = 30; // seconds that the gateway keeps the stream after this client has left
 const TRIES = 5; // attempts in succession that bring nothing
 
-// The data of the events of a streamed chat. Throws where the gateway refuses.
+// The data of the events of a streamed chat, which ends where the caller leaves the loop. Throws where the gateway
+// refuses.
 export async function* events(base, body, headers = {}) {
   let url = `${base}/v1/chat/completions`;
   let options = {
@@ -18,30 +19,37 @@ export async function* events(base, body, headers = {}) {
   let name = null;
   let last = "0";
   let tries = 0;
-  for (;;) {
-    let refusal = null;
-    try {
-      const answer = await fetch(url, options);
-      if (answer.ok) {
-        name = answer.headers.get("x-gateway-stream");
-        for await (const { id, data } of wholeEvents(answer.body)) {
-          last = id;
-          tries = 0;
-          yield data;
-          if (data === "[DONE]" || data.startsWith('{"error"')) return;
+  let ended = false;
+  try {
+    for (;;) {
+      let refusal = null;
+      try {
+        const answer = await fetch(url, options);
+        if (answer.ok) {
+          name = answer.headers.get("x-gateway-stream");
+          for await (const { id, data } of wholeEvents(answer.body)) {
+            last = id;
+            tries = 0;
+            ended = data === "[DONE]" || data.startsWith('{"error"');
+            yield data;
+            if (ended) return;
+          }
+        } else if (answer.status < 500 || name === null) {
+          refusal = new Error(`${answer.status}: ${await answer.text()}`);
         }
-      } else if (answer.status < 500 || name === null) {
-        refusal = new Error(`${answer.status}: ${await answer.text()}`);
+      } catch {
+        // the connection is lost
       }
-    } catch {
-      // the connection is lost
+      if (refusal) throw refusal;
+      tries += 1;
+      if (name === null || tries > TRIES) throw new Error(`the stream was lost after event ${last}`);
+      await new Promise((resolve) => setTimeout(resolve, 100 * tries));
+      url = `${base}/v1/streams/${name}`;
+      options = { headers: { ...headers, "last-event-id": last } };
     }
-    if (refusal) throw refusal;
-    tries += 1;
-    if (name === null || tries > TRIES) throw new Error(`the stream was lost after event ${last}`);
-    await new Promise((resolve) => setTimeout(resolve, 100 * tries));
-    url = `${base}/v1/streams/${name}`;
-    options = { headers: { ...headers, "last-event-id": last } };
+  } finally {
+    // The caller has left the loop: without this it would be generated for GRACE.
+    if (!ended && name !== null) await fetch(`${base}/v1/streams/${name}`, { method: "DELETE", headers }).catch(() => {});
   }
 }
 

@@ -19,31 +19,48 @@ TRIES = 5  # attempts in succession that bring nothing
 
 
 def events(base: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator[str]:
-    """The data of the events of a streamed chat. Raises HTTPError where the gateway refuses."""
+    """The data of the events of a streamed chat, which ends where the caller leaves. Raises HTTPError where the
+    gateway refuses."""
     first = {"Content-Type": "application/json", "x-gateway-resume": f"{GRACE}; ids"}
     request = urllib.request.Request(
         f"{base}/v1/chat/completions", json.dumps(body | {"stream": True}).encode(), headers | first
     )
     name, last, tries = None, "0", 0
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                name = answer.headers["x-gateway-stream"]
-                for id, data in whole_events(answer):
-                    last, tries = id, 0
-                    yield data
-                    if data == "[DONE]" or data.startswith('{"error"'):
-                        return
-        except urllib.error.HTTPError as e:
-            if e.code < 500 or name is None:
-                raise  # an answer: it has gone, or something is wrong with the request
-        except (OSError, http.client.HTTPException):
-            pass  # the connection is lost
-        tries += 1
-        if name is None or tries > TRIES:
-            raise ConnectionError(f"the stream was lost after event {last}")
-        time.sleep(0.1 * tries)
-        request = urllib.request.Request(f"{base}/v1/streams/{name}", headers=headers | {"Last-Event-ID": last})
+    try:
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    name = answer.headers["x-gateway-stream"]
+                    for id, data in whole_events(answer):
+                        last, tries = id, 0
+                        yield data
+                        if data == "[DONE]" or data.startswith('{"error"'):
+                            return
+            except urllib.error.HTTPError as e:
+                if e.code < 500 or name is None:
+                    raise  # an answer: it has gone, or something is wrong with the request
+            except (OSError, http.client.HTTPException):
+                pass  # the connection is lost
+            tries += 1
+            if name is None or tries > TRIES:
+                raise ConnectionError(f"the stream was lost after event {last}")
+            time.sleep(0.1 * tries)
+            request = urllib.request.Request(
+                f"{base}/v1/streams/{name}", headers=headers | {"Last-Event-ID": last}
+            )
+    except (GeneratorExit, KeyboardInterrupt):
+        if name is not None:
+            end(base, name, headers)  # else it would be generated for GRACE
+        raise
+
+
+def end(base: str, name: str, headers: dict[str, str]) -> None:
+    """The client does not come back: the generation ends now."""
+    request = urllib.request.Request(f"{base}/v1/streams/{name}", headers=headers, method="DELETE")
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except OSError:
+        pass  # it ends after GRACE
 
 
 def whole_events(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
@@ -66,10 +83,13 @@ def main() -> None:
     base, model, prompt = sys.argv[1:4]
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     headers = {"Authorization": f"Bearer {sys.argv[4]}"} if len(sys.argv) > 4 else {}
-    for data in events(base, body, headers):
-        if data != "[DONE]":
-            for choice in json.loads(data).get("choices", ()):
-                print(choice["delta"].get("content") or "", end="", flush=True)
+    try:
+        for data in events(base, body, headers):
+            if data != "[DONE]":
+                for choice in json.loads(data).get("choices", ()):
+                    print(choice["delta"].get("content") or "", end="", flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print()
 
 

@@ -64,3 +64,42 @@ async def test_an_example_without_a_prompt_says_how_it_is_run(command: list[str]
     assert process.returncode == 1
     assert f"{command[1]} URL MODEL PROMPT [KEY]" in told.decode()
     assert told.count(b"\n") == 1
+
+
+LEAVES = pytest.mark.parametrize(
+    "command",
+    [
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, 'ops/examples'); from resume import events\n"
+            "for data in events(sys.argv[1], {'model': 'm1', 'messages': []}, {}):\n"
+            "    if 'two' in data: break\n"
+            "print('left')",
+        ],
+        pytest.param(
+            [
+                NODE_PATH or "",
+                "--input-type=module",
+                "-e",
+                "import {events} from './ops/examples/resume.mjs';"
+                "for await (const data of events(process.argv[1], {model: 'm1', messages: []}))"
+                "  if (data.includes('two')) break;"
+                "console.log('left')",
+            ],
+            marks=needs(NODE_PATH, "Node.js", NODE),
+        ),
+    ],
+    ids=["python", "node"],
+)
+
+
+@LEAVES
+async def test_an_example_that_leaves_ends_the_generation(command: list[str]) -> None:
+    async with Engine() as engine, gateway(engine) as app:
+        process = await asyncio.create_subprocess_exec(*command, app.url, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        turn: Turn = await engine.next_request()
+        await turn.send("one", "two")
+        await turn.cancelled(20)
+        output, _ = await process.communicate()
+        assert (process.returncode, output) == (0, b"left\n")
