@@ -18,6 +18,7 @@ FLAGS = (
 )
 CLOSED = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
 SECONDS = 140
+TRIES = 4  # it samples, and a small model's answer may fill the limit of tokens, which Claude Code calls an error
 
 
 class Trials:
@@ -59,7 +60,10 @@ class Trials:
         return lines
 
     def whole(self, target: Target) -> None:
-        (answer,) = self._say(target, COLOUR, "--output-format", "json")
+        for _ in range(TRIES):
+            (answer,) = self._say(target, COLOUR, "--output-format", "json")
+            if "output token maximum" not in answer["result"]:
+                break
         assert answer["result"], answer
         assert not answer["is_error"], answer["result"]
 
