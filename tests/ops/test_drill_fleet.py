@@ -112,19 +112,20 @@ def test_a_leaders_own_clients_are_not_touched_by_redis() -> None:
 
 
 def test_a_report_fails_for_what_is_wrong_late_or_left_behind() -> None:
-    bursts = [Burst(PROMPT, 10.0, 11.0, shares=shares) for shares in (True, False)]
+    bursts = [Burst(PROMPT, 10.0, 11.0), Burst(PROMPT, 10.0, 11.0, shares=False)]
+    bursts.append(Burst(PROMPT, 10.0, 11.0, alone=True))
     findings = Findings([answer(*WHOLE)], idle=[0.2], bursts=bursts)
     notes = [Note(10.0, "begin", PROMPT), Note(13.0, "cancel", PROMPT)]
     report = report_of(findings, leader_of, 4, notes)
     assert (report.failures, report.tokens, report.needed) == ([], 4, 3)
-    assert (report.bursts, report.cancels) == ({1: 1}, ([1.0], []))
+    assert (report.bursts, report.bursts_alone, report.cancels) == ({1: 1}, {1: 1}, ([1.0], []))
     page = markdown(report, "command")
     assert "Failures: none." in page
     assert "Errors: none." in page
-    assert "without a fault: 1 generation 1 ×." in page
+    assert "without a fault: 1 generation 1 ×;" in page
     several = replace(report, errors=Counter({"502 upstream": 3}), bursts=Counter({2: 1, 1: 4}))
     assert "Errors: 3 × 502 upstream." in markdown(several, "command")
-    assert "without a fault: 1 generation 4 ×, 2 generations 1 ×." in markdown(several, "command")
+    assert "without a fault: 1 generation 4 ×, 2 generations 1 ×;" in markdown(several, "command")
     spoil: list[Callable[[Findings], object]] = [
         lambda found: found.answers.append(answer(TEXT[1])),
         lambda found: found.answers.append(answer(*TEXT[:1], ERROR)),

@@ -24,6 +24,7 @@ TWINS: Final = (2, 14)  # requests for one prompt
 TOKENS: Final = (5, 90)
 LONG: Final = 1500  # tokens of a prompt that nobody reads to its end
 MOST_READ: Final = 60  # events after which a client that leaves has left
+_ALONE: Final = 'gateway_fleet_flights_total{what="alone"}'
 _ERRORS: Final = (aiohttp.ClientError, ConnectionError, OSError)
 
 
@@ -78,13 +79,13 @@ class _Prompt:
 
 
 class Burst(NamedTuple):
-    """Twins at all gateways at once: their prompt, and from when to when they were answered. `shares`: before
-    it all gateways shared generations."""
+    """Twins at all gateways at once: their prompt, and from when to when they were answered."""
 
     prompt: str
     began: float
     ended: float
-    shares: bool = True
+    shares: bool = True  # all gateways shared generations before it
+    alone: bool = False  # a gateway could not follow a leader meanwhile, as one whose engine's build is not known
 
 
 class Readers:
@@ -146,13 +147,18 @@ class Readers:
     async def together(self, each: int) -> None:
         """So many twins at every gateway at the same moment."""
         prompt = self.prompt()
-        live = await asyncio.gather(*(node.figure("gateway_fleet_live") for node in self._nodes))
+        live, before = await self._figures("gateway_fleet_live"), await self._figures(_ALONE)
         began = time.monotonic()
         twins = (
             self._one(node, prompt, stream=True, leave=0, usage=False) for node in self._nodes for _ in range(each)
         )
         await asyncio.gather(*twins)
-        self.bursts.append(Burst(prompt, began, time.monotonic(), all(live)))
+        ended = time.monotonic()
+        self.bursts.append(Burst(prompt, began, ended, all(live), await self._figures(_ALONE) != before))
+
+    async def _figures(self, name: str) -> list[float | None]:
+        """A metric of each gateway."""
+        return await asyncio.gather(*(node.figure(name) for node in self._nodes))
 
     def leaders(self) -> Counter[str]:
         """Fingerprints of the streams under way, with the number of their readers."""

@@ -43,6 +43,7 @@ class Report:
     tokens: int
     needed: int
     bursts: Counter[int]
+    bursts_alone: Counter[int]
     cancels: tuple[list[float], list[float]]
     failures: list[str] = field(default_factory=list)
 
@@ -56,6 +57,8 @@ class Report:
             "tokens": self.tokens,
             "tokens_that_were_read": self.needed,
             "generations_of_bursts": self.bursts,
+            "generations_of_bursts_alone": self.bursts_alone,
+            "bursts": self.findings.bursts,
             "cancel_seconds": {"no fault": self.cancels[0], "faults": self.cancels[1]},
             "leaks": self.findings.leaks,
             "faults": self.findings.faults,
@@ -121,7 +124,8 @@ def report_of(
         findings,
         tokens,
         sum(read.values()),
-        _bursts(findings, notes),
+        _bursts(findings, notes, alone=False),
+        _bursts(findings, notes, alone=True),
         _cancels(findings, notes),
     )
     report.failures += wrong + findings.leaks + findings.faults + findings.trouble
@@ -138,14 +142,17 @@ def report_of(
     return report
 
 
-def _bursts(findings: Findings, notes: Sequence[Note]) -> Counter[int]:
-    """Of twins at all gateways at once, where all shared and no fault was there: the number of generations."""
+def _bursts(findings: Findings, notes: Sequence[Note], *, alone: bool) -> Counter[int]:
+    """Of twins at all gateways at once, where all shared and no fault was there: the number of generations.
+    `alone`: where a gateway could not follow a leader meanwhile."""
     generations = Counter(note.prompt for note in notes if note.what == "begin")
     faults = [injection for injection in findings.injections if injection.kind != TOGETHER]
     return Counter(
         generations[burst.prompt]
         for burst in findings.bursts
-        if burst.shares and not any(injection.over(burst.began, burst.ended) for injection in faults)
+        if burst.shares
+        and burst.alone is alone
+        and not any(injection.over(burst.began, burst.ended) for injection in faults)
     )
 
 
@@ -228,7 +235,8 @@ def markdown(report: Report, command: str) -> str:
         f"Errors: {_counted(report.errors)}.",
         f"Engines idle, seconds after the last reader: {idle}.",
         f"Tokens generated: {report.tokens}; that some client has read: {report.needed}.",
-        f"Twins at all gateways at once, without a fault: {_generations(report.bursts)}.",
+        f"Twins at all gateways at once, without a fault: {_generations(report.bursts)};",
+        f"where a gateway could not follow a leader meanwhile: {_generations(report.bursts_alone)}.",
         f"Generations cancelled, seconds after their last reader: {_worst(report.cancels[0])} without a fault,",
         f"{_worst(report.cancels[1])} with faults.",
         "",
