@@ -303,7 +303,13 @@ async def running(
             refused=scheduler.metrics.refused,
             on_fault=containment,
         )
-        close = closing(embedder, scheduler.close)
+        end_all = closing(embedder, scheduler.close)
+
+        async def close() -> None:
+            if streams is not None:
+                streams.cut()
+            await end_all()
+
         origins = Origins(settings.cors_origins)
         if scheduler.fleet is not None:
             await scheduler.fleet.start()

@@ -5,7 +5,7 @@
 // In a browser `events` works as it is, for an origin in the gateway's `cors_origins`.
 
 const GRACE = 30; // seconds that the gateway keeps the stream after this client has left
-const TRIES = 5; // attempts in succession that bring nothing
+const TRIES = 8; // attempts in succession that bring nothing, in 6 s
 
 // The data of the events of a streamed chat, which ends where the caller leaves the loop. Throws where the gateway
 // refuses.
@@ -43,13 +43,16 @@ export async function* events(base, body, headers = {}) {
       if (refusal) throw refusal;
       tries += 1;
       if (name === null || tries > TRIES) throw new Error(`the stream was lost after event ${last}`);
-      await new Promise((resolve) => setTimeout(resolve, 100 * tries));
+      await new Promise((resolve) => setTimeout(resolve, Math.min(1000, 50 * 2 ** tries)));
       url = `${base}/v1/streams/${name}`;
       options = { headers: { ...headers, "last-event-id": last } };
     }
   } finally {
     // The caller has left the loop: without this it would be generated for GRACE.
-    if (!ended && name !== null) await fetch(`${base}/v1/streams/${name}`, { method: "DELETE", headers }).catch(() => {});
+    if (!ended && name !== null) {
+      const options = { method: "DELETE", headers, signal: AbortSignal.timeout(5000) };
+      await fetch(`${base}/v1/streams/${name}`, options).catch(() => {});
+    }
   }
 }
 
@@ -78,6 +81,10 @@ if (process.argv[1]?.endsWith("resume.mjs")) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   for await (const data of events(base, { model, messages: [{ role: "user", content: prompt }] }, headers)) {
     if (data === "[DONE]") continue;
+    if (data.startsWith('{"error"')) {
+      console.error(`\n${JSON.parse(data).error.message}`);
+      process.exit(1);
+    }
     for (const choice of JSON.parse(data).choices ?? []) process.stdout.write(choice.delta.content ?? "");
   }
   console.log();

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 GRACE = 30  # seconds that the gateway keeps the stream after this client has left
-TRIES = 5  # attempts in succession that bring nothing
+TRIES = 8  # attempts in succession that bring nothing, in 6 s
 
 
 def events(base: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator[str]:
@@ -44,7 +44,7 @@ def events(base: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator
             tries += 1
             if name is None or tries > TRIES:
                 raise ConnectionError(f"the stream was lost after event {last}")
-            time.sleep(0.1 * tries)
+            time.sleep(min(1.0, 0.05 * 2**tries))
             request = urllib.request.Request(
                 f"{base}/v1/streams/{name}", headers=headers | {"Last-Event-ID": last}
             )
@@ -59,7 +59,7 @@ def end(base: str, name: str, headers: dict[str, str]) -> None:
     request = urllib.request.Request(f"{base}/v1/streams/{name}", headers=headers, method="DELETE")
     try:
         urllib.request.urlopen(request, timeout=5).close()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         pass  # it ends after GRACE
 
 
@@ -85,6 +85,8 @@ def main() -> None:
     headers = {"Authorization": f"Bearer {sys.argv[4]}"} if len(sys.argv) > 4 else {}
     try:
         for data in events(base, body, headers):
+            if data.startswith('{"error"'):
+                sys.exit(f"\n{json.loads(data)['error']['message']}")
             if data != "[DONE]":
                 for choice in json.loads(data).get("choices", ()):
                     print(choice["delta"].get("content") or "", end="", flush=True)

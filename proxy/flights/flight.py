@@ -697,6 +697,11 @@ class Subscriber(msgspec.Struct, eq=False):
         self.broken = True
         self.wake()
 
+    def cut(self) -> None:
+        """Its client gets nothing more: its connection ends in the middle of the answer."""
+        self.pipe, self.broken = None, True
+        self.wake()
+
     def changed(self) -> asyncio.Future[None]:
         """A future that resolves when this reader's task has something to do."""
         loop = self._loop or asyncio.get_running_loop()

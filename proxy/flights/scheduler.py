@@ -614,9 +614,10 @@ class Scheduler:
             self._enqueue_again(flight, self._loop.time())
             self._soon()
 
-    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
-        """Feed a new Flight with a stream that a gateway of the fleet publishes. False: none does."""
-        if self.fleet is None or self._closed or not self.fleet.follow(flight, claim, fence):
+    def follow(self, flight: Flight, claim: bytes, fence: bytes, seconds: float) -> bool:
+        """Feed a new Flight with a stream that a gateway of the fleet publishes, and that lasts so many seconds.
+        False: none does."""
+        if self.fleet is None or self._closed or not self.fleet.follow(flight, claim, fence, seconds):
             return False
         if not flight.ended:
             flight.when_abandoned(self._cancel)

@@ -31,6 +31,7 @@ from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_
 from proxy.redis.flight_scripts import (
     APPEND,
     DROP,
+    EXTEND,
     FENCE,
     FETCH,
     FLIGHT_SCRIPTS,
@@ -50,6 +51,7 @@ from proxy.redis.url import RedisUrl, address, files_of, read_url
 __all__ = [
     "APPEND",
     "DROP",
+    "EXTEND",
     "FENCE",
     "FETCH",
     "FLIGHT_SCRIPTS",

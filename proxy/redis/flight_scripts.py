@@ -39,6 +39,10 @@ local function tell(interest, inbox, message)
 end
 """
 
+_LAST: Final = """
+local function last(key, ms) if redis.call('PTTL', key) < tonumber(ms) then redis.call('PEXPIRE', key, ms) end end
+"""
+
 # KEYS: n answers, then two for each claim: the flight's claim and the interest in it.
 # ARGV: n, this node, interest in ms, claim in ms, the inboxes' prefix; then five for each claim: the places of two
 # answers (0: none) that make it needless, whether it may lead (1 or 0), its fence, and the fence that it replaces.
@@ -121,6 +125,7 @@ return tell(interest, ARGV[10], ARGV[7] .. '\\n' .. ARGV[3])
 # `other` (another leads), `lost` (the log is not complete).
 FETCH: Final = FlightScript.of(
     _NOW
+    + _LAST
     + """
 local fence, node, offset = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local held = redis.call('MGET', KEYS[1])[1]
@@ -141,11 +146,14 @@ if size > offset then
   data = redis.call('GETRANGE', KEYS[3], offset, -1)
   if #data ~= size - offset then return 'lost' end
 end
-redis.call('PEXPIRE', KEYS[3], ARGV[5])
-redis.call('PEXPIRE', KEYS[4], ARGV[5])
+last(KEYS[3], ARGV[5])
+last(KEYS[4], ARGV[5])
 return {facts[3], facts[1], facts[2], facts[4], data}
 """
 )
+
+# KEYS: what is to last longer. ARGV: ms from now on. Several gateways keep one stream, so none shortens its time.
+EXTEND: Final = FlightScript.of(_LAST + "for i = 1, #KEYS do last(KEYS[i], ARGV[1]) end")
 
 # KEYS: the interest. ARGV: node, the leader's inbox, the message `left`.
 LEAVE: Final = FlightScript.of(
@@ -198,7 +206,7 @@ return tell(KEYS[1], ARGV[1], ARGV[3])
 """
 )
 
-FLIGHT_SCRIPTS: Final = (LOOK, STORE, APPEND, FETCH, LEAVE, QUIT, RELEASE, DROP)
+FLIGHT_SCRIPTS: Final = (LOOK, STORE, APPEND, FETCH, EXTEND, LEAVE, QUIT, RELEASE, DROP)
 
 
 END: Final = b"}"

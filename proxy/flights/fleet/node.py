@@ -16,7 +16,7 @@ from msgspec import structs
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import ExchangeContext
-from proxy.flights.fleet.following import INTEREST, KEPT, Following
+from proxy.flights.fleet.following import INTEREST, KEPT, SILENCE, Following
 from proxy.flights.fleet.messages import Message, State, StreamHead, leader_of, read_head, read_message
 from proxy.flights.fleet.metrics import FleetMetrics
 from proxy.flights.fleet.publication import MOST_LOG, MOST_LOGS, Publication
@@ -28,6 +28,7 @@ from proxy.flights.spec import Mode
 from proxy.redis import (
     APPEND,
     DROP,
+    EXTEND,
     FETCH,
     FLIGHT_SCRIPTS,
     LEAVE,
@@ -400,6 +401,10 @@ class Node:
         """No client reads the flight here: cancel it, unless another node is interested."""
 
         def decided(reply: Any) -> None:
+            if not isinstance(reply, WireError):
+                publication.sure()
+            elif publication.unsure(self._loop.time()) < SILENCE:
+                return  # the next look asks again: other nodes may follow it
             if reply != 0 and publication.unread_here:
                 publication.end(complete=True)
 
@@ -626,80 +631,86 @@ class Node:
 
     # -- streams that clients may come back to ------------------------------------------------------
 
-    def publish(self, flight: Flight) -> tuple[bytes, bytes] | None:
-        """Publish a flight from its start, under a claim of its own that no look-up finds. Returns claim and
-        fence; None: it is not published."""
+    def publish(self, flight: Flight, seconds: float) -> tuple[bytes, bytes] | None:
+        """Publish a flight from its start, under a claim of its own that no look-up finds, for so long from each
+        append on. Returns claim and fence; None: it is not published."""
         if not self.live or self._full(flight):
             return None
         self._count += 1
         claim, fence = self._keys.claim(os.urandom(16)), b"%b%d" % (self._own, self._count)
-        self._send((b"SET", claim, fence, b"PX", _ms(self._longest)))
-        self._publish(flight, claim, fence, lambda flight: b"", self._longest, named=True)
+        self._send((b"SET", claim, fence, b"PX", _ms(seconds)))
+        self._publish(flight, claim, fence, lambda flight: b"", seconds, named=True)
         return claim, fence
 
-    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
-        """Feed a new flight with a stream that `publish` published, here or elsewhere. False: it is no fence."""
+    def publishes(self, fence: bytes) -> bool:
+        """Whether appends go on under it."""
+        return fence in self._published
+
+    def follow(self, flight: Flight, claim: bytes, fence: bytes, seconds: float) -> bool:
+        """Feed a new flight with a stream that `publish` published, here or elsewhere, and that lasts for so long
+        from now on. False: it is no fence."""
         leader = leader_of(fence)
         if leader is None:
             return False
         now = self._loop.time()
-        following = Following(claim, fence, leader, now, self._first_token, self._longest)
+        following = Following(claim, fence, leader, now, self._first_token, seconds)
         self._begin(_Follower(flight, following, named=True))
         return True
 
-    def put(self, name: bytes, value: bytes) -> None:
-        """Write where a stream is published, by its hashed name."""
-        self._send((b"SET", self._keys.stream + name, value, b"PX", _ms(self._longest)))
+    def put(self, name: bytes, value: bytes, seconds: float) -> None:
+        """Write where a stream is published, by its hashed name, for so long."""
+        self._send((b"SET", self._keys.stream + name, value, b"PX", _ms(seconds)))
 
     async def get(self, name: bytes) -> bytes | None:
         """What `put` wrote. Raises GatewayError 503 where Redis does not say."""
-        if not self.live:
-            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
-        try:
-            reply = await self._link.call(b"MGET", self._keys.stream + name, timeout=SECONDS)
-        except WireError as e:
-            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1) from e
+        reply = await self._call((b"MGET", self._keys.stream + name))
         return reply[0] if isinstance(reply, list) and reply and isinstance(reply[0], bytes) else None
 
-    def keep(self, name: bytes, seconds: float) -> None:
-        """Redis keeps what `put` wrote for so long from now on, at most as long as a claim."""
-        self._send((b"PEXPIRE", self._keys.stream + name, _ms(min(seconds, self._longest))))
+    def extend(self, name: bytes, claim: bytes, fence: bytes, seconds: float) -> None:
+        """Redis keeps what `put` wrote, and the published stream, for so long from now on or longer."""
+        publication = self._published.get(fence)
+        if publication is not None:
+            publication.keep(max(publication.kept, seconds))
+        self._run(EXTEND, (self._keys.stream + name,), (_ms(seconds),))
+        published = (claim, self._keys.log(claim, fence), self._keys.facts(claim, fence))
+        self._run(EXTEND, published, (_ms(seconds),))
 
     def forget(self, name: bytes) -> None:
         """Delete what `put` wrote."""
         self._send((b"DEL", self._keys.stream + name))
 
-    def drop(self, claim: bytes, fence: bytes, name: bytes) -> None:
-        """Delete what `put` wrote, and tell the leader and all that follow it that no client comes back."""
-        self.forget(name)
+    async def drop(self, claim: bytes, fence: bytes, name: bytes) -> None:
+        """Delete what `put` wrote, and tell the leader and all that follow it that no client comes back. Raises
+        GatewayError 503 where Redis does not do it."""
         words = (self._keys.inbox, leader_of(fence) or b"", b"drop %b %b %b" % (claim, fence, name))
-        self._run(DROP, (self._keys.interest(claim),), words)
+        await self._call((b"DEL", self._keys.stream + name))
+        await self._call((b"EVAL", DROP.text, 1, self._keys.interest(claim), *words))
 
     def owns(self, fence: bytes) -> bool:
         """Whether this node publishes under it."""
         return fence.startswith(self._own)
 
-    def lapses(self, claim: bytes, fence: bytes) -> None:
-        """No client here comes back to a stream that this node published: its log is deleted, or kept for a while
-        where other nodes follow it now."""
-        publication = self._published.get(fence)
+    def lapses(self, claim: bytes, fence: bytes, name: bytes, *, delete: bool) -> None:
+        """No client here comes back to a stream that this node published: it is cancelled where no other node
+        follows it. `delete`: its log goes too; else it lasts for its time, as clients elsewhere may come back."""
 
         def decided(reply: Any) -> None:
-            if reply == 0:
-                self.outlasts(claim, fence, KEPT)
-            elif publication is not None:
+            publication = self._published.get(fence)
+            if reply == 1 and publication is not None:
                 publication.end(complete=False)
+                self.forget(name)
 
-        keys = (*self._ending(claim, fence), self._keys.log(claim, fence))
-        self._run(QUIT, keys, (fence, _ms(INTEREST)), decided)
+        log = (self._keys.log(claim, fence),) if delete else ()
+        self._run(QUIT, (*self._ending(claim, fence), *log), (fence, _ms(INTEREST)), decided)
 
-    def outlasts(self, claim: bytes, fence: bytes, seconds: float) -> None:
-        """Redis keeps the log of a published stream for so long from now on, and after each further append."""
-        publication = self._published.get(fence)
-        if publication is not None:
-            publication.keep(min(seconds, self._longest))
-        for key in (claim, self._keys.log(claim, fence), self._keys.facts(claim, fence)):
-            self._send((b"PEXPIRE", key, _ms(min(seconds, self._longest))))
+    async def _call(self, command: tuple[Word, ...]) -> Any:
+        """The reply to a command that a client waits for. Raises GatewayError 503."""
+        if not self.live:
+            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
+        try:
+            return await self._link.call(*command, timeout=SECONDS)
+        except WireError as e:
+            raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1) from e
 
     # -- the inbox ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ class Publication:
     the reader lags until the reply is here."""
 
     __slots__ = (
-        "_append", "_build", "_closed", "_later", "_on_end", "_state", "_writing",
+        "_append", "_build", "_closed", "_later", "_on_end", "_state", "_unsure", "_writing",
         "claim", "fence", "flight", "kept", "named", "reader", "sending", "tail",
     )  # fmt: skip
 
@@ -59,6 +60,7 @@ class Publication:
         self._later = later
         self._state: State = "open"
         self._closed = self._writing = False
+        self._unsure = math.inf
         self.reader = group.attach(
             flight, usage=True, whole=False, attached=True, owner=self, storable=False, client=False
         )
@@ -124,6 +126,15 @@ class Publication:
             self.end(complete=True)
         elif not self._writing:
             self.reader.resume()
+
+    def unsure(self, now: float) -> float:
+        """Seconds since Redis did not say for the first time whether other nodes follow it."""
+        self._unsure = min(self._unsure, now)
+        return now - self._unsure
+
+    def sure(self) -> None:
+        """Redis says it."""
+        self._unsure = math.inf
 
     def keep(self, seconds: float) -> None:
         """From the next append on the log stays in Redis for so long."""

@@ -28,17 +28,19 @@ class Feeds(Protocol):
     @property
     def fleet(self) -> Node | None: ...
 
-    def follow(self, flight: Flight, claim: bytes, fence: bytes) -> bool:
-        """Feed a new flight with a stream that a gateway of the fleet publishes."""
+    def follow(self, flight: Flight, claim: bytes, fence: bytes, seconds: float) -> bool:
+        """Feed a new flight with a stream that a gateway of the fleet publishes, and that lasts for so long."""
 
 
 ON_ITS_WAY: Final = 0.1
 """Seconds that the record of a stream may take to Redis: a client may come back faster than that."""
 
-LOOK: Final = 1.0  # seconds between two looks at which records to renew
-RENEWED: Final = 10.0
-"""Most seconds between two renewals of the record of a stream that a client reads: another gateway, which the last
-client has left, may have begun its grace."""
+LOOK: Final = 1.0  # seconds between two looks at which streams to renew
+RENEWED: Final = 5.0
+"""Seconds between two renewals of a stream in Redis, while a client reads it or it is generated. No gateway
+shortens its time, since clients of others may read it."""
+SLACK: Final = 15.0
+"""Seconds that Redis keeps a stream beyond its grace, so that it outlasts some renewals."""
 
 Slot = Callable[[], None]
 """A permit of the rate limits for one request under way; the call returns it."""
@@ -57,7 +59,8 @@ class Stream(msgspec.Struct, eq=False):
     seams: list[Seam] = msgspec.field(default_factory=list)
     place: tuple[bytes, bytes] | None = None  # claim and fence under which it is published
     recorded: int = 0  # bytes of its record in Redis, which this gateway wrote
-    renewed: float = -math.inf  # when Redis was last told how long to keep the record
+    renewed: float = -math.inf  # when Redis was last told how long to keep it
+    clients: set[Subscriber] = msgspec.field(default_factory=set)  # that read it now
     slot: Slot | None = None  # while its generation runs and nobody reads it
 
     @property
@@ -127,12 +130,18 @@ class Streams:
         """Bytes of their records in Redis."""
         return sum(stream.recorded for stream in self._streams.values())
 
+    def cut(self) -> None:
+        """This gateway stops. A client whose stream other gateways can give is cut off without an error, which it
+        would take for the end, and comes back to one of them."""
+        for stream in self._streams.values():
+            if stream.place is not None and not stream.flight.ended:
+                for client in tuple(stream.clients):
+                    client.cut()
+
     def close(self) -> None:
         """Drop all of them. Other gateways have what Redis has for the grace."""
-        fleet = self._feeds.fleet
         for stream in tuple(self._streams.values()):
-            if fleet is not None and stream.place is not None and fleet.owns(stream.place[1]):
-                self._keep(stream, stream.entry.grace)
+            self._extend(stream)
             stream.place = None
             self._drop(stream)
         for timer in (self._timer, self._renewal):
@@ -159,6 +168,7 @@ class Streams:
         if stream is None:
             return None
         stream.holder.waits(reader.since)
+        stream.clients.add(reader)
         self._metrics.count("held")
         if not private:
             self._publish(stream)
@@ -167,12 +177,14 @@ class Streams:
     def leaves(self, stream: Stream, reader: Subscriber | None) -> None:
         """A client reads it no longer. One of which nothing has come is dropped if it has ended."""
         flight = stream.flight
+        if reader is not None:
+            stream.clients.discard(reader)
         read = reader is not None and reader.done and reader.sent > 0
         self._ledger.leaves(stream.entry, self._loop.time(), read=read)
         if flight.ended and (flight.mode is not Mode.STREAM or not stream.frames):
             self._drop(stream, forget=True)
         elif not stream.entry.readers:
-            self._keep(stream, stream.entry.grace)
+            self._extend(stream)
             if stream.entry.lapses < self._due:
                 self._schedule()
 
@@ -257,24 +269,25 @@ class Streams:
             if forget:
                 fleet.forget(hashed(stream.entry.tenant, stream.name))
             if not any(other.place == place for other in others):
-                fleet.lapses(*place)
+                fleet.lapses(*place, hashed(stream.entry.tenant, stream.name), delete=forget)
         stream.holder.leave()
         self._return_slot(stream)
 
-    def _keep(self, stream: Stream, seconds: float) -> None:
-        """Redis has a stream for other gateways for so long from now on."""
-        if stream.place is not None and self._feeds.fleet is not None:
+    def _extend(self, stream: Stream) -> None:
+        """Redis has a stream for its grace from now on, for clients that come back to another gateway."""
+        fleet = self._feeds.fleet
+        if stream.place is not None and fleet is not None:
             stream.renewed = self._loop.time()
-            self._feeds.fleet.keep(hashed(stream.entry.tenant, stream.name), seconds)
-            self._feeds.fleet.outlasts(*stream.place, seconds)
+            name = hashed(stream.entry.tenant, stream.name)
+            fleet.extend(name, *stream.place, stream.entry.grace + SLACK)
 
     def _renew(self) -> None:
-        """Keep the records of streams that clients read here."""
+        """Extend the streams that clients read here, and those that are generated."""
         self._renewal = self._loop.call_later(LOOK, self._renew) if self._streams else None
         now = self._loop.time()
         for stream in self._streams.values():
-            if stream.entry.readers and now - stream.renewed >= min(RENEWED, stream.entry.grace / 3):
-                self._keep(stream, math.inf)
+            if (stream.entry.readers or not stream.flight.ended) and now - stream.renewed >= RENEWED:
+                self._extend(stream)
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -292,7 +305,7 @@ class Streams:
 
     async def delete(self, tenant: bytes, name: str) -> None:
         """No client comes back to it, at any gateway: its generation is cancelled once no client reads it. Raises
-        GatewayError 404 or 503."""
+        GatewayError 404, or 503 where another gateway may still give it."""
         fleet, hash = self._feeds.fleet, hashed(tenant, name)
         entry = self._ledger.find(tenant, name)
         if entry is not None:
@@ -303,9 +316,9 @@ class Streams:
             if record is None:
                 raise self._unknown(name)
             place = record.claim, record.fence
-        self._metrics.count("deleted")
         if fleet is not None and place is not None:
-            fleet.drop(*place, hash)
+            await fleet.drop(*place, hash)
+        self._metrics.count("deleted")
 
     def dropped(self, hash: bytes) -> None:
         """Another gateway has deleted the stream with this hashed name."""
@@ -337,7 +350,7 @@ class Streams:
             )
         self._metrics.count("resumed")
         stream = self._streams[entry]
-        self._keep(stream, math.inf)
+        self._extend(stream)
         return stream
 
     def _unknown(self, name: str) -> GatewayError:
@@ -360,8 +373,7 @@ class Streams:
             )
         stream.follows, stream.seams, stream.place = True, list(record.seams), (record.claim, record.fence)
         self._metrics.count("fetched")
-        self._keep(stream, math.inf)
-        if not self._feeds.follow(flight, record.claim, record.fence):
+        if not self._feeds.follow(flight, record.claim, record.fence, grace + SLACK):
             flight.fail(GatewayError(Code.STREAM_GONE, "The stream is no longer kept. Send the request again."))
             self._group.remove(flight)
         return stream
@@ -376,6 +388,7 @@ class Streams:
                     break
                 await reader.changed()
             await self._place(stream, reader, position)
+            stream.clients.add(reader)
         except BaseException:
             reader.leave()
             raise
@@ -426,9 +439,13 @@ class Streams:
         fleet, flight = self._feeds.fleet, stream.flight
         if fleet is None or not fleet.live or self.size + self.recorded > MOST_LOGS:
             return
-        published = next((each.place for each in self._by_flight[flight] if each.place is not None), None)
+        lasts = stream.entry.grace + SLACK
+        published = None
+        for other in self._by_flight[flight]:  # names of one flight share a log that is still written, or whole
+            if other.place is not None and (flight.ended or fleet.publishes(other.place[1])):
+                published = other.place
         if stream.follows or published is None:
-            published = fleet.publish(flight)
+            published = fleet.publish(flight, lasts)
         if published is None:
             return
         stream.place = published
@@ -446,7 +463,9 @@ class Streams:
         )
         encoded = record.encoded()
         stream.recorded, stream.renewed = len(encoded), self._loop.time()
-        fleet.put(hashed(stream.entry.tenant, stream.name), encoded)
+        name = hashed(stream.entry.tenant, stream.name)
+        fleet.put(name, encoded, lasts)
+        fleet.extend(name, *published, lasts)  # a log that another name has too
 
 
 async def _published(fleet: Node, name: bytes) -> Record | None:

@@ -189,6 +189,8 @@ class Generation:
             except GatewayError:
                 pass  # of another version, or under other limits: the stream is read, and not continued
         name = new_id()
+        if api_request is not None and "request_id" in api_request.fields:
+            name = _own_id(api_request) or name
         return FlightSpec(
             method="POST",
             path=PATHS[request.endpoint],
