@@ -25,6 +25,7 @@ changes `start`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Protocol, cast
@@ -306,14 +307,15 @@ class ClientConnection(RequestHandler):
         loop = self._loop
         manager = cast(Listener, self._manager)
         handler = manager.handler
+        messages: deque[tuple[Any, StreamReader]] = cast(Any, self._messages)
         while True:  # a client that leaves cancels it, at any `await`
-            if not self._messages:
+            if not messages:
                 self._waiter = loop.create_future()
                 try:
                     await self._waiter
                 finally:
                     self._waiter = None
-            message, payload = self._messages.popleft()
+            message, payload = messages.popleft()
             self._payload = payload
             manager.requests_count += 1
             request: Request
@@ -322,7 +324,7 @@ class ClientConnection(RequestHandler):
             else:
                 assert self._parser is not None
                 self._parser.message_consumed()
-                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
                     self._resume_reading_if_drained()
                 try:
                     if isinstance(message, _ErrInfo):  # aiohttp's parser refused it

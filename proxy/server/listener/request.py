@@ -12,12 +12,14 @@ from aiohttp.http_writer import HttpVersion
 from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDictProxy
 
+from proxy.wire import settable
 from proxy.wire.http import Target
 
 AT_HAND: Final = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
 
 
+@settable
 class Request(msgspec.Struct, eq=False):
     """One request. Not aiohttp's `BaseRequest`, which takes 3 µs to make, reads the raw target and gives each fact
     by a property. A Struct, made in C."""
