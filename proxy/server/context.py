@@ -366,24 +366,34 @@ class RequestContext(msgspec.Struct, eq=False):
             source,
             backend,
             error,
-            self.caller.name or None if self.caller is not None else None,
-            self.api_request.prompt.decode("utf-8", "replace")
-            if show_prompt and self.api_request is not None
-            else None,
-            attempts,
-            items.total if items is not None else None,
-            items.cached if items is not None else None,
-            self.trace.id if self.trace is not None else None,
-            self.client,
-            self.hold.limit if self.hold is not None else None,
-            sent_as if sent_as != self.id else None,
-            continued,
-            self.asked_model,
-            self.fallback_from,
-            leader or None,
-            self.resumable.name[:8] if self.resumable is not None else None,
-            self.resumable.after if self.resumable is not None else None,
         )
+        # What few requests have.
+        if self.caller is not None:
+            record.key = self.caller.name or None
+        if show_prompt and self.api_request is not None:
+            record.prompt = self.api_request.prompt.decode("utf-8", "replace")
+        if attempts != 1:
+            record.attempts = attempts
+        if items is not None:
+            record.items, record.items_cached = items.total, items.cached
+        if self.trace is not None:
+            record.trace_id = self.trace.id
+        if self.client is not None:
+            record.client = self.client
+        if self.hold is not None:
+            record.limit = self.hold.limit
+        if sent_as != self.id:
+            record.upstream_id = sent_as
+        if continued is not None:
+            record.continued = continued
+        if self.asked_model is not None:
+            record.asked_model = self.asked_model
+        if self.fallback_from is not None:
+            record.fallback_from = self.fallback_from
+        if leader:
+            record.leader = leader
+        if self.resumable is not None:
+            record.stream_name, record.resumed_after = self.resumable.name[:8], self.resumable.after
         if owner is None:
             log.request(record)
         else:

@@ -18,6 +18,7 @@ import msgspec
 from proxy.config import Known, mask_url
 from proxy.telemetry.fair_lines import FairLines
 from proxy.telemetry.repeats import Repeats
+from proxy.wire import settable
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that wait for a slow reader
@@ -41,6 +42,7 @@ _MS: Final = tuple(b"%03dZ" % ms for ms in range(1000))
 _REQUEST: Final = {level: f'","level":"{level}","msg":"request",'.encode() for level in LEVELS}
 
 
+@settable
 class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     """The log line of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line.
 
