@@ -19,8 +19,7 @@ KNOWN_BYTES: Final = 2048  # of a head that is kept
 MAX_DIGITS: Final = 15  # of a Content-Length
 
 _BLANK: Final = b"\r\n\r\n"
-_NAME: Final = b"Content-Length"
-_NAMED: Final = len(_NAME) + 4  # with the line break before it, the colon and a space
+_NAMED: Final = len(b"\r\nContent-Length: ")
 _LONGEST_LENGTH: Final = _NAMED + MAX_DIGITS
 
 
@@ -96,9 +95,11 @@ class KnownHeads:
             or "expect" in headers
         ):
             return
-        place = next((n for n, (name, _) in enumerate(raw) if name.lower() == _NAME.lower()), -1)
+        place = next((n for n, (name, _) in enumerate(raw) if name.lower() == b"content-length"), -1)
         names = [name for name in headers if name.lower() == "content-length"]
-        if place < 0 or len(names) != 1:
+        lines = key.split(b"\r\n")
+        # The line without its digits must be that header, and no line have been read in another way.
+        if len(names) != 1 or len(lines) != len(raw) + 1 or lines[place + 1] != raw[place][0] + b": ":
             return
         if len(self._heads) >= MAX_KNOWN:
             del self._heads[next(iter(self._heads))]

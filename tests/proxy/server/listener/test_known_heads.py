@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import HttpVersion11
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from proxy.server.listener.known_heads import KNOWN_BYTES, MAX_DIGITS, MAX_KNOWN, KnownHeads
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
+from proxy.wire.http import Target
 from tests.kit.clock import virtual
 from tests.kit.wire_end import client, connected, door_of, hello, turns
 
@@ -135,6 +140,9 @@ NEVER = {
     "that waits for a 100": HEAD.replace(b"X-A: b", b"Expect: 100-continue"),
     "with an upgrade": HEAD.replace(b"X-A: b", b"Connection: upgrade\r\nUpgrade: h2c"),
     "of a GET": HEAD.replace(b"POST", b"GET"),
+    "with a tab before the length": HEAD.replace(b"X-A: b", b"Content-Length:\t2").replace(
+        b"Content-Length: %d", b"X-B: c%d"
+    ),
     "that is long": HEAD.replace(b"X-A: b", b"X-A: " + b"b" * KNOWN_BYTES),
 }
 
@@ -208,3 +216,24 @@ async def test_a_known_request_waits_for_the_answer_before_it_and_is_the_last_of
         await turns(9)
         assert seen.requests[5].keep_alive is False
         assert wire.closed
+
+
+def test_a_head_whose_lines_were_read_in_another_way_is_not_kept() -> None:
+    """As where a parser ends lines at a line feed alone: the length that is found is one of the body, then."""
+    url = URL("/x")
+    one, two = (b"Host", b"h"), (b"content-length", b"60")
+    headers = CIMultiDictProxy(CIMultiDict([("Host", "h"), ("content-length", "60")]))
+    message = RawRequestMessage(
+        "POST", "/x", HttpVersion11, headers, (one, two), False, None, False, False, url
+    )  # fmt: skip
+    data = b"POST /x HTTP/1.1\nHost: h\ncontent-length: 60\n\nx\r\nContent-Length: 2\r\n\r\nab"
+    heads = KnownHeads(65536)
+    key = heads.read(data, None, None)
+    assert isinstance(key, bytes)
+    assert key
+    heads.keep(key, message, Target("/x", "/x"), "h")
+    assert len(heads) == 0
+    plain = heads.read(b"POST /x HTTP/1.1\r\nHost: h\r\ncontent-length: 2\r\n\r\nab", None, None)
+    assert isinstance(plain, bytes)
+    heads.keep(plain, message, Target("/x", "/x"), "h")
+    assert len(heads) == 1
