@@ -50,7 +50,7 @@ _RAW: Final = Mode.RAW
 
 
 @settable
-class Times(msgspec.Struct):
+class Times(msgspec.Struct, gc=False):
     """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
 
     created: float = 0.0

@@ -45,7 +45,7 @@ Held = list[bytes] | None
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
 
-class Stored(msgspec.Struct, array_like=True):
+class Stored(msgspec.Struct, array_like=True, gc=False):
     """One finished answer, stored so that a hit is a single write.
 
     kind `stream`: `body` is every frame in its HTTP chunk, joined, without the last chunk, as for a client that

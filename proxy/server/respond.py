@@ -47,7 +47,7 @@ _PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a sile
 _END: Final = GUARDS + "\r\n"
 
 
-class Sent(msgspec.Struct, frozen=True):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """A response whose bytes are on the socket."""
 
     status: int

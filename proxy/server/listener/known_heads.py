@@ -16,11 +16,10 @@ from proxy.wire.http import Target
 
 MAX_KNOWN: Final = 512  # heads; the oldest is forgotten for a new one
 KNOWN_BYTES: Final = 2048  # of a head that is kept
-MAX_DIGITS: Final = 15  # of a Content-Length
 
 _BLANK: Final = b"\r\n\r\n"
+_SPARE: Final = 32  # bytes by which a head may be longer than the one that the parser has read: digits
 _NAMED: Final = len(b"\r\nContent-Length: ")
-_LONGEST_LENGTH: Final = _NAMED + MAX_DIGITS
 
 
 class KnownHead(msgspec.Struct, frozen=True, eq=False):
@@ -30,6 +29,7 @@ class KnownHead(msgspec.Struct, frozen=True, eq=False):
     target: Target
     host: str
     name: str  # Content-Length, as its client writes it
+    raw_name: bytes
     before: tuple[tuple[bytes, bytes], ...]  # raw headers before that one
     after: tuple[tuple[bytes, bytes], ...]
 
@@ -39,7 +39,7 @@ class KnownHeads:
 
     def __init__(self, max_head: int) -> None:
         """`max_head`: bytes of a head that the listener takes."""
-        self._longest = min(KNOWN_BYTES, max_head - _LONGEST_LENGTH)
+        self._longest = min(KNOWN_BYTES, max_head - _SPARE)
         self._heads: dict[bytes, KnownHead] = {}
 
     def __len__(self) -> int:
@@ -49,26 +49,27 @@ class KnownHeads:
         """The request in `data`, where that is one with a known head and its complete body; else what `keep` takes
         for its head, which is nothing for one that is never kept."""
         end = data.find(_BLANK)
-        at = data.find(b"\r\nContent-Length: ", 0, end) if 0 < end <= self._longest else -1
+        if not 0 < end <= self._longest:
+            return b""
+        at = data.find(b"\r\nContent-Length: ", 0, end)
         if at < 0:
-            at = data.find(b"\r\ncontent-length: ", 0, end) if 0 < end <= self._longest else -1
+            at = data.find(b"\r\ncontent-length: ", 0, end)
             if at < 0:
                 return b""
         begin = at + _NAMED
         stop = data.find(b"\r\n", begin)
-        digits = data[begin:stop]
-        if not digits.isdigit() or len(digits) > MAX_DIGITS:
-            return b""
         key = data[:begin] + data[stop:end]
         known = self._heads.get(key)
         if known is None:
             return key
         body = data[end + 4 :]
-        if not body or int(digits) != len(body):
+        size = str(len(body))
+        digits = data[begin:stop]
+        if digits != size.encode() or not body:
             return b""
         message, target = known.message, known.target
         headers = CIMultiDict(message.headers)
-        headers[known.name] = digits.decode()
+        headers[known.name] = size
         return Request(
             message.method,
             target.path,
@@ -77,7 +78,7 @@ class KnownHeads:
             message.version,
             True,
             CIMultiDictProxy(headers),
-            (*known.before, (data[at + 2 : begin - 2], digits), *known.after),
+            (*known.before, (known.raw_name, digits), *known.after),
             protocol,
             task,  # type: ignore[arg-type]  # as in `read_request`
             body,
@@ -103,4 +104,4 @@ class KnownHeads:
             return
         if len(self._heads) >= MAX_KNOWN:
             del self._heads[next(iter(self._heads))]
-        self._heads[key] = KnownHead(message, target, host, names[0], raw[:place], raw[place + 1 :])
+        self._heads[key] = KnownHead(message, target, host, names[0], raw[place][0], raw[:place], raw[place + 1 :])

@@ -10,7 +10,7 @@ from aiohttp.http_writer import HttpVersion11
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from proxy.server.listener.known_heads import KNOWN_BYTES, MAX_DIGITS, MAX_KNOWN, KnownHeads
+from proxy.server.listener.known_heads import KNOWN_BYTES, MAX_KNOWN, KnownHeads
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
 from proxy.wire.http import Target
@@ -110,7 +110,7 @@ OTHERS = {
     "two lengths": HEAD.replace(b"X-A", b"Content-Length: 2\r\nX-A") % 2 + b"ab",
     "chunks": HEAD.replace(b"X-A", b"Transfer-Encoding: chunked\r\nX-A") % 2 + b"ab",
     "sixteen digits": HEAD % 10**15 + b"ab",
-    "zeros before it": HEAD.replace(b"%d", b"0" * 15 + b"%d") % 2 + b"ab",
+    "a zero before it": HEAD.replace(b"%d", b"0" + b"%d") % 2 + b"ab",
 }
 
 
@@ -190,7 +190,7 @@ async def test_the_number_of_heads_is_bounded_and_the_oldest_goes() -> None:
 
 @virtual
 async def test_a_head_that_may_be_over_the_limit_is_left_to_the_parser() -> None:
-    least = len(HEAD % 1) - 4 + len(b"\r\nContent-Length: ") + MAX_DIGITS
+    least = len(HEAD % 1) - 4 + 32
     assert KnownHeads(least - 1).read(sent(HEAD, b"a"), None, None) == b""
     assert KnownHeads(least).read(sent(HEAD, b"a"), None, None) != b""
 
