@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
+import msgspec
+
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.continuing import (
@@ -39,7 +41,7 @@ from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
-from proxy.wire import DONE, salted, with_usage
+from proxy.wire import DONE, salted, settable, with_usage
 
 _FAULTS: Final = frozenset(
     {
@@ -130,65 +132,40 @@ class _Left(NamedTuple):
     read: tuple[int, int]  # what readers have: see `_read`
 
 
-class Exchange:
-    """A Flight at an engine. Ends by `ExchangeOwner.arrived`, or by `cancel`."""
+@settable
+class Exchange(msgspec.Struct, eq=False):
+    """A Flight at an engine. Ends by `ExchangeOwner.arrived`, or by `cancel`. A Struct, made in C."""
 
-    __slots__ = (
-        "_begin",
-        "_broke",
-        "_connecting",
-        "_connection",
-        "_context",
-        "_differs",
-        "_error",
-        "_fed",
-        "_gone",
-        "_how",
-        "_ids_refused",
-        "_judged",
-        "_leaves",
-        "_left",
-        "_over",
-        "_owner",
-        "_place",
-        "_reused",
-        "_stays",
-        "_token_ids",
-        "_tried",
-        "_waiting",
-        "flight",
-        "ingest",
-        "lease",
-    )  # fmt: skip
+    flight: Flight
+    lease: Lease
+    _context: ExchangeContext
+    _owner: ExchangeOwner
+    ingest: Ingest | None = None
+    _tried: set[Backend] = msgspec.field(default_factory=set)
+    _left: int = 0  # attempts
+    _connection: Connection | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _waiting: Any = None  # the timer of a retry
+    _gone: Any = None  # the timer of an engine that is down
+    _error: GatewayError | None = None  # of the last attempt
+    _reused: bool = False
+    _begin: bytes = b""  # of the answer's body, until its id is known
+    _judged: bool | None = None  # this attempt's outcome, as reported: success or failure
+    _fed: Flight = None  # type: ignore[assignment]
+    """What the answer is written into: the Flight, or the Replay that continues it."""
+    _broke: GatewayError | None = None  # why its stream is continued
+    _differs: bool = False  # the other answer is another one
+    _how: str = REPLAY  # in which way it is continued
+    _token_ids: TokenIds | None = None  # the ids of its tokens, where they were asked for
+    _ids_refused: Backend | None = None  # by this engine, perhaps
+    _place: Place | None = None  # among the streams that are continued
+    _leaves: _Left | None = None  # at an engine that is removed
+    _stays: bool = False  # handing it over has failed
+    _over: bool = False
 
-    def __init__(
-        self, flight: Flight, lease: Lease, exchange_context: ExchangeContext, owner: ExchangeOwner
-    ) -> None:
-        self.flight = flight
-        self.lease = lease
-        self.ingest: Ingest | None = None
-        self._context = exchange_context
-        self._owner = owner
-        self._tried: set[Backend] = set()
-        self._left = exchange_context.retry.retries
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._waiting: Any = None  # the timer of a retry
-        self._gone: Any = None  # the timer of an engine that is down
-        self._error: GatewayError | None = None  # of the last attempt
-        self._reused = False
-        self._begin = b""  # of the answer's body, until its id is known
-        self._judged: bool | None = None  # this attempt's outcome, as reported: success or failure
-        self._fed = flight  # what the answer is written into: the Flight, or the Replay that continues it
-        self._broke: GatewayError | None = None  # why its stream is continued
-        self._differs = False  # the other answer is another one
-        self._how = REPLAY  # in which way it is continued
-        self._token_ids: TokenIds | None = None  # the ids of its tokens, where they were asked for
-        self._ids_refused: Backend | None = None  # by this engine, perhaps
-        self._place: Place | None = None  # among the streams that are continued
-        self._leaves: _Left | None = None  # at an engine that is removed
-        self._stays = False  # handing it over has failed
-        self._over = False
+    def __post_init__(self) -> None:
+        self._fed = self.flight
+        self._left = self._context.retry.retries
 
     def __repr__(self) -> str:
         return f"<Exchange of {self.flight!r} at {self.lease.backend.name}>"

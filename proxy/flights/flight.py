@@ -19,7 +19,7 @@ from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState
 from proxy.telemetry import FlightTrace, internal, raised
-from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
+from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, settable, unchunks
 from proxy.wire.fold import Shape
 
 SLICE: Final = 512
@@ -49,7 +49,8 @@ _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
 
 
-class Times(msgspec.Struct):
+@settable
+class Times(msgspec.Struct, gc=False):
     """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
 
     created: float = 0.0
@@ -622,6 +623,7 @@ class Flight:
                 self.on_abandoned(self)
 
 
+@settable
 class Subscriber(msgspec.Struct, eq=False):
     """A reader: a cursor into one Flight's log."""
 

@@ -87,8 +87,8 @@ class StreamLimits(msgspec.Struct, frozen=True):
     flight: int = 64 * 1024 * 1024
 
 
-def _nobody(error: GatewayError | None) -> None:
-    """The handler of an exchange that has ended."""
+_NOBODY: Final = Callbacks(lambda error: None)
+"""Those of an exchange that has ended."""
 
 
 class Timeouts:
@@ -152,8 +152,8 @@ class Ingest:
     """Writes one answer into one Flight."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_ended", "_events", "_forget", "_framer", "_head", "_last", "_limits",
-        "_on_break", "_on_done", "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
+        "_allowed", "_asked", "_began", "_callbacks", "_ended", "_events", "_forget", "_framer", "_head", "_last",
+        "_limits", "_timeouts", "_total", "_twins", "_usage",
         "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -171,10 +171,7 @@ class Ingest:
         self.surplus = False  # something came after the end of the answer
         self.vet = callbacks.vet  # None: decided
         self.held = False  # reading is paused for a lagging reader: the silence is ours
-        self._on_done = callbacks.done
-        self._on_head = callbacks.head
-        self._on_break = callbacks.breaks
-        self._on_first = callbacks.first
+        self._callbacks = callbacks
         self.done = False
         self._limits = limits = timeouts.limits
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until `_more`
@@ -198,7 +195,7 @@ class Ingest:
     # -- Receiver ---------------------------------------------------------------------------------
 
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
-        if status >= REFUSAL and self._on_head is not None and self._on_head(status, headers):
+        if status >= REFUSAL and self._drops(status, headers):
             return
         flight = self.flight
         self._last = flight.clock()
@@ -247,6 +244,11 @@ class Ingest:
                 flight.begins(self._head)
             else:
                 flight.is_whole()  # an error, or an engine that does not stream
+
+    def _drops(self, status: int, headers: list[tuple[str, str]]) -> bool:
+        """Whether the exchange drops this answer."""
+        head = self._callbacks.head
+        return head is not None and head(status, headers)
 
     def body(self, data: bytes) -> None:
         if self.done:
@@ -400,8 +402,8 @@ class Ingest:
         if flight.look is not None:
             flight.look(frame)
         content = has_content(frame)
-        if content and flight.token(now) and self._on_first is not None:
-            self._on_first()
+        if content and flight.token(now) and self._callbacks.first is not None:
+            self._callbacks.first()
         if spoiled:
             self._spoil()
         if usage is not None:
@@ -416,7 +418,8 @@ class Ingest:
 
     def _breaks(self, frame: bytes, *, aborted: bool) -> bool:
         """The engine does not complete the stream. True: another answer continues it, and this one is dropped."""
-        if self._on_break is None:
+        breaks = self._callbacks.breaks
+        if breaks is None:
             return False
         if aborted:
             words = f"The engine ended the answer with finish_reason {ABORT!r}."
@@ -427,7 +430,7 @@ class Ingest:
                 return False  # the request's: another engine would say the same
             error = GatewayError(Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream: {fault[:200]}")
         self.flight.flush()  # frames before it in the same read
-        return self._on_break(error)
+        return breaks(error)
 
     def _read_whole(self) -> bool:
         """Whether a successful body is a complete answer; takes its usage."""
@@ -460,12 +463,11 @@ class Ingest:
             self._close(error)
 
     def _close(self, error: GatewayError | None) -> None:
-        on_done = self._on_done
+        on_done = self._callbacks.done
         try:
             if not self.done:
                 self.done = True
-                self._on_done = _nobody  # no reference cycle is left
-                self._on_head = self._on_first = self._on_break = self.vet = None
+                self._callbacks, self.vet = _NOBODY, None  # no reference cycle is left
                 self._forget(self)
         finally:
             try:
@@ -478,7 +480,7 @@ class Ingest:
 
     def close(self) -> None:
         """Take nothing more, and call nobody."""
-        self._on_done = _nobody
+        self._callbacks = _NOBODY
         self._close(None)
 
     @property

@@ -21,7 +21,7 @@ class Mode(Enum):
     RAW = "raw"  # passed through unchanged, never shared
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, gc=False):
     """An answer's status and end-to-end headers, as the engine sent them."""
 
     status: int = 200
@@ -49,7 +49,7 @@ def headers_in_common(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str
     return sorted((name, value) for name, value in headers if name.lower() not in OF_ONE_REQUEST)
 
 
-class FlightSpec(msgspec.Struct, frozen=True):
+class FlightSpec(msgspec.Struct, frozen=True, gc=False):
     """What a Flight is for; never changed. A Struct, as it is made once a request: a frozen dataclass takes a call
     of Python for each field."""
 

@@ -45,7 +45,7 @@ Held = list[bytes] | None
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
 
-class Stored(msgspec.Struct, array_like=True):
+class Stored(msgspec.Struct, array_like=True, gc=False):
     """One finished answer, stored so that a hit is a single write.
 
     kind `stream`: `body` is every frame in its HTTP chunk, joined, without the last chunk, as for a client that
@@ -396,11 +396,6 @@ class Cache:
             return False
 
         def done(reply: Any) -> None:
-            nonlocal fence
-            if fence and isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
-                fence = b""
-                self._stores.send(command, STORE_SECONDS, done)  # the claim ends when its leader is asked for it
-                return
             try:
                 if isinstance(reply, TooManyPending):
                     self._record("store_skipped", 1)
@@ -419,7 +414,16 @@ class Cache:
             keys = (self._prefix + name, claim, claim + INTEREST)
             words: tuple[Word, ...] = (value, self._ttl, int(replace), fence)
             script = (b"EVALSHA", STORE.sha, 3, *keys, *words)
-            self._stores.send(script, STORE_SECONDS, done)
+
+            # Not `done` itself: a function that names itself is a reference cycle, and would hold the flight.
+            def fenced(reply: Any) -> None:
+                if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+                    # The claim ends when its leader is asked for it.
+                    self._stores.send(command, STORE_SECONDS, done)
+                else:
+                    done(reply)
+
+            self._stores.send(script, STORE_SECONDS, fenced)
         else:
             self._stores.send(command, STORE_SECONDS, done)
         return True

@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import msgspec
+
 from proxy.errors import Code, GatewayError
 from proxy.upstream.abilities import Abilities
 from proxy.upstream.breaker import Breaker, State
@@ -18,7 +20,7 @@ from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.http.pool import Pool
 from proxy.upstream.load import LoadReport
 from proxy.upstream.routing import LeastOutstanding, Router, key_of
-from proxy.wire import ApiRequest
+from proxy.wire import ApiRequest, settable
 
 GONE_LOOKS: Final = 2
 """Consecutive health checks that found no listener, or a server that reports itself broken, before an engine
@@ -104,15 +106,16 @@ class Backend:
         return not self.few and any(model.get("owned_by") == "vllm" for model in self.models)
 
 
-class Lease:
+@settable
+class Lease(msgspec.Struct, eq=False):
     """A slot at an engine, for the duration of a stream."""
 
-    __slots__ = ("_owner", "backend", "probe")
+    backend: Backend
+    _owner: Backends | None
+    probe: bool = False  # it probes a half-open breaker, and its outcome is not recorded yet
 
-    def __init__(self, backend: Backend, owner: Backends) -> None:
-        self.backend = backend
-        self.probe = False  # it probes a half-open breaker, and its outcome is not recorded yet
-        self._owner: Backends | None = owner
+    def __post_init__(self) -> None:
+        backend = self.backend
         backend.inflight += 1
         if backend.inflight >= backend.max_inflight:
             backend.reached = True

@@ -103,6 +103,7 @@ from proxy.wire.sse import (
     is_done,
     unchunks,
 )
+from proxy.wire.structs import settable
 from proxy.wire.whole import REASONS, Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
 
 __all__ = [
@@ -175,6 +176,7 @@ __all__ = [
     "refuse_template",
     "renamed",
     "salted",
+    "settable",
     "shares_of",
     "split_body",
     "stream_extras",

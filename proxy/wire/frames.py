@@ -28,7 +28,7 @@ Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 """A plausible count: sums of thousands of them fit into 64 bits, the limit of the JSON and msgpack encoders."""
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     """Token counts from the engine. Implausible counts are read as no usage."""
 
     prompt_tokens: Tokens = 0

@@ -49,12 +49,12 @@ class _Key(str):
         return self is other
 
 
-class StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class RequestHead(msgspec.Struct):
+class RequestHead(msgspec.Struct, gc=False):
     """The fields that the gateway reads. All others are for the engine to check."""
 
     model: str | None = None
@@ -64,15 +64,15 @@ class RequestHead(msgspec.Struct):
     seed: int | None = None
 
 
-class ChatRequest(RequestHead):
+class ChatRequest(RequestHead, gc=False):
     messages: list[msgspec.Raw] | None = None
 
 
-class CompletionRequest(RequestHead):
+class CompletionRequest(RequestHead, gc=False):
     prompt: str | list[msgspec.Raw] | None = None
 
 
-class EmbeddingRequest(RequestHead):
+class EmbeddingRequest(RequestHead, gc=False):
     input: str | list[msgspec.Raw] | None = None
 
 

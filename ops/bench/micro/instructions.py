@@ -33,6 +33,7 @@ from ops.bench.workloads import unique
 SUBJECTS: Final = ("naive", "gateway-private", "gateway")
 TOOLS: Final = ("valgrind", "callgrind_control", "strace", "setarch")
 PATIENCE: Final = 300.0  # seconds until a subject under valgrind is ready
+REDIS_MS: Final = 10_000  # a gateway under valgrind is too slow for the default: it would leave Redis alone
 EVERYWHERE: Final = frozenset(range(os.cpu_count() or 1))
 _TOTAL: Final = re.compile(rb"^(?:summary|totals): (\d+)", re.MULTILINE)
 
@@ -100,7 +101,7 @@ async def ask(port: int, case: Case, number: int) -> None:
 def subject(name: str, ground: Ground, tool: Sequence[str] = ()) -> Iterator[start.Started]:
     """A subject under a tool, with its memory at the same addresses in each run."""
     port, ready = start.free_port(), "/ready"
-    command = list(start.gateway(port, ground.engine, ground.redis).argv)
+    command = list(start.gateway(port, ground.engine, ground.redis, "--redis-timeout-ms", str(REDIS_MS)).argv)
     if name == "naive":
         ready = "/v1/models"
         engine = f"http://127.0.0.1:{ground.engine}"

@@ -31,6 +31,7 @@ HEAD: Final = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 )
+OTHER: Final = HEAD.replace(b"application", b"Application")  # in turns with the first, so that neither is repeated
 ANSWER: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 REQUESTS: Final = 500  # of one round
 TURNS: Final = 4  # of the event loop in which aiohttp's server answers a request
@@ -94,12 +95,12 @@ async def respond(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(body=b"{}")
 
 
-def served(connection: RequestHandler) -> Work:
-    """A server's work for so many requests of one connection."""
+def served(connection: RequestHandler, *heads: bytes) -> Work:
+    """A server's work for so many requests of one connection, with these heads in turn."""
 
     async def work(number: int) -> None:
-        for _ in range(number):
-            connection.data_received(HEAD + BODY)
+        for n in range(number):
+            connection.data_received(heads[n % len(heads)] + BODY)
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
@@ -120,7 +121,7 @@ async def turns(number: int) -> None:
 
 
 def parts(
-    loop: asyncio.AbstractEventLoop, aiohttps: RequestHandler, ours: RequestHandler
+    loop: asyncio.AbstractEventLoop, aiohttps: RequestHandler, ours: RequestHandler, other: RequestHandler
 ) -> dict[str, tuple[Work, Work | None]]:
     """Each part's work, and the work of the harness in it."""
     protocol = BaseProtocol(loop)
@@ -134,14 +135,15 @@ def parts(
         return URL.build(path="/v1/chat/completions", query_string="", fragment="", encoded=True)
 
     return {
-        "aiohttp's server, with a task and a response object": (served(aiohttps), turns),
-        "the listener: aiohttp's connection, our loop and request": (served(ours), turns),
+        "aiohttp's server, with a task and a response object": (served(aiohttps, HEAD), turns),
+        "the listener, with another head each time": (served(other, HEAD, OTHER), turns),
         "of this: aiohttp's parser, head and body": (repeated(parse), None),
         "of that: a URL, which nothing reads": (repeated(url), None),
         "of that: a StreamReader for the body": (
             repeated(lambda: StreamReader(protocol, READ_BYTES, loop=loop)),
             None,
         ),
+        "the listener, with a head that its client repeats": (served(ours, HEAD), turns),
         "httptools in place of the parser": (repeated(Lines().read), None),
     }
 
@@ -168,9 +170,10 @@ async def calls(work: Work) -> float:
 
 async def measure(rounds: int) -> dict[str, tuple[list[float], float]]:
     """Of each part: µs in each round, and calls."""
-    servers = web.Server(respond, access_log=None), Listener(answer, max_connections=10, max_header=8190)
+    listeners = [Listener(answer, max_connections=10, max_header=8190) for _ in range(2)]
+    servers = [web.Server(respond, access_log=None), *listeners]
     connections = [server() for server in servers]
-    sinks = [Sink(), Sink()]
+    sinks = [Sink() for _ in servers]
     for connection, sink in zip(connections, sinks, strict=True):
         connection.connection_made(sink)
     ways = parts(asyncio.get_running_loop(), *connections)
@@ -180,7 +183,7 @@ async def measure(rounds: int) -> dict[str, tuple[list[float], float]]:
         for name, (work, harness) in ways.items():
             times[name].append(await cpu_us(work) - (await cpu_us(harness) if harness is not None else 0.0))
     counts = {name: await calls(work) for name, (work, _) in ways.items()}
-    assert [sink.answers for sink in sinks] == [REQUESTS * (rounds + 1)] * 2
+    assert [sink.answers for sink in sinks] == [REQUESTS * (rounds + 1)] * len(sinks)
     for connection, server in zip(connections, servers, strict=True):
         connection.connection_lost(None)
         await server.shutdown(0)

@@ -289,7 +289,7 @@ class IdsIngest(Ingest):
 
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         """An engine that does not know ids may refuse the request for that."""
-        if status in _INVALID and self._on_head is not None and self._on_head(status, headers):
+        if status in _INVALID and self._drops(status, headers):
             return
         super().head(status, headers, known)
 

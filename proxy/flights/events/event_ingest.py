@@ -74,8 +74,8 @@ class EventIngest(Ingest):
         if not seen.opening:
             self._generates = True
         if seen.content:
-            if flight.token(now) and self._on_first is not None:
-                self._on_first()
+            if flight.token(now) and self._callbacks.first is not None:
+                self._callbacks.first()
             return
         self._prompt = max(self._prompt, seen.prompt)
         usage = seen.usage

@@ -1,16 +1,17 @@
 """The listener: aiohttp's server with OpenAI's error bodies, and bounds on heads, connections and times. A client
 that leaves (disconnects) cancels the handler of its request, here and nowhere else.
 
-This module and `request.py` are the only ones that use private names of aiohttp. `ClientConnection.start` replaces
-`RequestHandler.start`, which makes a task, a response object and two event loop iterations more for each
-request (9 µs of 40); `ClientConnection._feed` gives bytes to the parser in place of
-`RequestHandler.data_received`; the connection's reading, closing and timeouts reach into the same state. What
-it relies on: `_messages`, `_max_msg_queue_size`, `_waiter`, `_parser`, `_task_handler`, `_handler_waiter`,
-`_current_request` and its `_cancel`, `_request_in_progress`, `_request_count`, `_manager`, `_loop`; `_close`,
-`_force_close`, `_upgraded`, `_message_tail`; the `_keepalive` and `_lingering` names; `_reading_paused`,
-`_buffer_paused` and their methods; `_drain_helper`; `_ErrInfo`; and of a StreamReader `_eof`, `_exception`,
-`_size`, `_buffer` and `_buffer_offset`. `tests/proxy/server/listener/test_listener.py` checks that each name
-exists, pins the sources of the replaced methods by their hashes, and says what to compare when aiohttp changes.
+This module and `request.py` are the only ones that use private names of aiohttp. `ClientConnection.start`
+replaces `RequestHandler.start`, which makes a task, a response object and two event loop iterations more for
+each request (9 µs of 40); `ClientConnection._feed` gives bytes to the parser in place of
+`RequestHandler.data_received`, unless `known_heads.py` knows the head; the connection's reading, closing and
+timeouts reach into the same state. What it relies on: `_messages`, `_max_msg_queue_size`, `_waiter`, `_parser`,
+`_task_handler`, `_handler_waiter`, `_current_request` and its `_cancel`, `_request_in_progress`,
+`_request_count`, `_manager`, `_loop`; `_close`, `_force_close`, `_upgraded`, `_message_tail`; the `_keepalive`
+and `_lingering` names; `_reading_paused`, `_buffer_paused` and their methods; `_drain_helper`; `_ErrInfo`; and
+of a StreamReader `_eof`, `_exception`, `_size`, `_buffer` and `_buffer_offset`.
+`tests/proxy/server/listener/test_listener.py` checks that each name exists, pins the sources of the replaced
+methods by their hashes, and says what to compare when aiohttp changes.
 
 To leave them, write the server's half of what `proxy/upstream/http/` is on the client's side: an
 asyncio.Protocol with httptools' request parser that queues heads, feeds one body at a time with flow control,
@@ -24,12 +25,14 @@ changes `start`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
@@ -37,13 +40,14 @@ from proxy.access import UNIX, ClientRequest, Origins, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
 from proxy.server.listener.head import read_head
+from proxy.server.listener.known_heads import KnownHeads
 from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
-from proxy.server.listener.request import Request, head_bytes
+from proxy.server.listener.request import Request, head_bytes, read_request
 from proxy.server.listener.timeouts import Over, Times, Watched
 from proxy.server.listener.unreadable import HeadTooLarge, error_for, final_response
 from proxy.telemetry import raised, unawaited
 from proxy.upstream.http import ReadBudget
-from proxy.wire.http import ChunkEnds
+from proxy.wire.http import ChunkEnds, Target
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for discarding the rest of an unread body
@@ -76,6 +80,7 @@ class ClientConnection(RequestHandler):
     write_paused = False  # backpressure: the client is a slow reader
     leaving = False  # the answer under way is the last (aiohttp's `close` would drop the rest of its body)
     max_head = 0  # bytes
+    heads = KnownHeads(0)  # of all connections of its listener
     stalled = False  # closed because the client read nothing for too long
     evicted = False  # closed in favour of a new connection
     times = Watched(0.0)
@@ -88,6 +93,8 @@ class ClientConnection(RequestHandler):
     _head = 0  # bytes of an incomplete head
     _late = b""  # bytes read but not handled yet: reading is paused until they are
     _fed = b""  # the last bytes of an incomplete head that were given to the parser
+    _key = b""  # by which the head of the next request would be known
+    _last_key = 0  # the hash of that of the latest request
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was parsed
     _left = 0  # bytes to come of a body with Content-Length
     _chunks: ChunkEnds | None = None  # of a chunked body
@@ -98,6 +105,7 @@ class ClientConnection(RequestHandler):
         # As attributes of the instance they are read in a twentieth of the time: each is read once a request.
         self._late, self.opening, self._head, self._sliced = self._late, self.opening, self._head, self._sliced
         self._body, self._fed, self._left, self._chunks = self._body, self._fed, self._left, self._chunks
+        self._key, self._last_key = self._key, self._last_key
         self.leaving, self.write_paused, self._payload = self.leaving, self.write_paused, self._payload
         super().connection_made(transport)
         assert self._task_handler is not None
@@ -145,6 +153,18 @@ class ClientConnection(RequestHandler):
             data = self._open(data)
         payload, messages = self._payload, self._messages
         known = len(messages)
+        if not (known or self._fed or self._left or self._chunks or self._upgraded) and not (
+            self._reading_paused or self._buffer_paused
+        ):
+            request = self.heads.read(data, self, self._task_handler)
+            if isinstance(request, Request):
+                self._request_count += 1
+                self._body = EMPTY_PAYLOAD
+                messages.append((cast(Any, request), EMPTY_PAYLOAD))
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_result(None)
+                return
+            self._key = request
         if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
             self._opened_with_proxy = True
         size = len(data)
@@ -287,33 +307,38 @@ class ClientConnection(RequestHandler):
         loop = self._loop
         manager = cast(Listener, self._manager)
         handler = manager.handler
-        nobody = cast(Any, None)
+        messages: deque[tuple[Any, StreamReader]] = cast(Any, self._messages)
         while True:  # a client that leaves cancels it, at any `await`
-            if not self._messages:
+            if not messages:
                 self._waiter = loop.create_future()
                 try:
                     await self._waiter
                 finally:
                     self._waiter = None
-            message, payload = self._messages.popleft()
+            message, payload = messages.popleft()
             self._payload = payload
-            assert self._parser is not None
-            self._parser.message_consumed()
-            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-                self._resume_reading_if_drained()
             manager.requests_count += 1
-            try:
-                if isinstance(message, _ErrInfo):  # aiohttp's parser refused it
-                    raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
-                target, host = read_head(message)
-            except GatewayError as e:
-                self._tell(e, None if isinstance(message, _ErrInfo) else message.headers.get("origin"))
-                await self._linger()
-                break
+            request: Request
+            if isinstance(message, Request):  # its head is known
+                request = message
+            else:
+                assert self._parser is not None
+                self._parser.message_consumed()
+                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                try:
+                    if isinstance(message, _ErrInfo):  # aiohttp's parser refused it
+                        raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
+                    target, host = read_head(message)
+                except GatewayError as e:
+                    self._tell(e, None if isinstance(message, _ErrInfo) else message.headers.get("origin"))
+                    await self._linger()
+                    break
+                self._learn(message, target, host)
+                # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
+                request = read_request(message, payload, self, self._task_handler, target, host)
             if manager.leaving:
-                message = message._replace(should_close=True)
-            # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
-            request = Request(message, payload, self, self._task_handler, target, host)
+                request.closes()
             self._current_request = request  # type: ignore[assignment]  # aiohttp calls its `_cancel` only
             self._request_in_progress = True
             try:
@@ -329,12 +354,12 @@ class ClientConnection(RequestHandler):
             finally:
                 self._current_request = None
                 self._request_in_progress = False
-                request.task = nobody  # one reference cycle less
+                request.end()
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
             if payload is not EMPTY_PAYLOAD and not payload._eof:
                 # A client that waited for a 100 may or may not send its body now.
-                keep = keep and "expect" not in message.headers and await self._rest(payload)
+                keep = keep and "expect" not in request.headers and await self._rest(payload)
                 if not keep:
                     await self._linger()
                     break
@@ -348,6 +373,13 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+
+    def _learn(self, message: RawRequestMessage, target: Target, host: str) -> None:
+        """Keep a head that comes the second time in a row: those with an id of their own are not worth it."""
+        key, self._key = self._key, b""
+        last, self._last_key = self._last_key, hash(key)
+        if key and last == self._last_key:
+            self.heads.keep(key, message, target, host)
 
     def abort(self) -> None:
         """Close at once; unread bytes are dropped. `close` would wait until the client has read them."""
@@ -506,6 +538,7 @@ class Listener(web.Server):
         self._max_head = max_head
         self._times = times or Times()
         self.reading = ReadBudget(self._loop, TURN_BYTES)
+        self._heads = KnownHeads(max_head)
         self._sweeper: asyncio.TimerHandle | None = None
         connections = cast("Collection[Evictable]", self._connections)
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
@@ -518,7 +551,7 @@ class Listener(web.Server):
 
     def __call__(self) -> RequestHandler:
         handler = ClientConnection(self, loop=self._loop, **self._limits)
-        handler.max_head = self._max_head
+        handler.max_head, handler.heads = self._max_head, self._heads
         return handler
 
     @property

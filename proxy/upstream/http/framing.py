@@ -21,7 +21,7 @@ class Kind(Enum):
     UNTIL_CLOSE = "until close"
 
 
-class Framing(msgspec.Struct, frozen=True):
+class Framing(msgspec.Struct, frozen=True, gc=False):
     kind: Kind
     length: int  # bytes of the body, for LENGTH
     keep: bool  # whether the connection may be reused after a complete response

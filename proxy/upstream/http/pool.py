@@ -141,13 +141,14 @@ class Pool:
         begin = self._begun.get((method, path)) or self._begin(method, path)
         lines = []
         for name, value in headers:  # a comprehension would be a Python call more
-            lines.append(f"{name}: {value}\r\n")
-        if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            lines.append(f"Content-Length: {len(body)}\r\n")
-        text, count = "".join(lines), len(lines)
-        if text.count("\r") != count or text.count("\n") != count or "\0" in text:
+            lines.append(f"{name}: {value}")
+        text = " ".join(lines)
+        if "\n" in text or "\r" in text or "\0" in text:
             raise _broken_line()
-        return b"%b%b\r\n%b" % (begin, text.encode("utf-8", "surrogateescape"), body)
+        if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            lines.append(f"Content-Length: {len(body)}")
+        lines.append("\r\n")
+        return b"%b%b%b" % (begin, "\r\n".join(lines).encode("utf-8", "surrogateescape"), body)
 
     def _begin(self, method: str, path: str) -> bytes:
         """Request line and fixed headers. Raises GatewayError 400 as `request`."""

@@ -10,6 +10,7 @@ import httptools
 import msgspec
 
 from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
+from proxy.wire import settable
 
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, including interim responses
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in a row without body
@@ -79,6 +80,7 @@ def _ignore(data: bytes) -> None:
     """Replaces the parser after `close`."""
 
 
+@settable
 class ResponseParser(msgspec.Struct, eq=False):
     """Parses one response, to the end that its framing says and not a byte further. A Struct, which is made in C:
     there is one for each request."""

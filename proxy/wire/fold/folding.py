@@ -101,19 +101,21 @@ def foldable(endpoint: str, fields: Mapping[str, Raw]) -> bool:
     known = FOLDABLE_FIELDS.get(endpoint)
     if known is None:
         return False
-    for name, raw in fields.items():
-        if name not in known and bytes(raw) not in _SAFE_VALUES.get(name, ()):
-            return False
+    if not fields.keys() <= known:
+        for name, raw in fields.items():
+            if name not in known and bytes(raw) not in _SAFE_VALUES.get(name, ()):
+                return False
     try:
-        wanted = _FORMAT.decode(fields.get("response_format", b"null"))
-        if wanted is not None and wanted.type not in ("text", "json_object", "json_schema"):
-            return False
+        if "response_format" in fields:
+            wanted = _FORMAT.decode(fields["response_format"])
+            if wanted is not None and wanted.type not in ("text", "json_object", "json_schema"):
+                return False
         if endpoint == "chat":
             if ("tool_choice" in fields or "tools" in fields) and not _plain_tools(fields):
                 return False
             messages = bytes(fields.get("messages", b"[]"))
             # The search saves decoding the whole prompt, 0.3 µs per KB, where there is no assistant message yet.
-            return b'"assistant"' not in messages or _ROLES.decode(messages)[-1].role != "assistant"
+            return messages.find(b'"assistant"') < 0 or _ROLES.decode(messages)[-1].role != "assistant"
     except _BROKEN:
         return False
     return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -98,6 +100,38 @@ class House:
 
 
 # -- stores ---------------------------------------------------------------------------------------------
+
+
+class Settled:
+    """What a store calls at its end, as a flight's."""
+
+    def __call__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "replies", [[b"OK"], [ReplyError("NOSCRIPT none"), b"OK"]], ids=["stored", "stored again"]
+)
+@pytest.mark.parametrize("fence", [b"", b"f1"])
+def test_a_store_that_has_ended_holds_nothing_of_its_flight(fence: bytes, replies: list[Any]) -> None:
+    house = House()
+    settled = Settled()
+    gone = weakref.ref(settled)
+    gc.collect()
+    gc.disable()
+    try:
+        house.cache.store(KEY, STORED, settled, fence=fence)
+        del settled
+        for reply in replies if fence else replies[-1:]:
+            assert gone() is not None
+            house.stores.reply(reply)
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert house.seen == ["store"]
+    assert [command[0] for command in house.stores.sent] == ([b"EVALSHA"] if fence else []) + [b"SET"] * (
+        len(replies) - 1 if fence else 1
+    )
 
 
 def test_a_store_is_a_set_with_its_time_to_live_and_its_own_bound() -> None:
