@@ -121,6 +121,10 @@ def canvas(rows: int = 1, columns: int = 1, *, height: float = 3.6, **more: Any)
 
 
 def saved(figure: Figure, form: str) -> bytes:
+    """The layout is done once: with a layout engine, each `savefig` does it again and draws everything twice."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     into = BytesIO()
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     colour = "white" if form == "png" else "none"

@@ -12,6 +12,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -128,15 +129,23 @@ def made(place: Place, source: str) -> Mutant | None:
     return of(place.module, source, changed)
 
 
+@lru_cache(maxsize=64)  # modules; a module has many mutants
+def _tree(source: str) -> str:
+    return ast.dump(ast.parse(source))
+
+
+_lines_of = lru_cache(maxsize=64)(lines_of)
+
+
 def of(module: str, source: str, changed: str) -> Mutant | None:
     try:
-        if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+        if ast.dump(ast.parse(changed)) == _tree(source):
             return None
         compile(changed, module, "exec")
     except SyntaxError:
         return None
     old, new = source.split("\n"), changed.split("\n")
-    known = lines_of(module, source)
+    known = _lines_of(module, source)
     gone: list[Line] = []
     come: list[str] = []
     for tag, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
@@ -202,7 +211,7 @@ def named(path: Path, key: str) -> Iterable[dict[str, Any]]:
 def given(entry: Mapping[str, Any], sources: Mapping[str, str]) -> list[Mutant]:
     """The mutants of an entry: one for each place of `was` in its module (and `definition`)."""
     module, source = str(entry["module"]), sources[str(entry["module"])]
-    lines = lines_of(module, source)
+    lines = _lines_of(module, source)
     was, becomes = str(entry["was"]).split("\n"), str(entry["becomes"]).split("\n")
     found = []
     for at in range(len(lines) - len(was) + 1):

@@ -152,7 +152,9 @@ def parts(limit: int, places: Mapping[int, Place], ledger: Ledger, turn: int = 0
             left -= amount
             for worker, part in filled(amount, tenants[tenant][1]).items():
                 shares[worker] += part
-    return _whole(limit, {at: share + max(0.0, left) / len(places) for at, share in shares.items()}, places)
+    least = {at: max(1.0, share) for at, share in shares.items()}
+    spare = max(0.0, limit - sum(least.values())) / len(places)
+    return _whole(limit, {at: share + spare for at, share in least.items()}, places)
 
 
 def filled(total: float, wants: Mapping[K, tuple[int, float]]) -> dict[K, float]:
@@ -180,11 +182,11 @@ def _classes(
 
 
 def _whole(limit: int, shares: dict[int, float], places: Mapping[int, Place]) -> dict[int, int]:
-    """The shares in whole places, at least one each. Of the two next numbers one that is allotted already is
-    kept, so that places do not move to and fro."""
-    over = sum(max(0.0, share - 1) for share in shares.values())
+    """The shares, of one place at least, in whole places; one place each goes before what is over. Of the two next
+    numbers one that is allotted already is kept, so that places do not move to and fro."""
+    over = sum(shares.values()) - len(shares)
     scale = (limit - len(shares)) / over if over else 0.0
-    exact = {at: round(1 + max(0.0, share - 1) * scale, 6) for at, share in shares.items()}
+    exact = {at: round(1 + (share - 1) * scale, 6) for at, share in shares.items()}
     counts = {at: min(max(places[at].allotted, math.floor(of)), math.ceil(of)) for at, of in exact.items()}
     while (lacks := limit - sum(counts.values())) != 0:
         step = 1 if lacks > 0 else -1

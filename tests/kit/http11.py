@@ -17,6 +17,7 @@ from tests.kit.patience import patience
 
 TABLE = Path(__file__).parents[1] / "corpus" / "http11.toml"
 QUIET = 1.0  # seconds without a byte after which nothing more is expected
+OPEN = 8.0  # the same by the clock: after 10 s the gateway closes a connection whose body it discards
 _REPEAT = re.compile(r"<<(.*?)\*(\d+)>>", re.DOTALL)
 
 
@@ -73,7 +74,7 @@ async def play(case: Case, host: str, port: int) -> str:
                 await writer.drain()
             while not ended and (number == len(steps) or answers.whole == whole):
                 try:
-                    async with patience(QUIET):
+                    async with asyncio.timeout(OPEN), patience(QUIET):
                         data = await reader.read(65536)
                 except TimeoutError:
                     break

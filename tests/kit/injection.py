@@ -24,6 +24,7 @@ from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, text_of
 from tests.kit.engine_wire import error_body
 from tests.kit.patience import patience
+from tests.kit.running import until
 
 HOME: Final = str(Path(proxy.__file__).parent) + "/"
 CHAT: Final = "/v1/chat/completions"
@@ -233,14 +234,19 @@ def held(app: App) -> dict[str, int]:
 async def settled(app: App, before: dict[str, int] | None = None, seconds: float = 2.0) -> dict[str, int]:
     """What is still held, and was not `before`, once everything should have been given back."""
     left = {"not looked at": 1}
+
+    def none() -> bool:
+        nonlocal left
+        try:
+            left = {name: n for name, n in held(app).items() if n > (before or {}).get(name, 0)}
+        except Injected:
+            left = {"looked at": 1}  # it was this look that met the fault
+        return not left
+
+    await asyncio.sleep(0)
     with suppress(TimeoutError):
         async with patience(seconds):
-            while left:
-                await asyncio.sleep(0)
-                try:
-                    left = {name: n for name, n in held(app).items() if n > (before or {}).get(name, 0)}
-                except Injected:
-                    left = {"looked at": 1}  # it was this look that met the fault
+            await until(none)
     return left
 
 

@@ -117,6 +117,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tree of one module and one test file."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # none is used here; they take a second of each run
     (tmp_path / "proxy").mkdir()
     (tmp_path / "tests").mkdir()
     (tmp_path / "proxy" / "__init__.py").write_text("")

@@ -10,18 +10,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
-from ops.bench.subjects import free_port
 from tests.kit.client import get
 from tests.kit.patience import patience
+from tests.kit.ports import free_port
 
 PROGRAM = Path(__file__).parents[2] / "ops" / "vllm.py"
+FLAGS: dict[str, tuple[str, ...]] = {"vllm": (), "vllm_that_forces": ("--enable-force-include-usage",)}
+"""Flags of each engine, by its fixture."""
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+"""The model runs in the engine's process. Else a third process imports vLLM (a quarter of a load), is bound to the
+CPU to which that of each other engine is bound, and is waited for by spinning on the other one."""
 
 
 @contextmanager
@@ -32,7 +37,7 @@ def started(*flags: str) -> Iterator[str]:
         # In float32, not bfloat16: runs are compared token for token, and there are fewer ties to part at.
         [sys.executable, PROGRAM, "serve", "--port", str(port), "--die-with-parent", "--dtype", "float32", *flags],
         # For /pause, by which it aborts streams; and it keeps responses.
-        env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1", **os.environ},
+        env={"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_RESPONSES_API_STORE": "1", **ONE_PROCESS, **os.environ},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -41,21 +46,27 @@ def started(*flags: str) -> Iterator[str]:
     process.wait(timeout=60)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def engines(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The URLs of all engines that a selected test asks for, by fixture. They load at the same time, while tests
+    that ask for none run: a load is half a minute of one CPU."""
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    if os.environ.get("VLLM_URL"):
+        asked.discard("vllm")
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(started(*flags)) for name, flags in FLAGS.items() if name in asked}
+
+
 @pytest.fixture(scope="session")
-def vllm() -> Iterator[str]:
+def vllm(engines: dict[str, str]) -> str:
     """The engine's URL."""
-    if "VLLM_URL" in os.environ:
-        yield os.environ["VLLM_URL"]
-        return
-    with started() as url:
-        yield url
+    return os.environ.get("VLLM_URL") or engines["vllm"]
 
 
-@pytest.fixture(scope="module")
-def vllm_that_forces() -> Iterator[str]:
-    """The URL of one that gives usage unasked, for as long as one module's tests run."""
-    with started("--enable-force-include-usage") as url:
-        yield url
+@pytest.fixture(scope="session")
+def vllm_that_forces(engines: dict[str, str]) -> str:
+    """The URL of one that gives usage unasked."""
+    return engines["vllm_that_forces"]
 
 
 @pytest.fixture

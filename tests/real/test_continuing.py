@@ -4,10 +4,12 @@ Run by `tox -e vllm`. Both engines of the gateway are relays to the same vLLM.""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pytest
 
@@ -21,6 +23,7 @@ from tests.real.test_vllm import CASES, CHAT, COMPLETIONS, MESSAGES, TOOL, body
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 DONE = b"data: [DONE]\n\n"
+T = TypeVar("T")
 
 FEATURES: dict[str, dict[str, Any]] = {
     name: {"case": name}
@@ -72,33 +75,65 @@ async def outcomes(app: App, how: str = "replay") -> dict[str, int]:
     return {outcome: int(count) for outcome, count in found if count != "0"}
 
 
+async def all_of(waits: Iterable[Coroutine[Any, Any, T]], *, alone: bool = False) -> list[T]:
+    """Their results. The engine has them in one batch: six take 1.6 times as long as one. `alone`: one after the
+    other, for log probabilities, whose last digits depend on the batch."""
+    if alone:
+        return [await wait for wait in waits]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(wait) for wait in waits]
+    return [task.result() for task in tasks]
+
+
+@dataclass
+class Cut:
+    """A request whose stream was cut: its answer, how often, the outcomes, and what the gateway was sent."""
+
+    answer: Answer
+    cuts: int
+    outcomes: dict[str, int]
+    passed: bytes
+
+
+async def cut(engine: str, at: int, path: str, ask: dict[str, Any], how: str = "replay", **more: Any) -> Cut:
+    """Its stream is cut after so many events, in front of a gateway of its own."""
+    shears = Shears()
+    async with (
+        CuttingRelay(engine, shears) as one,
+        CuttingRelay(engine, shears) as two,
+        gateway(
+            *(one.url, two.url),
+            refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0, **more,
+        ) as app,
+    ):  # fmt: skip
+        shears.cut_after(at)
+        answer = await post_json(app.url, path, ask, [("x-gateway-share", "off")] if how == "ids" else ())
+        return Cut(answer, shears.cuts, await outcomes(app, how), b"".join(shears.passed))
+
+
 @pytest.mark.parametrize("feature", FEATURES)
 async def test_a_stream_that_is_cut_is_what_vllm_answers_whole(
-    relays: tuple[str, str], shears: Shears, engine: str, feature: str, capsys: pytest.CaptureFixture[str]
+    engine: str, feature: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Cut after the first frame, in the middle, at the last tokens, and between all of it and [DONE]."""
-    more = dict(FEATURES[feature])
+    more, alone = dict(FEATURES[feature]), "logprobs" in feature
     path, ask = body(more.pop("case"), stream=True, **more)
     await post_json(engine, path, ask)  # from here on all find the prompt in the prefix cache
-    direct = await post_json(engine, path, ask)
     counted = ask | {"stream_options": {"include_usage": True}}  # as the gateway asks
-    events = len((await post_json(engine, path, counted)).events())
+    direct, other = await all_of((post_json(engine, path, each) for each in (ask, counted)), alone=alone)
+    events = len(other.events())
+    places = sorted({1, 2, events // 2, events - 3, events - 2, events - 1} - {0})
     told: dict[int, str] = {}
-    async with gateway(
-        *relays, refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0
-    ) as app:
-        for at in sorted({1, 2, events // 2, events - 3, events - 2, events - 1} - {0}):
-            before = await outcomes(app)
-            shears.cut_after(at)
-            answer = await post_json(app.url, path, ask)
-            after = await outcomes(app)
-            told[at] = next((name for name in after if after[name] != before.get(name, 0)), "not continued")
-            assert shears.cuts == len(told)
-            if told[at] == "exact":
-                assert contents(answer) == contents(direct)
-            else:
-                assert b'"error"' in answer.events()[-1]
-                assert DONE not in answer.body
+    for at, one in zip(
+        places, await all_of((cut(engine, at, path, ask) for at in places), alone=alone), strict=True
+    ):
+        told[at] = next(iter(one.outcomes), "not continued")
+        assert one.cuts == 1
+        if told[at] == "exact":
+            assert contents(one.answer) == contents(direct)
+        else:
+            assert b'"error"' in one.answer.events()[-1]
+            assert DONE not in one.answer.body
     with capsys.disabled():
         print(f"\n{feature}: {told}")
     assert set(told.values()) <= {"exact", *(["differs"] if "logprobs" in feature else [])}
@@ -152,47 +187,41 @@ def ids_in(data: bytes) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("feature", SAMPLED)
 async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_made(
-    relays: tuple[str, str], shears: Shears, engine: str, feature: str, capsys: pytest.CaptureFixture[str]
+    engine: str, feature: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its ids at both engines, in one text by /detokenize; each token counted once; no id shown. Without
     temperature, it is what vLLM answers whole."""
     path, members = SAMPLED[feature]
-    ask = {"model": "smollm2", "temperature": 1.0, "stream": True} | WITH_USAGE | members
+    ask = {"model": "smollm2", "stream": True} | WITH_USAGE | members
+    places = [(1.0, 1), (1.0, 2), (1.0, 4), (1.0, 9), (0.0, 3), (0.0, 7)]
+    asks = {temperature: ask | {"temperature": temperature} for temperature in (1.0, 0.0)}
+    directs = await all_of(post_json(engine, path, each) for each in asks.values())
+    whole = {temperature: text_of(direct) for temperature, direct in zip(asks, directs, strict=True)}
+    cuts = await all_of(
+        cut(engine, at, path, asks[temperature], "ids", resume="ids") for temperature, at in places
+    )
     told: dict[float, list[int]] = {}
     ended: dict[float, list[int]] = {}
-    async with gateway(
-        *relays, resume="ids", refresh_seconds=600.0, load_seconds=0.0, breaker_failures=0, breaker_rate=0.0
-    ) as app:
-        for temperature, places in ((1.0, (1, 2, 4, 9)), (0.0, (3, 7))):
-            direct = text_of(await post_json(engine, path, ask | {"temperature": temperature}))
-            for at in places:
-                shears.passed.clear()
-                shears.cut_after(at)
-                cuts, before = shears.cuts, await outcomes(app, "ids")
-                sent = ask | {"temperature": temperature}
-                answer = await post_json(app.url, path, sent, [("x-gateway-share", "off")])
-                assert shears.cuts == cuts + 1
-                prompt, ids = ids_in(b"".join(shears.passed))
-                if answer.events()[-1] != DONE:  # no text has come, or several tokens at once
-                    assert b"upstream_truncated" in answer.events()[-1]
-                    ended.setdefault(temperature, []).append(at)
-                    continue
-                text, finish, usage = text_of(answer)
-                after = await outcomes(app, "ids")
-                shown = ids[:-1] if finish == "stop" else ids
-                decoded = (await post_json(engine, "/detokenize", {"model": "smollm2", "tokens": shown})).json()
-                words = re.sub(r"<\|\w+\|>", "", decoded["prompt"])  # special tokens are not shown
-                assert text.rstrip("\ufffd") == words.rstrip("\ufffd")
-                assert (usage["prompt_tokens"], usage["completion_tokens"]) == (
-                    len(prompt),
-                    len(ids),
-                )
-                assert len(prompt) == direct[2]["prompt_tokens"]
-                assert b'token_ids":[' not in answer.body
-                if temperature == 0.0:
-                    assert (text, finish, usage) == direct
-                if after != before:
-                    told.setdefault(temperature, []).append(at)
+    for (temperature, at), one in zip(places, cuts, strict=True):
+        direct, answer = whole[temperature], one.answer
+        assert one.cuts == 1
+        prompt, ids = ids_in(one.passed)
+        if answer.events()[-1] != DONE:  # no text has come, or several tokens at once
+            assert b"upstream_truncated" in answer.events()[-1]
+            ended.setdefault(temperature, []).append(at)
+            continue
+        text, finish, usage = text_of(answer)
+        shown = ids[:-1] if finish == "stop" else ids
+        decoded = (await post_json(engine, "/detokenize", {"model": "smollm2", "tokens": shown})).json()
+        words = re.sub(r"<\|\w+\|>", "", decoded["prompt"])  # special tokens are not shown
+        assert text.rstrip("\ufffd") == words.rstrip("\ufffd")
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(prompt), len(ids))
+        assert len(prompt) == direct[2]["prompt_tokens"]
+        assert b'token_ids":[' not in answer.body
+        if temperature == 0.0:
+            assert (text, finish, usage) == direct
+        if one.outcomes:
+            told.setdefault(temperature, []).append(at)
     with capsys.disabled():
         print(f"\n{feature}: continued after {told}, ended after {ended}")
     assert told

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kit.patience import run_process
-from tests.real.conftest import PROGRAM
+from tests.real.conftest import ONE_PROCESS, PROGRAM
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -24,8 +25,9 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     flags = ["--small", "--vllm", python, "--streams", "2", "--duplicates", "0.5", "--rounds", "1"]
     flags += ["--seconds", "10", "--requests", "8", "--budget", "3000", "--out", str(tmp_path)]
     done = run_process(
-        [sys.executable, "-m", "ops.bench.gpu", *flags], cwd=ROOT, capture_output=True, text=True, seconds=580
-    )
+        [sys.executable, "-m", "ops.bench.gpu", *flags], cwd=ROOT, capture_output=True, text=True, seconds=580,
+        env=ONE_PROCESS | os.environ,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dropped"] == []

@@ -24,6 +24,9 @@ from ops.bench.vllm.tables import spread
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 START_SECONDS: Final = 300.0
+WITHOUT_PLOTS: Final = (  # `python -m loadgen` as where matplotlib is not installed: drawing takes 1.6 s of CPU
+    "import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_module('loadgen', run_name='__main__')"
+)
 COUNTERS: Final = {
     "requests": "vllm:request_success_total",
     "prompt": "vllm:prompt_tokens_total",
@@ -60,11 +63,11 @@ def work_of(url: str, pid: int | None) -> Work:
 
 
 def loadgen(*arguments: str, folder: Path, seconds: float | None = None) -> dict[str, Any]:
-    """Run the load generator and return its result. It is killed after `seconds`; None: never.
+    """Run the load generator and return its result, without plots. It is killed after `seconds`; None: never.
 
     Raises RuntimeError with its output if there is no result.
     """
-    argv = [sys.executable, "-m", "loadgen", *arguments, "--quiet", "--result-dir", str(folder)]
+    argv = [sys.executable, "-c", WITHOUT_PLOTS, *arguments, "--quiet", "--result-dir", str(folder)]
     try:
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired as error:

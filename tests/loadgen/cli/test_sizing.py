@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -330,8 +329,7 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
         words = [urls.get(word, word) for word in documented(command)]
         assert set(urls.values()) & {*words}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "loadgen", *words, *LENIENT, "--quiet", "--max-seconds", "4"),
-            *("--result-dir", str(tmp_path)),
+            *program(*words, *LENIENT, "--quiet", "--max-seconds", "4", "--result-dir", str(tmp_path)),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

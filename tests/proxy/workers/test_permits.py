@@ -49,6 +49,32 @@ def test_examples_of_parts(most: int, wants: dict[int, int], parts: dict[int, in
     assert divided(most, wants) == parts
 
 
+@given(
+    st.integers(1, 40),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=7),
+)
+def test_no_part_is_more_than_wanted_while_another_worker_lacks(
+    most: int, workers: list[tuple[int, int, int]]
+) -> None:
+    """Whatever they were allotted before."""
+    places = {
+        at: Place(allotted=allotted, inflight=inflight, queued=queued)
+        for at, (allotted, inflight, queued) in enumerate(workers)
+    }
+    divided = parts(most, places, Ledger())
+    assert sum(divided.values()) == most
+    wants = {at: place.inflight + place.queued for at, place in places.items()}
+    if most >= len(places) and any(divided[at] < want for at, want in wants.items()):
+        assert all(divided[at] <= max(1, want) for at, want in wants.items())
+
+
+def test_a_place_that_is_not_wanted_goes_to_the_worker_with_a_queue() -> None:
+    """It was kept where it had been, since it was one of the two numbers next to that worker's share."""
+    places = {1: Place(allotted=2, inflight=1), 2: Place(allotted=1, inflight=1, queued=1)}
+    places |= {at: Place(allotted=1) for at in (3, 4, 5)}
+    assert parts(6, places, Ledger()) == {1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
+
+
 class Workers(RuleBasedStateMachine):
     """Workers with requests that come and go, and messages that take their time, in order, both ways."""
 
