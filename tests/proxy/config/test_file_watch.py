@@ -266,12 +266,12 @@ async def test_a_file_system_that_does_not_answer_holds_no_loop_and_is_told_once
 ) -> None:
     assert STALL_SECONDS > EVERY
     monkeypatch.setattr("proxy.config.file_watch.STALL_SECONDS", 0.01)
-    go = threading.Event()
+    go, before = threading.Event(), threading.enumerate()
     bench = Bench(tmp_path / "a", in_thread=None)
     monkeypatch.setattr(Contents, "look", lambda self: go.wait(10) and self.first)
     async with bench:
         await until(lambda: bench.told.lines == [("stalled",)])
-        assert sum(thread.name == "files" for thread in threading.enumerate()) == 1
+        assert sum(thread.name == "files" for thread in set(threading.enumerate()).difference(before)) == 1
         go.set()
         await until(lambda: ("answers",) in bench.told.lines)
 

@@ -262,6 +262,11 @@ def test_what_is_loaded_is_kept_from_the_collector(enabled: bool, fails: bool) -
 # -- the thread
 
 
+def since(before: list[threading.Thread]) -> set[threading.Thread]:
+    """The threads without those of earlier tests."""
+    return set(threading.enumerate()).difference(before)
+
+
 async def test_work_is_done_in_a_thread_that_the_end_does_not_wait_for() -> None:
     seen: list[threading.Thread] = []
 
@@ -283,7 +288,7 @@ async def test_what_work_raises_is_raised_where_it_is_awaited() -> None:
 
 
 async def test_work_that_nobody_waits_for_any_more_is_forgotten() -> None:
-    go = threading.Event()
+    go, before = threading.Event(), threading.enumerate()
     told: list[Any] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: told.append(context))
@@ -291,14 +296,14 @@ async def test_work_that_nobody_waits_for_any_more_is_forgotten() -> None:
     future.cancel()
     go.set()
     await in_daemon(lambda: None)  # its own thread: let that of the first end too
-    while any(thread.name == "files" for thread in threading.enumerate()):  # noqa: ASYNC110 - no event tells of it
+    while any(thread.name == "files" for thread in since(before)):  # noqa: ASYNC110 - no event tells of it
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert told == []
 
 
 def test_work_that_ends_after_the_loop_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    go = threading.Event()
+    go, before = threading.Event(), threading.enumerate()
     told: list[object] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
 
@@ -306,7 +311,7 @@ def test_work_that_ends_after_the_loop_is_forgotten(monkeypatch: pytest.MonkeyPa
         in_daemon(go.wait)
 
     asyncio.run(begins())
-    threads = [thread for thread in threading.enumerate() if thread.name == "files"]
+    threads = [thread for thread in since(before) if thread.name == "files"]
     go.set()
     for thread in threads:
         thread.join(10)
