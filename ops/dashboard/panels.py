@@ -278,14 +278,6 @@ LIMITS: Final = Row(
             "ops",
             help="While Redis is unavailable, each process enforces the limits on its own.",
         ),
-        Panel(
-            "Engine limits shared with other gateways",
-            ((f"gateway_admission_live{{{ONE}}}", "{{instance}}"),),
-            kind="state-timeline",
-            words={"0": "its share", "1": "by Redis"},
-            green=1,
-            help="With --admission fleet. Its share: Redis is away; the limit is divided by the gateways known.",
-        ),
     ),
 )
 

@@ -88,7 +88,7 @@ async def test_sigterm_under_200_streams_cuts_none_before_its_time_and_ends_each
             await turn.send(" b")
             await turn.finish()
         else:
-            await turn.cancelled()
+            await turn.cancelled(60)
 
     async with (
         Engine(script) as engine,
