@@ -133,6 +133,9 @@ class Streams:
     def cut(self) -> None:
         """This gateway stops. A client whose stream other gateways can give is cut off without an error, which it
         would take for the end, and comes back to one of them."""
+        fleet = self._feeds.fleet
+        if fleet is None or not fleet.live:
+            return
         for stream in self._streams.values():
             if stream.place is not None and not stream.flight.ended:
                 for client in tuple(stream.clients):
