@@ -357,7 +357,7 @@ async def running(
                 hear=backends.hear,
                 metrics=metrics,
             )
-            backends.share(member.given_back, member.tell, member.step)
+            backends.share(given_back=member.given_back, wanted=member.wanted, tell=member.tell, step=member.step)
         elif settings.admission == "fleet" and shared_redis is not None:
             shares.append(ENGINE_LIMITS)
             shared = shared_admission(settings, shared_redis, log, loop, stack)

@@ -45,19 +45,21 @@ def _fan(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tall
     return lambda load, seconds: load.waves(connections, unique(spec), seconds)
 
 
-def workloads(*, shared: bool) -> list[Workload]:
-    """All workloads. `shared`: prompts that could be shared, so each costs key, look-up and store."""
+def workloads(*, shared: bool, times: int = 1) -> list[Workload]:
+    """All workloads. `shared`: prompts that could be shared, so each costs key, look-up and store. `times`: so
+    many times the connections of json, burst, c64 and hit."""
+    few, many = 32 * times, 64 * times
 
     def ask(tokens: int, itl_us: int, *, stream: bool = True) -> Spec:
         return Spec(0, tokens, itl_us, stream=stream, shared=shared)
 
     async def hits(load: Load, seconds: float) -> Tally:
-        return await load.closed(32, repeated(Spec(0, 128, 0, shared=True), 32), seconds)
+        return await load.closed(few, repeated(Spec(0, 128, 0, shared=True), 32), seconds)
 
     return [
-        Workload("json", "small JSON, 32 connections", _closed(32, ask(1, 0, stream=False)), False, 4),
-        Workload("burst", "128 tokens at once, 32 streams", _closed(32, ask(128, 0)), True, 4),
-        Workload("c64", "64 streams × 10 ms", _closed(64, ask(128, 10_000)), True, 6),
+        Workload("json", f"small JSON, {few} connections", _closed(few, ask(1, 0, stream=False)), False, 4),
+        Workload("burst", f"128 tokens at once, {few} streams", _closed(few, ask(128, 0)), True, 4),
+        Workload("c64", f"{many} streams × 10 ms", _closed(many, ask(128, 10_000)), True, 6),
         Workload("c256", "256 streams × 20 ms", _closed(256, ask(128, 20_000)), True, 6),
         Workload("c1000", "1,000 streams × 20 ms", _closed(1000, ask(128, 20_000)), True, 8),
         Workload(
@@ -70,7 +72,7 @@ def workloads(*, shared: bool) -> list[Workload]:
                  _fan(1000, replace(ask(128, 10_000), shared=True)), True, 6, ours_only=True),
         Workload("fanburst", "64 readers of one flight, all at once",
                  _fan(64, replace(ask(128, 0), shared=True)), True, 4, ours_only=True),
-        Workload("hit", "128-token stream out of Redis, 32 connections", hits, False, 4, ours_only=True),
+        Workload("hit", f"128-token stream out of Redis, {few} connections", hits, False, 4, ours_only=True),
     ]  # fmt: skip
 
 

@@ -212,8 +212,10 @@ class Scheduler:
         queue = self.queue
         if queue.waits:
             queue.dispatch(self._take, self._loop.time())
-            if queue.timeout < math.inf and queue.waits:
-                self._timers.set("overdue", queue.next_overdue(), self._overdue)
+            if queue.waits:
+                self._backends.wanted()
+                if queue.timeout < math.inf:
+                    self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
     def _overdue(self) -> None:
         """The timer of the oldest queued Flight: its wait may be over."""

@@ -170,6 +170,8 @@ class Backends:
         """To be called when a queued request may find an engine: see `subscribe`."""
         self.given_back: Callable[[], None] = lambda: None
         """To be called when a slot beyond an engine's limit is released: others may use it. See `share`."""
+        self.wanted: Callable[[], None] = lambda: None
+        """To be called when requests queue for an engine, or the engines have changed. See `share`."""
         self.tell: Callable[[str, News, float, str], None] = lambda *news: None
         """To be called with what other processes should know of an engine. See `share`."""
         self._step = 0.0
@@ -210,13 +212,19 @@ class Backends:
         self._divided = True
 
     def share(
-        self, given_back: Callable[[], None], tell: Callable[[str, News, float, str], None], step: float
+        self,
+        *,
+        given_back: Callable[[], None],
+        wanted: Callable[[], None],
+        tell: Callable[[str, News, float, str], None],
+        step: float,
     ) -> None:
         """Other processes use the same engines. `given_back` is called when a slot beyond an engine's limit is
-        released, `tell` with an engine's name and what they should `hear` of it. `step`: seconds after the others'
-        turn to probe before it is this one's."""
+        released, `wanted` when requests queue for an engine or the engines have changed, `tell` with an engine's
+        name and what they should `hear` of it. `step`: seconds after the others' turn to probe before it is this
+        one's."""
         self.divide()
-        self.given_back, self.tell, self._step = given_back, tell, step
+        self.given_back, self.wanted, self.tell, self._step = given_back, wanted, tell, step
 
     def hear(self, name: str, news: News, seconds: float, detail: str) -> None:
         """What another process has found out of an engine. This one's own health checks go on."""
@@ -543,6 +551,7 @@ class Backends:
                 self._on_removed(backend)
             self.close_if_drained(backend)
         self.changed.set()
+        self.wanted()
 
     def _come_back(self, backend: Backend) -> None:
         backend.leaving = False

@@ -28,8 +28,7 @@ from proxy.workers.channel import (
 )
 
 TICK: Final = 0.02
-"""Seconds between two looks at what this worker wants. A request that queues here for want of a permit waits that
-long at most until the supervisor knows."""
+"""Seconds between two looks at what this worker wants while requests queue here. The first look is at once."""
 BEAT: Final = 0.25  # seconds between two reports of the same
 ASK_SECONDS: Final = 4.0  # for the metrics of all; the page is of this worker alone where they do not come
 
@@ -57,6 +56,7 @@ class Member:
         self._room: Callable[[], None] = lambda: None
         self._hear: Callable[[str, News, float, str], None] = lambda *news: None
         self._looking = False
+        self._wanted = asyncio.Event()
         self._metrics: Metrics | None = None
         self._applied = 0
         self._places: dict[str, int] = {}
@@ -134,6 +134,10 @@ class Member:
         if not self._looking:
             self._looking = True
             self._loop.call_soon(self._look)
+
+    def wanted(self) -> None:
+        """Requests queue here, or the engines have changed: look every TICK until they do not."""
+        self._wanted.set()
 
     def ready(self, message: Ready) -> None:
         """It accepts."""
@@ -213,11 +217,18 @@ class Member:
 
     async def _report(self) -> None:
         while True:
-            self._look()
-            await asyncio.sleep(TICK)
+            self._wanted.clear()
+            if self._look():
+                await asyncio.sleep(TICK)
+                continue
+            try:
+                async with asyncio.timeout(BEAT):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
 
-    def _look(self) -> None:
-        """Report what has changed, or the same once more after BEAT seconds."""
+    def _look(self) -> bool:
+        """Report what has changed, or the same once more after BEAT seconds. True: requests queue here."""
         self._looking = False
         queues = [(self._serving(queue.pool), queue) for queue in self._queues()]
         engines, leaving = {}, {}
@@ -231,10 +242,10 @@ class Member:
         self._places = {name: count for name, count in self._places.items() if name in engines}
         report = Report(self._applied, engines, queues, leaving)
         now = self._loop.time()
-        if now - self._told_at < BEAT and not self._matters(report):
-            return
-        self._told, self._told_at = report, now
-        self._link.send(report)
+        if now - self._told_at >= BEAT or self._matters(report):
+            self._told, self._told_at = report, now
+            self._link.send(report)
+        return bool(queues)
 
     def _matters(self, report: Report) -> bool:
         """Whether the supervisor would act on it: a new engine or limit, one that is leaving, an allotment

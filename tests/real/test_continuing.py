@@ -185,6 +185,17 @@ def ids_in(data: bytes) -> tuple[list[int], list[int]]:
     return first, [*last[len(first) :], *(int(number) for numbers in own for number in numbers.split(b","))]
 
 
+async def text_shown(engine: str, ids: list[int]) -> str:
+    """By /detokenize, without special tokens. vLLM shows a token that ends within a character (a space and half of
+    an emoji) when the character is whole, so none of those at the end is in a text."""
+    for end in range(len(ids), 0, -1):
+        asked = {"model": "smollm2", "tokens": ids[:end]}
+        text = re.sub(r"<\|\w+\|>", "", (await post_json(engine, "/detokenize", asked)).json()["prompt"])
+        if not text.endswith("\ufffd"):
+            return text
+    return ""
+
+
 @pytest.mark.parametrize("feature", SAMPLED)
 async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_made(
     engine: str, feature: str, capsys: pytest.CaptureFixture[str]
@@ -212,9 +223,7 @@ async def test_a_sampled_stream_that_is_cut_is_the_text_of_the_tokens_that_vllm_
             continue
         text, finish, usage = text_of(answer)
         shown = ids[:-1] if finish == "stop" else ids
-        decoded = (await post_json(engine, "/detokenize", {"model": "smollm2", "tokens": shown})).json()
-        words = re.sub(r"<\|\w+\|>", "", decoded["prompt"])  # special tokens are not shown
-        assert text.rstrip("\ufffd") == words.rstrip("\ufffd")
+        assert text == await text_shown(engine, shown)
         assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(prompt), len(ids))
         assert len(prompt) == direct[2]["prompt_tokens"]
         assert b'token_ids":[' not in answer.body

@@ -26,7 +26,7 @@ class Process:
         self.turns = 0
         self.told: list[tuple[str, News, float, str]] = []
         self.backends.subscribe(capacity_changed=self.turn)
-        self.backends.share(lambda: None, self.tell, step)
+        self.backends.share(given_back=lambda: None, wanted=lambda: None, tell=self.tell, step=step)
         self.all = all_
         all_.append(self)
 

@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import msgspec
 
+from proxy.flights.queue import PoolQueue, Waiting
 from proxy.telemetry import Metrics
 from proxy.workers.channel import Ask, Collected, Engine, Hello, Report
-from proxy.workers.member import Member
+from proxy.workers.member import BEAT, TICK, Member
+from tests.kit.clock import virtual
 
 HELLO = Hello(index=0, workers=2, listen=[], admin=[], port=0, engines=[], redis=None, redis_words="off")
 
@@ -131,4 +133,38 @@ async def test_an_engine_that_was_removed_is_reported_by_its_requests_alone() ->
         ({"e": (2, 0, 6)}, {}),
     ]
     assert set(allotted) == {0}
+    await member.close()
+
+
+@virtual
+async def test_a_worker_looks_every_beat_while_nothing_queues_and_reports_at_once_what_queues() -> None:
+    link = Link()
+    member = member_of(link, Metrics())
+    looks = 0
+    queues: list[PoolQueue] = []
+    engine = SimpleNamespace(name="e", most=6, inflight=0, leaving=False, allot=lambda places: None)
+
+    def engines() -> list[Any]:
+        nonlocal looks
+        looks += 1
+        return [engine]
+
+    member._engines, member._queues, member._serving = engines, lambda: queues, lambda pool: ["e"]
+    await asyncio.sleep(40.1 * BEAT)
+    assert looks in (40, 41)
+    link.sent.clear()
+    queues.append(PoolQueue(None, 0.0, [Waiting(0, None, 1, 1, 1, 0)]))
+    member.wanted()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [report.engines for report in link.sent] == [{"e": (0, 1, 6)}]
+    looks = 0
+    await asyncio.sleep(40.5 * TICK)
+    assert looks in (40, 41)
+    queues.clear()
+    await asyncio.sleep(TICK)
+    looks = 0
+    await asyncio.sleep(4.1 * BEAT)
+    assert looks in (4, 5)
     await member.close()
