@@ -398,6 +398,38 @@ async def test_redis_keeps_a_stream_while_a_client_reads_it_anywhere(
         assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == (404, "stream_not_found")
 
 
+async def test_a_stream_whose_renewal_raises_delays_no_other_ones(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("LOOK", 0.01), ("RENEWED", 0.02)):
+        monkeypatch.setattr(streams, name, seconds)
+    looks: list[bytes] = []
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+
+    def extend(self: Node, name: bytes, *words: Any) -> None:
+        looks.append(name)
+        if name == looks[0]:
+            raise RuntimeError("planned")
+
+    async with (
+        Engine() as engine,
+        two(engine, redis) as (one, _),
+        left(engine, one.url) as (turn, *_),
+        left(engine, one.url, body=HELLO_STREAM) as (other_turn, *_),
+    ):
+        looks.clear()
+        monkeypatch.setattr(Node, "extend", extend)
+        await until(lambda: len(looks) > 9)
+        monkeypatch.undo()
+        await turn.finish()
+        await other_turn.finish()
+    first, other = looks[:2]
+    assert first != other
+    assert looks[:8] == [first, other] * 4
+    assert set(told) == {"the renewal of a stream"}
+
+
 async def test_a_client_that_leaves_soon_takes_no_time_from_another_one_of_the_same_generation(redis: str) -> None:
     async with (
         Engine() as engine,

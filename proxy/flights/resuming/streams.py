@@ -7,6 +7,7 @@ import math
 import os
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
@@ -20,6 +21,7 @@ from proxy.flights.resuming.metrics import ResumingMetrics
 from proxy.flights.resuming.position import Position, Seam, mark_of, walk
 from proxy.flights.resuming.record import MOST_REQUEST, Record, Request, hashed, read_record
 from proxy.flights.spec import FlightSpec, Mode, QueueState
+from proxy.telemetry import contained, raised
 
 
 class Feeds(Protocol):
@@ -290,7 +292,7 @@ class Streams:
         now = self._loop.time()
         for stream in self._streams.values():
             if (stream.entry.readers or not stream.flight.ended) and now - stream.renewed >= RENEWED:
-                self._extend(stream)
+                contained(raised, "the renewal of a stream", partial(self._extend, stream))
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -444,8 +446,8 @@ class Streams:
             return
         lasts = stream.entry.grace + SLACK
         published = None
-        for other in self._by_flight[flight]:  # names of one flight share a log that is still written, or whole
-            if other.place is not None and (flight.ended or fleet.publishes(other.place[1])):
+        for other in self._by_flight[flight]:  # names of one flight share a log that is still written
+            if other.place is not None and fleet.publishes(other.place[1]):
                 published = other.place
         if stream.follows or published is None:
             published = fleet.publish(flight, lasts)
