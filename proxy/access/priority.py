@@ -9,6 +9,7 @@ from functools import partial
 from typing import Final
 
 from proxy.access.caller import Caller
+from proxy.access.caller_address import caller_for_address
 from proxy.access.context import ClientRequest
 from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
@@ -26,12 +27,12 @@ class PriorityPolicy:
 
     def turn(self, caller: Caller | None, request: ClientRequest) -> tuple[int, Hashable | Callable[[], Hashable]]:
         """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner: a key's
-        user or, without keys, a function that returns the address. Raises GatewayError 400."""
+        user or, without keys, a function that returns the network of the address. Raises GatewayError 400."""
         given = request.headers.get("x-gateway-priority")
         known = caller or self._stranger
         priority = known.priority if given is None else _priority(given, known)
         if caller is None:
-            return priority, partial(self._address, request)
+            return priority, partial(self._network, request)
         return priority, caller.tenant if caller.user is None else caller.user
 
     def address(self, caller: Caller | None, request: ClientRequest) -> str | None:
@@ -40,12 +41,16 @@ class PriorityPolicy:
 
     def fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable | Callable[[], Hashable]:
         """Whom a request's memory and work count for: a key's tenant or, without keys, a function that returns the
-        address."""
-        return caller.tenant if caller is not None else partial(self._address, request)
+        network of the address."""
+        return caller.tenant if caller is not None else partial(self._network, request)
 
     def current_fairness_key(self, caller: Caller | None, request: ClientRequest) -> Hashable:
         """The same, resolved."""
-        return caller.tenant if caller is not None else self._address(request)
+        return caller.tenant if caller is not None else self._network(request)
+
+    def _network(self, request: ClientRequest) -> str:
+        """One owner for all addresses that a host may have."""
+        return caller_for_address(self._address(request)).id
 
 
 def _priority(given: str, caller: Caller) -> int:

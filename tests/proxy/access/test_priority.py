@@ -65,6 +65,24 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
 
 
 @pytest.mark.parametrize(
+    ("addresses", "owner"),
+    [
+        (["2001:db8::1", "2001:db8::ffff:1"], "2001:db8::/64"),  # a host has the whole of one network
+        (["192.0.2.1", "::ffff:192.0.2.1"], "192.0.2.1"),
+        (["unix"], "unix"),
+    ],
+)
+def test_the_addresses_that_one_host_may_have_take_turns_as_one(addresses: list[str], owner: str) -> None:
+    for address in addresses:
+        known = PriorityPolicy(NORMAL, lambda request, address=address: address)  # type: ignore[misc]
+        assert known.current_fairness_key(*call()) == owner
+        for resolve in (known.fairness_key(*call()), known.turn(*call())[1]):
+            assert callable(resolve)
+            assert resolve() == owner
+        assert known.address(*call()) == address
+
+
+@pytest.mark.parametrize(
     ("given", "seconds"), [(None, math.inf), ("1", 1.0), (" 0.25 ", 0.25), ("86400", 86400.0)]
 )
 def test_a_timeout_is_a_plain_number_of_seconds(given: str | None, seconds: float) -> None:
