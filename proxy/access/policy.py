@@ -134,7 +134,8 @@ class AccessPolicy:
         reads = request.method in ("GET", "HEAD")
         if context.caller is not None and not reads and not _may_use(context.caller, context.model):
             raise _no_model(context.model)
-        if self._answers and not reads and not returns_no_text(request.path):
+        answers = not reads or request.path.startswith("/v1/responses/")  # one that the engine has kept
+        if self._answers and answers and not returns_no_text(request.path):
             raise GatewayError(
                 Code.NOT_FOUND,
                 "Answers are checked against the deny list, impossible for this path: use /v1/chat/completions.",

@@ -117,17 +117,19 @@ def estimate_raw(path: str, passed: RawBody, assumed: int) -> Cost:
 
 def actual_cost(flight: Flight, cost: Cost) -> int:
     """The tokens that an answer cost: by the engine's usage, else the prompt where the engine had begun, and one
-    token for each content event. An answer that failed before its first token cost nothing."""
+    token for each event, or the estimate for one body. One that failed before its first token cost nothing."""
     if flight.usage is not None:
         return max(0, flight.usage.prompt_tokens) + max(0, flight.usage.completion_tokens)
     if flight.head is not None and flight.head.status >= 400:
         return 0
-    if flight.mode is Mode.STREAM and flight.times.first is not None:
-        return cost.prompt + flight.content_events
+    events = flight.content_events + flight.events
+    if events or (flight.mode is Mode.STREAM and flight.times.first is not None):
+        return cost.prompt + events
     if flight.phase is Phase.LANDED:
         return cost.prompt + cost.completion  # one body, or a raw answer, without usage
     if flight.phase is Phase.CANCELLED and was_dispatched(flight):
-        return cost.prompt
+        # One body comes when all of it is generated: how much was, nobody says.
+        return cost.prompt + (0 if flight.mode is Mode.STREAM else cost.completion)
     return 0
 
 

@@ -33,7 +33,7 @@ from proxy.flights.continuing import (
     not_continued,
     with_ids,
 )
-from proxy.flights.events import EventIngest
+from proxy.flights.events import EventIngest, RawIngest
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import REFUSAL, Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
@@ -353,7 +353,11 @@ class Exchange(msgspec.Struct, eq=False):
             if token_ids is not None:
                 self.ingest = IdsIngest(flight, exchange_context.timeouts, callbacks, token_ids)
             else:
-                make = exchange_context.ingest if spec.event_api is None else EventIngest
+                make = exchange_context.ingest
+                if spec.event_api is not None:
+                    make = EventIngest
+                elif passed and (spec.cost is None or spec.cost[1]):  # it may generate
+                    make = RawIngest
                 self.ingest = make(self._fed, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)

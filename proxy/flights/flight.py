@@ -85,6 +85,7 @@ class Flight:
         "ended",
         "error",
         "estimated",
+        "events",
         "finished",
         "folded",
         "folds",
@@ -150,6 +151,7 @@ class Flight:
         self.usage: Usage | None = None
         self.estimated = False  # `usage` is a share of the usage of several requests
         self.content_events = 0
+        self.events = 0  # that may be tokens, though no text was seen in them
         self.backend: str | None = None
         self.attempts = 1
         self.continued: str | None = None  # how its stream was continued after it broke
@@ -292,6 +294,10 @@ class Flight:
         """Set its usage. `estimated`: its share of the usage of several requests."""
         self.usage, self.estimated = usage, estimated
 
+    def counts_events(self, count: int) -> None:
+        """So many events have come that may be tokens, though no text was seen in them."""
+        self.events = count
+
     def keep_fold(self, body: bytes) -> None:
         """Keep the stream's fold, for every reader that wants one body."""
         self.folded = body
@@ -314,7 +320,7 @@ class Flight:
         self.head = self.usage = self.times.first = None
         self.mode = self.spec.mode
         self.log.clear()
-        self.size = self.content_events = 0
+        self.size = self.content_events = self.events = 0
         self.attempts += 1
 
     def counts_attempt(self) -> None:

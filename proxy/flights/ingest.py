@@ -51,6 +51,8 @@ _VALUE: Final = itemgetter(1)
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
+_CHOICE: Final = b'"choices":[{'
+_ROLE: Final = b'"role"'
 _PREFILL: Final = Phase.PREFILL
 
 REFUSAL: Final = 429
@@ -413,6 +415,8 @@ class Ingest:
             self._spoil()
         elif content:
             self._twins.learn(frame)
+        elif _CHOICE in frame and _ROLE not in frame and FINISH.search(frame) is None:
+            flight.counts_events(flight.events + 1)  # a token without text, as a special one is
         # An abort is no end that a client should see: the error at the stream's end says what happened.
         return not aborted or flight.spec.api_request is None
 

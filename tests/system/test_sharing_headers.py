@@ -45,6 +45,24 @@ async def both(url: str, path: str, body: object, *headers: tuple[tuple[str, str
     return await asyncio.gather(*(post_json(url, path, body, each) for each in headers))
 
 
+# -- lines of one name are one list (RFC 9110, 5.3)
+
+
+async def test_a_second_line_of_cache_control_holds_too(engine: Engine) -> None:
+    engine.auto(echo_script())
+    two = (("cache-control", "max-age=0"), ("cache-control", "no-store"))
+    fresh = (("cache-control", "max-age=0"), ("cache-control", "no-cache"))
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}") as app:
+        verdicts = []
+        for headers in (two, (), (), fresh, ()):
+            verdicts.append((await post_json(app.url, CHAT, HELLO, headers)).head["x-gateway-cache"])
+            await until(lambda: len(app.group) == 0)
+        assert verdicts == ["miss", "miss", "hit", "miss", "hit"]
+        share = (("x-gateway-share", "all"), ("x-gateway-share", "off"))
+        refused = await post_json(app.url, CHAT, HELLO, share)
+        assert (refused.status, refused.json()["error"]["param"]) == (400, "x-gateway-share")
+
+
 # -- headers on which an engine acts ------------------------------------------------------------------
 
 

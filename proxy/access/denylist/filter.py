@@ -309,6 +309,24 @@ def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
         index = choice.get("index", 0)
         for name in ("text", "delta", "message"):
             yield from _members((str(index),), name, choice.get(name))
+        # Its tokens once more, and those of a text that the client did not want, such as the reasoning.
+        tokens = "".join(_tokens(choice.get("logprobs")))
+        if tokens:
+            yield (str(index), "logprobs"), tokens
+
+
+def _tokens(logprobs: Any) -> Iterator[str]:
+    """The tokens of a chat's log probabilities, or of a completion's."""
+    if isinstance(logprobs, dict):
+        tokens, content = logprobs.get("tokens"), logprobs.get("content")
+        listed = (
+            [entry.get("token") for entry in content if isinstance(entry, dict)]
+            if isinstance(content, list)
+            else []
+        )
+        for token in (*(tokens if isinstance(tokens, list) else ()), *listed):
+            if isinstance(token, str):
+                yield token
 
 
 def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -37,15 +38,20 @@ _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
 
 # The clock is Redis' own: gateways whose clocks differ would decide by the difference. Since Redis 5 a script's
 # effects are replicated, so it may call TIME before it writes. Levels are units, not times, so a double holds them
-# exactly; they are returned as text, as an integer reply would cut them.
+# exactly; they are returned as text, as an integer reply would cut them. A level that no gateway can have written
+# (no number, infinite) is 0: it would never leak.
 _LEAK: Final = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
+local function number(text, otherwise)
+  local n = tonumber(text)
+  return n and n >= 0 and n <= 1e16 and n or otherwise
+end
 local function leaked(meter, rps, tps)
   local v = redis.call('HMGET', meter, 'r', 't', 'at')
-  local past = math.max(0, now - (tonumber(v[3]) or now)) / 1000000
-  return rps and math.max(0, (tonumber(v[1]) or 0) - rps * past) or 0,
-         tps and math.max(0, (tonumber(v[2]) or 0) - tps * past) or 0
+  local past = math.max(0, now - number(v[3], now)) / 1000000
+  return rps and math.max(0, number(v[1], 0) - rps * past) or 0,
+         tps and math.max(0, number(v[2], 0) - tps * past) or 0
 end
 local function keep(meter, rps, tps, r, k)
   local ms = math.ceil(math.max(rps and r / rps or 0, tps and k / tps or 0) * 1000) + 1000
@@ -394,12 +400,9 @@ def _decision(reply: Any) -> Decision | None:
     """The decision in a script's reply; None for any other reply."""
     try:
         by, r, k, n, all_r, all_k, all_n = reply
-        if not 0 <= by <= len(_WHERE):
+        levels = r, k, all_r, all_k = [float(level) for level in (r, k, all_r, all_k)]
+        if not 0 <= by <= len(_WHERE) or not all(map(math.isfinite, levels)):
             return None
-        return Decision(
-            _WHERE[by - 1] if by else None,
-            Levels(float(r), float(k), int(n)),
-            Levels(float(all_r), float(all_k), int(all_n)),
-        )
+        return Decision(_WHERE[by - 1] if by else None, Levels(r, k, int(n)), Levels(all_r, all_k, int(all_n)))
     except (TypeError, ValueError):
         return None

@@ -10,7 +10,7 @@ import msgspec
 from proxy.access import AccessPolicy, AccessRules, PriorityPolicy, resolve, scope_of
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.flights import (
     REQUEST_ID,
     Flight,
@@ -128,6 +128,8 @@ class Generation:
             else:
                 api_request = self._decode(context, endpoint, body)
             if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
+                if self._settings.deny_answers:
+                    raise _unchecked(api_request)
                 return await self.forward(context, api_request)
             if "encoding_format" in api_request.fields and endpoint == "embeddings" and embeds_bytes(api_request):
                 return await self.forward(context, api_request)
@@ -248,7 +250,9 @@ class Generation:
     def _share(self, context: RequestContext, api_request: ApiRequest) -> Sharing:
         """What the request may share. Raises GatewayError 400."""
         headers = context.request.headers
-        cache_control, override = headers.get("cache-control", ""), headers.get("x-gateway-share", "")
+        # Lines of one name are one list (RFC 9110, 5.3).
+        cache_control = ", ".join(headers.getall("cache-control", ()))
+        override = ", ".join(headers.getall("x-gateway-share", ()))
         return sharing_of(api_request, self._settings.share, cache_control=cache_control, override=override)
 
     def _decode(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
@@ -368,6 +372,16 @@ class Generation:
             self._scheduler.abandon(flight)  # other readers must not wait for a Flight that nothing feeds
             raise
         return reader
+
+
+def _unchecked(api_request: ApiRequest) -> GatewayError:
+    """Of an answer that would be passed on without being held."""
+    return GatewayError(
+        Code.INVALID_VALUE,
+        "Answers are checked against the deny list, impossible for one of this size: request fewer prompt_logprobs "
+        "or none, or send a shorter prompt.",
+        param="prompt_logprobs",
+    )
 
 
 def _own_id(api_request: ApiRequest) -> str | None:

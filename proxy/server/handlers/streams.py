@@ -53,7 +53,8 @@ class Resumption:
         self, context: RequestContext, reader: Subscriber, wish: Wish, generation: Request, *, late: bool
     ) -> Sent:
         """Answer with a stream, to which its client may come back unless too many are held."""
-        private = "no-store" in context.request.headers.get("cache-control", "").lower()
+        lines = context.request.headers.getall("cache-control", ())
+        private = any("no-store" in line.lower() for line in lines)
         tenant = tenant_of(context)
         stream = self._streams.hold(
             tenant, reader, wish.grace, generation, numbered=wish.numbered, private=private

@@ -173,8 +173,8 @@ class LargeRequests:
         headers = context.request.headers
         return ApiRequestJob(
             endpoint,
-            _encodable(headers.get("cache-control", "")),
-            _encodable(headers.get("x-gateway-share", "")),
+            _encodable(", ".join(headers.getall("cache-control", ()))),
+            _encodable(", ".join(headers.getall("x-gateway-share", ()))),
             self._scope(context),
             session_of(headers),
             tuple(

@@ -144,7 +144,7 @@ def test_what_ended_early_cost_what_an_engine_had_done() -> None:
     whole = flight(*AT_ENGINE, mode=Mode.WHOLE)
     whole.times.first = 1.0
     whole.cancel()
-    assert (actual_cost(whole, COST), was_dispatched(whole)) == (100, True)
+    assert (actual_cost(whole, COST), was_dispatched(whole)) == (600, True), "nobody says how much of it was made"
     counted = flight(*AT_ENGINE)
     counted.usage = Usage(prompt_tokens=0, completion_tokens=0)
     assert actual_cost(counted, COST) == 0

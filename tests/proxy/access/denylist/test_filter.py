@@ -23,7 +23,7 @@ from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
-from tests.kit.client import Answer, get, post_json, streaming
+from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.clock import run_virtual
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
@@ -294,6 +294,46 @@ async def test_what_cannot_be_checked_is_not_passed_through(
         engine.auto(echo_script())
         await post_json(app.url, "/tokenize", {"prompt": "a"})
         assert len(engine.requests) == 1
+
+
+async def test_an_answer_that_is_too_large_to_be_held_is_refused_however_it_was_padded(
+    engine: Engine, guarded: dict[str, Any]
+) -> None:
+    body = json.dumps(HELLO | {"prompt_logprobs": 20}).encode() + b" " * 200_000
+    async with gateway(engine, **guarded, max_flight_bytes=2**24) as app:
+        answer = await call(app.url, "POST", CHAT, body, [("content-type", "application/json")])
+        error = answer.json()["error"]
+        assert (answer.status, error["code"], error["param"]) == (400, "invalid_value", "prompt_logprobs")
+        assert engine.requests == []
+
+
+async def test_a_response_that_an_engine_has_kept_is_not_read(engine: Engine, guarded: dict[str, Any]) -> None:
+    async with gateway(engine, **guarded) as app:
+        for path in ("/v1/responses/resp_1", "/v1/responses/resp_1/input_items"):
+            answer = await get(app.url, path)
+            assert (answer.status, answer.json()["error"]["code"]) == (404, "not_found")
+        assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [{"token": "for", "logprob": 0}, {"token": "bidden", "logprob": 0}]},
+        {"tokens": ["for", "bidden"], "token_logprobs": [0, 0]},
+    ],
+)
+async def test_a_text_that_stands_in_its_tokens_alone_is_denied(
+    engine: Engine, guarded: dict[str, Any], logprobs: dict[str, Any]
+) -> None:
+    """As that of a reasoning that the client did not want."""
+    async with gateway(engine, **guarded) as app:
+        asked = asyncio.ensure_future(post_json(app.url, CHAT, HELLO | {"logprobs": True}))
+        turn = await engine.next_request()
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        await turn.respond(
+            200, {"id": "c", "object": "chat.completion", "choices": [choice | {"logprobs": logprobs}]}
+        )
+        assert (await asked).json()["error"]["code"] == "content_denied"
 
 
 async def test_under_another_list_older_answers_are_not_found(engine: Engine, guarded: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from proxy.server.context import RequestContext
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
-from tests.kit.client import Answer, get, post_json, streaming
+from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine, full_backlog
 from tests.kit.engine_scripts import echo_script
 from tests.kit.redis_server import redis_server
@@ -160,6 +160,54 @@ async def test_tokens_are_reserved_by_a_guess_and_corrected_by_usage(engine: Eng
         assert 0.9 * 10**6 < levels(app).tokens <= 10**6 + 2  # less what leaks meanwhile, 167 a second
         refused = await post_json(app.url, CHAT, HELLO)
         assert (refused.status, left(refused)[1]) == (429, "0")
+
+
+USED = {"prompt_tokens": 7, "completion_tokens": 5000, "total_tokens": 5007}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "pad"),
+    [("/invocations", {}, 0), ("/v1/chat/completions/batch", {}, 0), (CHAT, {"prompt_logprobs": 20}, 200_000)],
+    ids=["invocations", "a batch", "an answer that is not held"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_passes_through_is_charged_by_the_engines_count(
+    engine: Engine, path: str, more: dict[str, Any], pad: int, stream: bool
+) -> None:
+    bounds: dict[str, Any] = {"rate_limit_tokens_per_minute": 6000, "max_flight_bytes": 2**24}
+    async with gateway(engine, **bounds) as app:
+        for counted in (True, False):
+            before = levels(app).tokens
+            body = json.dumps(HELLO | more | {"max_tokens": 100}).encode() + b" " * pad
+            asked = asyncio.ensure_future(
+                call(app.url, "POST", path, body, [("content-type", "application/json")])
+            )
+            turn = await engine.next_request()
+            usage = {"usage": USED} if counted else {}
+            if stream:
+                await turn.start()
+                await turn.frame(*[b'data: {"choices":[]}\n\n'] * 9)
+                await turn.end(b"data: " + json.dumps({"choices": []} | usage).encode() + b"\n\n")
+            else:
+                await turn.respond(200, {"choices": []} | usage)
+            assert (await asked).status == 200
+            await until(lambda: levels(app).streams == 0)
+            spent = levels(app).tokens - before  # less what has leaked, 100 a second
+            assert 4000 < spent <= 5007 if counted else spent < 150
+
+
+async def test_a_token_without_text_is_charged_too(engine: Engine) -> None:
+    """Special ones, which a client can force by `logit_bias`. An engine sends an event for each."""
+    blank = b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}\n\n'
+    async with gateway(engine, rate_limit_tokens_per_minute=4000) as app:
+        async with streaming(app.url, CHAT, HELLO_STREAM | SAMPLED | {"max_tokens": 3000}) as client:
+            turn = await engine.next_request()
+            await turn.send("a")
+            await turn.frame(*[blank] * 3000)
+            await turn.finish()
+            await client.read()
+        await until(lambda: levels(app).streams == 0)
+        assert 2500 < levels(app).tokens < 3050  # less what has leaked, 67 a second
 
 
 # Permits

@@ -154,6 +154,19 @@ async def test_meters_leak_by_redis_own_clock_and_then_are_gone() -> None:
         assert 0 < ttl <= 1020
 
 
+@pytest.mark.parametrize("value", ["inf", "1e400", "nan", "-inf", "1e300", "-1e300", "x", "99999999999999999999"])
+@pytest.mark.parametrize("member", ["r", "t", "at"])
+async def test_a_level_that_no_gateway_has_written_is_none(member: str, value: str) -> None:
+    async with redis_server() as path, shared_limits(path) as shared:
+        await ask(shared, claim("1", tokens=10))
+        assert await redis_says(path, "HSET", "gateway:limit:m:a", member, value) == 0  # it is there
+        decision = await ask(shared, claim("2", tokens=10))
+        assert decision is not None
+        assert decision.over is None
+        assert 1 <= decision.own.requests <= 2
+        assert 10 <= decision.own.tokens <= 20
+
+
 async def test_a_script_that_redis_has_forgotten_is_sent_again() -> None:
     async with redis_server() as path, shared_limits(path) as shared:
         await ask(shared, claim("1"))
