@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
-from proxy.wire import Usage
-from proxy.wire.frames import MAX_TOKENS
+from proxy.wire import Tokens, Usage
 
 # A quote in a string of JSON is escaped, so this is a member's name wherever it stands.
 _NAME: Final = b'"usage"'
 _OBJECT: Final = re.compile(
     rb'"usage"[ \t\r\n]*+:[ \t\r\n]*+(\{[^{}]*+(?:\{[^{}]*+\}[^{}]*+)*+\})'  # with objects of details in it
 )
-_PROMPT: Final = ("prompt_tokens", "input_tokens")
-_COMPLETION: Final = ("completion_tokens", "output_tokens")
 MOST_OBJECT: Final = 4096  # bytes of an object whose end is waited for
 
 
@@ -66,15 +63,26 @@ class RawIngest(Ingest):
         super().body(data)
 
 
+class _Counts(msgspec.Struct):
+    """Of OpenAI's chat and completions, and of Responses and Messages."""
+
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Counts)
+
+
 def _usage(data: bytes) -> Usage | None:
     """The counts of an object; None where it has none, or implausible ones."""
     try:
-        members = msgspec.json.decode(data, type=dict[str, Any])
+        counts = _DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    given = [[members[name] for name in names if name in members] for names in (_PROMPT, _COMPLETION)]
-    numbers = [number for each in given for number in each]
-    if not numbers or any(type(number) is not int or not 0 <= number <= MAX_TOKENS for number in numbers):
+    prompt = counts.input_tokens if counts.prompt_tokens is None else counts.prompt_tokens
+    completion = counts.output_tokens if counts.completion_tokens is None else counts.completion_tokens
+    if prompt is None and completion is None:
         return None
-    prompt, completion = (each[0] if each else 0 for each in given)
-    return Usage(prompt, completion, prompt + completion)
+    return Usage(prompt or 0, completion or 0, (prompt or 0) + (completion or 0))

@@ -378,8 +378,8 @@ def _unchecked(api_request: ApiRequest) -> GatewayError:
     """Of an answer that would be passed on without being held."""
     return GatewayError(
         Code.INVALID_VALUE,
-        "Answers are checked against the deny list, impossible for one of this size: request fewer prompt_logprobs "
-        "or none, or send a shorter prompt.",
+        "Answers are checked against the deny list, impossible for one of this size: request fewer "
+        "prompt_logprobs or none, or send a shorter prompt.",
         param="prompt_logprobs",
     )
 
