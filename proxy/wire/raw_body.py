@@ -149,11 +149,12 @@ COUNTS: Final = (
 """Paths of vLLM outside /v1 that only compute."""
 _SALTED: Final = frozenset(
     (
-        *("/v1/responses", "/v1/chat/completions/batch", "/invocations", "/pooling", "/classify"),
-        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+        *("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/v1/embeddings", "/invocations"),
+        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling", "/classify"),
+        *("/generative_scoring", "/v1/systemone"),
     )
 )
-"""Paths whose requests may have a `cache_salt`, by vLLM's protocol of November 2026; /v1/messages has none."""
+"""Paths whose requests may have a `cache_salt`, by the protocol of vLLM 0.32; /v2/embed has none."""
 _SILENT: Final = frozenset(
     (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
 )
