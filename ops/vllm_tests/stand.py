@@ -1,5 +1,6 @@
 """The servers that fixtures demand: each a vLLM with a gateway in front of it, kept for the next equal demand. It
-answers over a Unix socket, one JSON line each way; every process ends with it."""
+answers over a Unix socket, one JSON line each way; a server is in use while that connection is open. Every process
+ends with it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -117,7 +119,8 @@ def answers(url: str) -> bool:
 
 
 class Stand:
-    """At most `most` pairs; the least recently used one is ended to make room."""
+    """At most `most` pairs, or as many as are in use at once. To make room, the least recently used of the others
+    is ended."""
 
     def __init__(
         self, folder: Path, command: Command, *, most: int, patience: float, gateway: Sequence[str]
@@ -131,18 +134,30 @@ class Stand:
         self._gateway = tuple(gateway)
         self._pairs: dict[object, Pair] = {}
         self._failed: dict[object, str] = {}
+        self._used = Counter[object]()
+        self._lock = threading.Lock()
         self._count = 0
 
-    def answer(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """The address that serves a demand, or why there is none."""
+    @contextlib.contextmanager
+    def serving(self, given: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+        """The address that serves a demand, in use within the block, or why there is none."""
+        key: object = None
+        with self._lock:
+            try:
+                key, pair = self._serve(Demand.read(given))
+                self._used[key] += 1
+                reply = pair.urls
+            except Impossible as why:
+                reply = {"impossible": str(why)}
+            except StartError as error:
+                reply = {"error": str(error)}
         try:
-            return self._serve(Demand.read(given)).urls
-        except Impossible as why:
-            return {"impossible": str(why)}
-        except StartError as error:
-            return {"error": str(error)}
+            yield reply
+        finally:
+            with self._lock:
+                self._used[key] -= 1
 
-    def _serve(self, demand: Demand) -> Pair:
+    def _serve(self, demand: Demand) -> tuple[object, Pair]:
         port = free_port()
         words, environment = self._command(demand, port)
         key = (tuple(word for word in words if word != str(port)), demand.env)
@@ -150,8 +165,9 @@ class Stand:
             raise StartError(self._failed[key])
         pair = self._pairs.pop(key, None)
         if pair is None:
-            while len(self._pairs) >= self._most:
-                self._pairs.pop(next(iter(self._pairs))).close()
+            idle = [each for each in self._pairs if self._used[each] <= 0]
+            for each in idle[: max(0, len(self._pairs) - self._most + 1)]:
+                self._pairs.pop(each).close()
             self._count += 1
             pair = Pair(self._count, self._logs, self._patience)
             forward = ["--forward-authorization"] if demand.asks_for_key else []
@@ -161,7 +177,7 @@ class Stand:
                 self._failed[key] = str(error)
                 raise
         self._pairs[key] = pair
-        return pair
+        return key, pair
 
     def close(self) -> None:
         while self._pairs:
@@ -170,15 +186,19 @@ class Stand:
 
 @contextlib.contextmanager
 def listening(stand: Stand) -> Iterator[None]:
-    """The stand answers at its socket, one demand at a time, while the block runs; then all processes end."""
+    """The stand answers at its socket while the block runs; then all processes end."""
 
     class Asked(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            reply = stand.answer(json.loads(self.rfile.readline()))
-            self.wfile.write(json.dumps(reply).encode() + b"\n")
+            with stand.serving(json.loads(self.rfile.readline())) as reply:
+                self.wfile.write(json.dumps(reply).encode() + b"\n")
+                self.rfile.read()  # until the asker has closed it
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
 
     stand.socket.unlink(missing_ok=True)
-    with socketserver.UnixStreamServer(str(stand.socket), Asked) as server:
+    with Server(str(stand.socket), Asked) as server:
         thread = threading.Thread(target=server.serve_forever, name="stand")
         thread.start()
         try:
