@@ -22,9 +22,11 @@ _LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 _AGAIN: Final = (
     *(("query", "items"), ("query", "documents"), ("queries", "items"), ("queries", "documents")),
-    *(("text_1", "text_2"), ("data_1", "data_2"), ("state", "questions")),
+    *(("text_1", "text_2"), ("data_1", "data_2"), ("state", "questions"), ("input", "questions")),
 )
 """Members of scoring and decisions that an engine reads again with each item of another."""
+_PAIRED: Final = frozenset({"queries", "text_1", "data_1"})
+"""Of these, lists as long as that of the items are read once."""
 
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -143,12 +145,12 @@ def was_dispatched(flight: Flight) -> bool:
 
 
 def _read_again(members: dict[str, Any]) -> int:
-    """The bytes of a text that is read with each item but the first; two lists of one length are pairs."""
+    """The bytes of a text that is read again with each item but the first."""
     for name, others in _AGAIN:
         text, items = members.get(name), members.get(others)
         if not text or not isinstance(items, list | dict) or len(items) < 2:
             continue
-        if isinstance(text, list) and len(text) == len(items) and type(text[0]) is not int:
+        if name in _PAIRED and isinstance(text, list) and len(text) == len(items):
             continue
         return len(msgspec.json.encode(text)) * (len(items) - 1)
     return 0

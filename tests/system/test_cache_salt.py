@@ -25,7 +25,7 @@ ONE, TWO = [("Authorization", "Bearer one")], [("Authorization", "Bearer two")]
 LONG = "," * 30_000  # so many that it is read in another process
 KNOWN = (
     *("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/generative_scoring", "/v1/systemone"),
-    *("/v1/rerank", "/score", "/pooling", "/classify"),
+    *("/v1/decisions", "/v1/rerank", "/score", "/pooling", "/classify"),
 )
 UNKNOWN = ("/tokenize", "/v1/messages/count_tokens", "/v2/embed")
 

@@ -140,6 +140,7 @@ FORM = (
         ("/generative_scoring", b'{"query": "12345678", "items": ["a", "b", "c"]}', Cost(17, 0)),
         ("/generative_scoring", b'{"query": [1, 2, 3], "items": ["a", "b", "c"]}', Cost(15, 0)),
         ("/v1/systemone", b'{"state": {"a": 1}, "questions": {"a": {}, "b": {}}}', Cost(15, ASSUMED)),
+        ("/v1/decisions", b'{"input": [{"a": 1}, 0], "questions": [{}, {}]}', Cost(15, ASSUMED)),
         ("/rerank", b'{"query": "12345678", "documents": ["a", "b", "c"]}', Cost(18, 0)),
         ("/score", b'{"text_1": ["12345678"], "text_2": ["a", "b", "c"]}', Cost(19, 0)),
         ("/score", b'{"text_1": ["1", "2", "3"], "text_2": ["a", "b", "c"]}', Cost(14, 0)),
