@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.error import URLError
@@ -135,27 +136,27 @@ class Stand:
         self._pairs: dict[object, Pair] = {}
         self._failed: dict[object, str] = {}
         self._used = Counter[object]()
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "stand")  # a gateway ends with the thread that started it
         self._count = 0
 
     @contextlib.contextmanager
     def serving(self, given: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         """The address that serves a demand, in use within the block, or why there is none."""
-        key: object = None
-        with self._lock:
-            try:
-                key, pair = self._serve(Demand.read(given))
-                self._used[key] += 1
-                reply = pair.urls
-            except Impossible as why:
-                reply = {"impossible": str(why)}
-            except StartError as error:
-                reply = {"error": str(error)}
+        key, reply = self._thread.submit(self._take, given).result()
         try:
             yield reply
         finally:
-            with self._lock:
-                self._used[key] -= 1
+            self._thread.submit(self._used.subtract, [key]).result()
+
+    def _take(self, given: Mapping[str, Any]) -> tuple[object, dict[str, str]]:
+        try:
+            key, pair = self._serve(Demand.read(given))
+        except Impossible as why:
+            return None, {"impossible": str(why)}
+        except StartError as error:
+            return None, {"error": str(error)}
+        self._used[key] += 1
+        return key, pair.urls
 
     def _serve(self, demand: Demand) -> tuple[object, Pair]:
         port = free_port()
@@ -180,6 +181,9 @@ class Stand:
         return key, pair
 
     def close(self) -> None:
+        self._thread.submit(self._end).result()
+
+    def _end(self) -> None:
         while self._pairs:
             self._pairs.popitem()[1].close()
 

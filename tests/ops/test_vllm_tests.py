@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -243,15 +244,24 @@ def test_a_pytest_that_is_cut_off_is_no_success(made_up: Run) -> None:
 def test_servers_asked_for_alike_are_one_those_in_use_stay_and_none_is_left(tmp_path: Path) -> None:
     engine = tmp_path / "engine.py"
     engine.write_text(ENGINE)
-    begun: list[int] = []
+    starters: list[threading.Thread] = []
 
     def command(demand: Demand, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
-        begun.append(port)
+        starters.append(threading.current_thread())
         return [sys.executable, str(engine), str(port), *demand.args], {}
 
     stand = Stand(tmp_path, command, most=1, patience=30.0, gateway=["--redis", "off"])
     ask: dict[str, Any] = {"model": "org/chat", "args": ["--a"], "env": {}}
     unlike = ask | {"args": ["--b"]}
+
+    def asks_and_leaves() -> None:
+        with stand.serving(ask):
+            pass
+
+    asker = threading.Thread(target=asks_and_leaves)
+    asker.start()
+    asker.join()
+    assert all(starter.is_alive() for starter in starters), "a gateway ends with the thread that started it"
     try:
         with stand.serving(ask) as first, stand.serving(ask) as again, stand.serving(unlike) as other:
             assert first == again != other
