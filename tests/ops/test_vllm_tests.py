@@ -289,7 +289,10 @@ def health(url: str) -> int:
             "--dtype bfloat16 --max-model-len 8192 --served-model-name org/chat",
         ),
         ("--max-num-seqs 8 --gpu-memory-utilization=0.4 --enforce-eager --port 1", "--served-model-name org/chat"),
-        ("--enable-lora --lora-modules a=/x b=/y --max-lora-rank 64", "--served-model-name org/chat a b"),
+        (
+            "--enable-lora --lora-modules a=/x b=/y --max-lora-rank 64 --tokenizer a",
+            "--served-model-name org/chat a b",
+        ),
         ("--served-model-name x y --lora-modules a=/x", "--served-model-name x y a"),
         ("--a=b=c --max_model_len 20 --d e f", "--a b=c --max-model-len 20 --d e f --served-model-name org/chat"),
     ],
