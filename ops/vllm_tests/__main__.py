@@ -115,7 +115,8 @@ def _run(given: argparse.Namespace, suite: Suite, out: Path, chosen: Sequence[st
     engines = Engines(home, given.release, suite, environment, together=given.together)
     stand = Stand(out, engines, most=given.servers, patience=given.patience, gateway=given.gateway)
     path = [str(part) for part in (checkout, overlay, ROOT) if part is not None]
-    run = Run(stand, checkout, [str(python), "-m", "pytest"], environment, path, out, given.test_seconds)
+    pytest = [str(python), "-m", "pytest"]
+    run = Run(stand, checkout, pytest, environment, path, out, given.test_seconds, suite.left_out)
     with listening(stand):
         records = {path: outcome.Module.load(out / "records", path) for path in chosen}
         known = {path for path, record in records.items() if record is not None and not record.cut}

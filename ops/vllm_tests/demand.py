@@ -9,9 +9,9 @@ from typing import Any, Final
 
 DROPPED: Final = frozenset({
     "--gpu-memory-utilization", "--max-num-seqs", "--port", "--host", "--enforce-eager", "--trust-remote-code",
-    "--enable-lora", "--max-lora-rank", "--max-cpu-loras", "--max-loras",
+    "--enable-lora", "--max-lora-rank", "--max-cpu-loras", "--max-loras", "--tokenizer",
 })  # fmt: skip
-"""Flags for GPUs, addresses and adapters."""
+"""Flags for GPUs, addresses and adapters. A tokenizer is that of the model, which here is another."""
 ADAPTERS: Final = "--lora-modules"
 NEEDS: Final = {
     "--tensor-parallel-size": "several GPUs",

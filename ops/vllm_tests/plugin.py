@@ -19,13 +19,13 @@ CLASS = "RemoteOpenAIServer"
 SHOWN = 3000  # characters of a failure that are kept: its end
 
 
-def ask(**demand: Any) -> dict[str, str]:
-    """The address of this server, started if no equal one runs. Raises RuntimeError if it does not start."""
-    with socket.socket(socket.AF_UNIX) as broker:
-        broker.connect(os.environ[BROKER])
-        broker.sendall(json.dumps(demand).encode() + b"\n")
-        with broker.makefile("rb") as reply:
-            found: dict[str, str] = json.loads(reply.readline() or b'{"error": "the stand is gone"}')
+def ask(broker: socket.socket, **demand: Any) -> dict[str, str]:
+    """The address of this server, started if no equal one runs, and in use until `broker` closes. Raises
+    RuntimeError if it does not start."""
+    broker.connect(os.environ[BROKER])
+    broker.sendall(json.dumps(demand).encode() + b"\n")
+    with broker.makefile("rb") as reply:
+        found: dict[str, str] = json.loads(reply.readline() or b'{"error": "the stand is gone"}')
     if "impossible" in found:
         pytest.skip(found["impossible"])
     if "error" in found:
@@ -60,7 +60,8 @@ def pointed(original: Any) -> Any:
             args += ["--hf-overrides", json.dumps(override_hf_configs)] if override_hf_configs else []
             self.show_hidden_metrics = any("show-hidden-metrics" in word for word in args)
             self.uds = None
-            where = ask(model=model, args=args, env=env_dict or {})
+            self.broker = socket.socket(socket.AF_UNIX)
+            where = ask(self.broker, model=model, args=args, env=env_dict or {})
             self.host, _, port = where[os.environ[TARGET]].rpartition("/")[2].rpartition(":")
             self.port = int(port)
             Served.made += 1
@@ -69,7 +70,9 @@ def pointed(original: Any) -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
-            pass  # the stand keeps it for the next module that asks alike
+            self.broker.shutdown(socket.SHUT_WR)  # the stand keeps it for the next module that asks alike
+            self.broker.recv(1)  # it knows that the server is not in use
+            self.broker.close()
 
     Pointed.__name__ = Pointed.__qualname__ = CLASS
     return Pointed

@@ -9,7 +9,7 @@ import re
 import subprocess
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,7 @@ class Suite:
     """Hub names of adapters, whose files are not read here."""
     modules: tuple[str, ...]
     left_out: dict[str, str]
-    """Modules that use a server and are not run, with the reason."""
+    """Modules that use a server, and tests of others, that are not run, with the reason."""
     together: dict[str, Together]
 
     @classmethod
@@ -66,6 +66,7 @@ class Run:
         path: Sequence[str],
         out: Path,
         test_seconds: float,
+        left_out: Iterable[str] = (),
     ) -> None:
         self._stand = stand
         self.checkout = checkout
@@ -74,6 +75,7 @@ class Run:
         self._environment = dict(environment)
         self._out = out
         self._test_seconds = test_seconds
+        self._left_out = [word for name in left_out if "::" in name for word in ("--deselect", name)]
 
     def modules(self, paths: Sequence[str]) -> list[outcome.Module]:
         """Run these modules by one pytest through the gateway, failed tests by one direct, and those of them that
@@ -111,7 +113,7 @@ class Run:
             "TMPDIR": str(temporary),
         }
         command = [*self._python, *paths, "-p", "ops.vllm_tests.plugin", "-q"]
-        command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", *self._left_out]
         command += ["-o", f"timeout={self._test_seconds:.0f}", "-o", "timeout_func_only=true"]
         with (logs / f"{name}.log").open("wb") as log:
             try:

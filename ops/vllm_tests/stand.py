@@ -1,5 +1,6 @@
 """The servers that fixtures demand: each a vLLM with a gateway in front of it, kept for the next equal demand. It
-answers over a Unix socket, one JSON line each way; every process ends with it."""
+answers over a Unix socket, one JSON line each way; a server is in use while that connection is open. Every process
+ends with it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.error import URLError
@@ -117,7 +120,8 @@ def answers(url: str) -> bool:
 
 
 class Stand:
-    """At most `most` pairs; the least recently used one is ended to make room."""
+    """At most `most` pairs, or as many as are in use at once. To make room, the least recently used of the others
+    is ended."""
 
     def __init__(
         self, folder: Path, command: Command, *, most: int, patience: float, gateway: Sequence[str]
@@ -131,18 +135,30 @@ class Stand:
         self._gateway = tuple(gateway)
         self._pairs: dict[object, Pair] = {}
         self._failed: dict[object, str] = {}
+        self._used = Counter[object]()
+        self._thread = ThreadPoolExecutor(1, "stand")  # a gateway ends with the thread that started it
         self._count = 0
 
-    def answer(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """The address that serves a demand, or why there is none."""
+    @contextlib.contextmanager
+    def serving(self, given: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+        """The address that serves a demand, in use within the block, or why there is none."""
+        key, reply = self._thread.submit(self._take, given).result()
         try:
-            return self._serve(Demand.read(given)).urls
-        except Impossible as why:
-            return {"impossible": str(why)}
-        except StartError as error:
-            return {"error": str(error)}
+            yield reply
+        finally:
+            self._thread.submit(self._used.subtract, [key]).result()
 
-    def _serve(self, demand: Demand) -> Pair:
+    def _take(self, given: Mapping[str, Any]) -> tuple[object, dict[str, str]]:
+        try:
+            key, pair = self._serve(Demand.read(given))
+        except Impossible as why:
+            return None, {"impossible": str(why)}
+        except StartError as error:
+            return None, {"error": str(error)}
+        self._used[key] += 1
+        return key, pair.urls
+
+    def _serve(self, demand: Demand) -> tuple[object, Pair]:
         port = free_port()
         words, environment = self._command(demand, port)
         key = (tuple(word for word in words if word != str(port)), demand.env)
@@ -150,8 +166,9 @@ class Stand:
             raise StartError(self._failed[key])
         pair = self._pairs.pop(key, None)
         if pair is None:
-            while len(self._pairs) >= self._most:
-                self._pairs.pop(next(iter(self._pairs))).close()
+            idle = [each for each in self._pairs if self._used[each] <= 0]
+            for each in idle[: max(0, len(self._pairs) - self._most + 1)]:
+                self._pairs.pop(each).close()
             self._count += 1
             pair = Pair(self._count, self._logs, self._patience)
             forward = ["--forward-authorization"] if demand.asks_for_key else []
@@ -161,24 +178,31 @@ class Stand:
                 self._failed[key] = str(error)
                 raise
         self._pairs[key] = pair
-        return pair
+        return key, pair
 
     def close(self) -> None:
+        self._thread.submit(self._end).result()
+
+    def _end(self) -> None:
         while self._pairs:
             self._pairs.popitem()[1].close()
 
 
 @contextlib.contextmanager
 def listening(stand: Stand) -> Iterator[None]:
-    """The stand answers at its socket, one demand at a time, while the block runs; then all processes end."""
+    """The stand answers at its socket while the block runs; then all processes end."""
 
     class Asked(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            reply = stand.answer(json.loads(self.rfile.readline()))
-            self.wfile.write(json.dumps(reply).encode() + b"\n")
+            with stand.serving(json.loads(self.rfile.readline())) as reply:
+                self.wfile.write(json.dumps(reply).encode() + b"\n")
+                self.rfile.read()  # until the asker has closed it
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
 
     stand.socket.unlink(missing_ok=True)
-    with socketserver.UnixStreamServer(str(stand.socket), Asked) as server:
+    with Server(str(stand.socket), Asked) as server:
         thread = threading.Thread(target=server.serve_forever, name="stand")
         thread.start()
         try:

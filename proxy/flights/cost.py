@@ -20,6 +20,13 @@ _NOTHING: Final = msgspec.Raw(b"")
 _AROUND: Final = BYTES_A_TOKEN * 4  # bytes that a chat template adds to a message, its role included
 _LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+_AGAIN: Final = (
+    *(("query", "items"), ("query", "documents"), ("queries", "items"), ("queries", "documents")),
+    *(("text_1", "text_2"), ("data_1", "data_2"), ("state", "questions"), ("input", "questions")),
+)
+"""Members of scoring and decisions that an engine reads again with each item of another."""
+_PAIRED: Final = frozenset({"queries", "text_1", "data_1"})
+"""Of these, lists as long as that of the items are read once."""
 
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -97,13 +104,13 @@ def estimate(api_request: ApiRequest, assumed: int) -> Cost:
 
 
 def estimate_raw(path: str, passed: RawBody, assumed: int) -> Cost:
-    """Estimate the tokens of a body that passes through: the prompt by its size, files of a form as media, and the
-    completion by what it allows, on paths that generate."""
+    """Estimate the tokens of a body that passes through: the prompt by its size, and that of what an engine reads
+    more than once; files of a form as media; and the completion by what it allows, on paths that generate."""
     if passed.kind == "none":
         return NO_COST
     form = passed.form
     if form is None:
-        prompt = math.ceil(len(passed.body) / BYTES_A_TOKEN)
+        prompt = math.ceil((len(passed.body) + _read_again(passed.members)) / BYTES_A_TOKEN)
     else:
         files = form.files
         texts = len(passed.body) - sum(part.end - part.start for part in files)
@@ -137,6 +144,18 @@ def was_dispatched(flight: Flight) -> bool:
     """Whether the request was sent to an engine. One that was queued, that was connecting, or that no engine took,
     cost nothing."""
     return (flight.before if flight.ended else flight.phase) in (Phase.PREFILL, Phase.STREAMING)
+
+
+def _read_again(members: dict[str, Any]) -> int:
+    """The bytes of a text that is read again with each item but the first."""
+    for name, others in _AGAIN:
+        text, items = members.get(name), members.get(others)
+        if not text or not isinstance(items, list | dict) or len(items) < 2:
+            continue
+        if name in _PAIRED and isinstance(text, list) and len(text) == len(items):
+            continue
+        return len(msgspec.json.encode(text)) * (len(items) - 1)
+    return 0
 
 
 def _chat(fields: dict[str, msgspec.Raw]) -> int:

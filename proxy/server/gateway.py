@@ -172,7 +172,11 @@ class Gateway:
                 remake=generation.remake,
             )
         )
-        status = StatusHandlers(backends, metrics, access_policy, admission, responder, rules, render)
+        # A key of the gateway's may be for some models only, which the engine does not know.
+        asks = settings.forward_authorization and rules.identity.ring is None
+        status = StatusHandlers(
+            backends, metrics, access_policy, admission, responder, rules, render, passthrough if asks else None
+        )
         handlers = {endpoint: generation.handler(endpoint) for endpoint in PATHS}
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, handlers[endpoint]) for endpoint, path in PATHS.items()},

@@ -45,7 +45,7 @@ _FILES: Final = frozenset({"file", "input_file"})  # an engine may read their te
 _MEDIA_MEMBERS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "source"})
 _MEDIA_VALUES: Final = frozenset({"url", "data"})
 _NUMBERS: Final = (int, float)
-_IDS: Final = ("prompt", "input", "prompt_token_ids", "token_ids", "prompt_ids", "input_ids")
+_IDS: Final = ("prompt", "input", "query", "items", "prompt_token_ids", "token_ids", "prompt_ids", "input_ids")
 """Members that hold token ids where they hold numbers."""
 _TEXTS: Final = frozenset({"text", "refusal", "thinking"})  # members of a content part that an engine joins
 _NESTED: Final = (dict, list)

@@ -149,16 +149,17 @@ COUNTS: Final = (
 """Paths of vLLM outside /v1 that only compute."""
 _SALTED: Final = frozenset(
     (
-        *("/v1/responses", "/v1/chat/completions/batch", "/invocations", "/pooling", "/classify"),
-        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+        *("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/v1/embeddings", "/invocations"),
+        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling", "/classify"),
+        *("/generative_scoring", "/v1/systemone", "/v1/decisions"),
     )
 )
-"""Paths whose requests may have a `cache_salt`, by vLLM's protocol of November 2026; /v1/messages has none."""
+"""Paths whose requests may have a `cache_salt`, by the protocols of vLLM 0.32 and 0.33; /v2/embed has none."""
 _SILENT: Final = frozenset(
     (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
 )
 _JSON_ONLY: Final = frozenset(
-    (*COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/audio/speech", "/invocations")
+    (*COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/decisions", "/v1/audio/speech", "/invocations")
 )
 _JSON_UNDER: Final = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,11 @@ def server():
     with RemoteOpenAIServer("org/chat", ["--dtype", "half", "--max-num-seqs", "9", "--x"]) as one:
         yield one
 
+@pytest.fixture(scope="module")
+def another(server):
+    with RemoteOpenAIServer("org/chat", ["--y"]) as one:
+        yield one
+
 @pytest.fixture
 def get(server):
     return lambda path: urllib.request.urlopen(server.url_for(path), timeout=300)
@@ -96,6 +102,10 @@ def test_its_words(server):
     words = json.load(urllib.request.urlopen(ask, timeout=300))["served_by"]
     assert words == ["--dtype", "bfloat16", "--x", "--seed", "0", "--served-model-name", "org/chat"]
 
+def test_two_at_once(server, another):
+    urls = {one.url_for("version") for one in (server, another)}
+    assert [json.load(urllib.request.urlopen(url, timeout=300)) for url in urls] == [{"version": "0"}] * 2
+
 @pytest.mark.skip(reason="no lobster here")
 def test_skipped(get):
     pass
@@ -106,6 +116,9 @@ def test_expected(get):
 
 def test_of_nobody_s_server():
     pass
+
+def test_left_out():
+    assert False
 """
 UNHAD = """
 from tests.utils import RemoteOpenAIServer
@@ -147,7 +160,8 @@ def made_up(tmp_path: Path) -> Iterator[Run]:
     stand = Stand(out, command, most=1, patience=30.0, gateway=["--redis", "off"])
     path = [str(checkout), str(ROOT)]
     with listening(stand):
-        yield Run(stand, checkout, [sys.executable, "-m", "pytest"], {}, path, out, 30.0)
+        unwanted = [f"{HERE}/test_a.py::test_left_out", f"{HERE}/test_z.py"]
+        yield Run(stand, checkout, [sys.executable, "-m", "pytest"], {}, path, out, 30.0, unwanted)
 
 
 def outcomes(module: Module) -> dict[str, str]:
@@ -164,11 +178,12 @@ def test_each_test_is_asked_through_the_gateway_and_what_fails_direct_too(made_u
         "test_first_time": "unsteady",
         "test_engine_alone": "alone",
         "test_its_words": "passed",
+        "test_two_at_once": "passed",
         "test_skipped": "skipped",
         "test_expected": "skipped",
         "test_of_nobody_s_server": "passed",
     }
-    assert first.counts == Counter(passed=3, served=2, direct=2, alone=1, unsteady=1, skipped=2)
+    assert first.counts == Counter(passed=4, served=3, direct=2, alone=1, unsteady=1, skipped=2)
     assert outcomes(second) == {
         "test_of_a_model": "skipped",
         "test_of_gpus": "skipped",
@@ -187,8 +202,8 @@ def test_each_test_is_asked_through_the_gateway_and_what_fails_direct_too(made_u
     text = outcome.report(
         [first, second, third, missing], {f"{HERE}/test_z.py": "needs eyes"}, "0.32.0", ["tests/new.py"]
     )
-    assert "| test_a.py | 3 | 2 | 1 | 2 | 1 | 2 |" in text
-    assert "| **all** | 3 | 2 | 1 | 3 | 1 | 4 |" in text
+    assert "| test_a.py | 4 | 3 | 1 | 2 | 1 | 2 |" in text
+    assert "| **all** | 4 | 3 | 1 | 3 | 1 | 4 |" in text
     alone, direct, rest = (part.partition("\n## ") for part in [*text.split("\n## Fail ", 2)[1:], text])
     assert "test_engine_alone`" in alone[0]
     assert "test_neither[a]`: direct `AssertionError: assert '0' == 'a'" in direct[0]
@@ -226,23 +241,33 @@ def test_a_pytest_that_is_cut_off_is_no_success(made_up: Run) -> None:
     assert module.bad
 
 
-def test_servers_that_are_asked_for_alike_are_one_and_none_is_left(tmp_path: Path) -> None:
+def test_servers_asked_for_alike_are_one_those_in_use_stay_and_none_is_left(tmp_path: Path) -> None:
     engine = tmp_path / "engine.py"
     engine.write_text(ENGINE)
-    begun: list[int] = []
+    starters: list[threading.Thread] = []
 
     def command(demand: Demand, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
-        begun.append(port)
+        starters.append(threading.current_thread())
         return [sys.executable, str(engine), str(port), *demand.args], {}
 
     stand = Stand(tmp_path, command, most=1, patience=30.0, gateway=["--redis", "off"])
-    ask = {"model": "org/chat", "args": ["--a"], "env": {}}
+    ask: dict[str, Any] = {"model": "org/chat", "args": ["--a"], "env": {}}
+    unlike = ask | {"args": ["--b"]}
+
+    def asks_and_leaves() -> None:
+        with stand.serving(ask):
+            pass
+
+    asker = threading.Thread(target=asks_and_leaves)
+    asker.start()
+    asker.join()
+    assert all(starter.is_alive() for starter in starters), "a gateway ends with the thread that started it"
     try:
-        first, again = stand.answer(ask), stand.answer(ask)
-        other = stand.answer(ask | {"args": ["--b"]})
-        assert first == again != other
-        assert set(first) == {"engine", "gateway"}
-        with pytest.raises(OSError, match="refused"):
+        with stand.serving(ask) as first, stand.serving(ask) as again, stand.serving(unlike) as other:
+            assert first == again != other
+            assert set(first) == {"engine", "gateway"}
+            assert [health(one["gateway"]) for one in (first, other)] == [200, 200]
+        with stand.serving(ask | {"args": ["--c"]}) as other, pytest.raises(OSError, match="refused"):
             health(first["engine"])
         assert health(other["gateway"]) == 200
     finally:
@@ -264,7 +289,10 @@ def health(url: str) -> int:
             "--dtype bfloat16 --max-model-len 8192 --served-model-name org/chat",
         ),
         ("--max-num-seqs 8 --gpu-memory-utilization=0.4 --enforce-eager --port 1", "--served-model-name org/chat"),
-        ("--enable-lora --lora-modules a=/x b=/y --max-lora-rank 64", "--served-model-name org/chat a b"),
+        (
+            "--enable-lora --lora-modules a=/x b=/y --max-lora-rank 64 --tokenizer a",
+            "--served-model-name org/chat a b",
+        ),
         ("--served-model-name x y --lora-modules a=/x", "--served-model-name x y a"),
         ("--a=b=c --max_model_len 20 --d e f", "--a b=c --max-model-len 20 --d e f --served-model-name org/chat"),
     ],
@@ -318,7 +346,7 @@ def test_a_hub_of_names_leads_to_our_models(tmp_path: Path) -> None:
 def test_the_suite_names_each_module_once_and_knows_what_is_new(tmp_path: Path) -> None:
     named = [*SUITE.modules, *SUITE.left_out]
     assert not [path for path, count in Counter(named).items() if count > 1]
-    assert all(path.startswith("tests/entrypoints/") and path.endswith(".py") for path in named)
+    assert all(path.startswith("tests/entrypoints/") and path.partition("::")[0].endswith(".py") for path in named)
     assert set(SUITE.models.values()) == set(SUITE.together) == {"smollm2", "minilm"} == set(program.LONGEST)
     new, old = tmp_path / HERE / "test_new.py", tmp_path / SUITE.modules[0]
     for path, text in ((new, "RemoteOpenAIServer(x)"), (old, "RemoteOpenAIServer(x)")):

@@ -23,8 +23,11 @@ CHAT = "/v1/chat/completions"
 SECRET = "a-secret-of-20-chars"
 ONE, TWO = [("Authorization", "Bearer one")], [("Authorization", "Bearer two")]
 LONG = "," * 30_000  # so many that it is read in another process
-KNOWN = ("/v1/responses", "/v1/rerank", "/score", "/pooling", "/classify", "/v1/chat/completions/batch")
-UNKNOWN = ("/v1/messages", "/tokenize", "/v1/messages/count_tokens")
+KNOWN = (
+    *("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/generative_scoring", "/v1/systemone"),
+    *("/v1/decisions", "/v1/rerank", "/score", "/pooling", "/classify"),
+)
+UNKNOWN = ("/tokenize", "/v1/messages/count_tokens", "/v2/embed")
 
 
 def salt_of(credential: str, own: str | None = None) -> str:
@@ -45,6 +48,8 @@ async def test_each_request_goes_up_with_its_tenants_salt_and_is_else_as_it_was(
         (CHAT, HELLO | {"prompt_logprobs": 1, "max_tokens": 100_000}),
         ("/v1/completions", {"prompt": "a"}),
         ("/v1/embeddings", {"input": ["a", "b"]}),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": LONG}]}),
         ("/embed", {"input": "c"}),
     ]
     async with gateway(engine, cache_salt=SECRET) as app:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.kit.client import post_json, streaming
+from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_turn import Turn
 from tests.kit.running import HELLO, gateway, until
@@ -150,3 +150,19 @@ async def test_the_id_that_a_client_chooses_in_its_body_is_the_engine_s(
     assert of_header != "mine-7"
     assert (of_pooling is None) is (given is not None)
     assert of_pooling_header == "of-the-header"
+
+
+async def test_an_engine_that_lists_its_models_to_the_key_of_a_client_is_asked_with_it(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        known = turn.headers.get("authorization") == "Bearer mine"
+        await turn.respond(200 if known else 401, {"path": turn.path} if known else REFUSAL)
+
+    engine.take("/v1/models")
+    engine.auto(script)
+    for path, unlisted in (("/v1/models", 200), ("/v1/models/org/a", 404)):
+        async with gateway(engine, forward_authorization=True) as app:
+            answer = await get(app.url, path, [("Authorization", "Bearer mine")])
+            assert (answer.status, answer.json()) == (200, {"path": path})
+            assert (await get(app.url, path)).status == 401
+        async with gateway(engine) as app:
+            assert (await get(app.url, path, [("Authorization", "Bearer mine")])).status == unlisted

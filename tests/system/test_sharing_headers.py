@@ -66,7 +66,7 @@ async def test_a_second_line_of_cache_control_holds_too(engine: Engine) -> None:
 # -- headers on which an engine acts ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["x-data-parallel-rank", "x-session-id"])
+@pytest.mark.parametrize("name", ["x-data-parallel-rank", "x-session-id", "x-vllm-priority"])
 @pytest.mark.parametrize(("path", "body"), [(CHAT, HELLO), (CHAT, HELLO_STREAM), (EMBED, {"input": "a"})])
 async def test_a_refusal_drawn_by_a_header_is_for_those_alone_who_sent_it(
     engine: Engine, name: str, path: str, body: dict[str, Any]
@@ -126,7 +126,15 @@ async def test_a_trace_context_goes_up_only_where_it_is_well_formed(
 
 OF_OURS = ["x-gateway-share", "x-gateway-priority", "x-request-timeout", "x-request-id", "x-forwarded-for"]
 READ_HERE = [
-    *("x-session-id", "x-data-parallel-rank", "authorization", "cache-control", "traceparent", "tracestate"),
+    *(
+        "x-session-id",
+        "x-data-parallel-rank",
+        "x-vllm-priority",
+        "authorization",
+        "cache-control",
+        "traceparent",
+        "tracestate",
+    ),
     *("accept", "content-encoding", "expect", "connection", "user-agent", "x"),
     *OF_OURS,
 ]

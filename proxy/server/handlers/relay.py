@@ -23,6 +23,7 @@ ACTED_ON: Final = (
     "tracestate",
     "x-data-parallel-rank",
     "x-session-id",
+    "x-vllm-priority",
     "endpoint-load-metrics-format",  # its answer then has the header endpoint-load-metrics
 )
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""

@@ -36,9 +36,12 @@ class StatusHandlers:
         responder: Responder,
         rules: AccessRules,
         render: Render | None = None,
+        ask_engine: Callable[[RequestContext], Awaitable[Sent]] | None = None,
     ) -> None:
-        """`render` makes the /metrics page where other processes count too."""
+        """`render` makes the /metrics page where other processes count too. `ask_engine` answers for models where
+        engines list theirs to the key of a client only."""
         self._render = render
+        self._ask_engine = ask_engine
         self._backends = backends
         self._metrics = metrics
         self._access_policy = access_policy
@@ -47,6 +50,8 @@ class StatusHandlers:
         self._rules = rules
 
     async def models(self, context: RequestContext) -> Sent:
+        if self._ask_engine is not None and not self._backends.models():
+            return await self._ask_engine(context)
         if self._admission is not None:
             await self._admission(context)
         return await self._responder.reply(context, 200, {"object": "list", "data": self._visible(context)})
@@ -60,6 +65,8 @@ class StatusHandlers:
 
     async def model(self, context: RequestContext) -> Sent:
         """One of them: the rest of the path is its id, slashes and all."""
+        if self._ask_engine is not None and not self._backends.models():
+            return await self._ask_engine(context)
         name = context.request.path.removeprefix("/v1/models/")
         models = self._visible(context)
         entry = next((model for model in models if model.get("id") == name), None)

@@ -218,6 +218,8 @@ def test_a_number_inside_a_member_is_a_text_as_a_template_writes_it() -> None:
         {"prompt": [{"prompt_token_ids": [1]}]},
         {"prompt": "a", "prompt_token_ids": [1]},
         {"messages": [], "input_ids": [[1]]},
+        {"query": [1], "items": ["a"]},
+        {"query": "a", "items": [[1]]},
         {"prompt_embeds": "x"},
     ],
 )
