@@ -47,5 +47,4 @@ def test_a_collection_that_calls_the_target_takes_the_hook_off_and_does_not_free
         assert raised or sys.version_info >= (3, 12), "the collection comes in another place there"
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
         gc.enable()

@@ -7,12 +7,10 @@ import asyncio
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import httpx
 import httpx_sse
-import openai
 import pytest
 
 from proxy.app import App
@@ -20,9 +18,17 @@ from proxy.server.respond import SocketPipe
 from tests import golden
 from tests.kit.client import post_json
 from tests.kit.engine import Engine, Turn
+from tests.kit.late import late
 from tests.kit.ports import free_port
 from tests.kit.running import HELLO_STREAM, gateway, until
 from tests.ops.test_balancer import TEMPORARY, program, started
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
+else:
+    anthropic = late("anthropic")
+    openai = late("openai")
 
 CHAT = "/v1/chat/completions"
 MESSAGES, RESPONSES = golden.load("messages-stream"), golden.load("responses-stream")

@@ -8,18 +8,23 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from proxy.app import App
 from tests import golden
 from tests.kit.client import call, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
+from tests.kit.late import late
 from tests.kit.running import gateway, lines, until
 from tests.proxy.access.ratelimit.test_admission import levels
 from tests.proxy.access.test_policy import bearer, entry
+
+if TYPE_CHECKING:
+    import anthropic
+else:
+    anthropic = late("anthropic")
 
 PATH = "/v1/messages"
 STREAM = golden.load("messages-stream")
