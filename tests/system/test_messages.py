@@ -45,6 +45,12 @@ async def script(turn: Turn) -> None:
         await turn.respond(200, BODY.body)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def client() -> None:
+    """It is imported before a loop runs, which the import would hold up for seconds."""
+    _ = anthropic.AsyncAnthropic
+
+
 @asynccontextmanager
 async def client_of(app: App, key: str = "k") -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(api_key=key, base_url=app.url, max_retries=0) as client:

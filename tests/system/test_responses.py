@@ -97,6 +97,12 @@ def keys_file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def client() -> None:
+    """It is imported before a loop runs, which the import would hold up for seconds."""
+    _ = openai.AsyncOpenAI
+
+
 def client_of(app: App, key: str = "k") -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(api_key=key, base_url=f"{app.url}/v1", max_retries=0)
 
