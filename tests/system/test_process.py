@@ -19,6 +19,7 @@ import pytest
 from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.late import late
+from tests.kit.running import pause
 
 if TYPE_CHECKING:
     import openai
@@ -94,7 +95,7 @@ def ended(process: asyncio.subprocess.Process) -> bool:
 async def stored(gateway: Gateway) -> None:
     """Until then a landed flight itself answers: no flight waits to be stored any more."""
     while b"\ngateway_flights 0\n" not in (await get(gateway.url, "/metrics")).body:
-        pass
+        await pause()
 
 
 async def refused(*flags: str, **env: str) -> tuple[int | None, str]:
