@@ -169,7 +169,7 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event_and_the_client_rais
     engine: Engine, how: str
 ) -> None:
     settings: dict[str, Any] = {"token_timeout": 0.1} if how == "stops" else {}
-    headers = {"x-request-timeout": "0.3"} if how == "deadline" else {}
+    headers = {"x-request-timeout": "1.5"} if how == "deadline" else {}
     async with gateway(engine, **settings) as app, client_of(app) as client:
         reading = asyncio.create_task(_collected(client, headers))
         turn = await engine.next_request()
