@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 RANKS = {
     "proxy": {"errors": 0, "terminal": 0, "wire": 1, "config": 2, "telemetry": 3, "redis": 4, "upstream": 5}
     | {"flights": 6, "access": 7, "server": 8, "workers": 9, "embedded": 1},
-    "loadgen": {"errors": 0, "secrets": 0, "spec": 0, "record": 0, "snapshot": 0, "store": 1, "workload": 2}
-    | {"analysis": 2, "drive": 3, "report": 3, "cli": 4},
+    "loadgen": {"errors": 0, "secrets": 0, "spec": 0, "record": 0, "snapshot": 0, "store": 1, "scraper": 1}
+    | {"workload": 2, "analysis": 2, "drive": 3, "report": 3, "cli": 4},
 }
 TOP = {
     "proxy": {"__main__", "program", "app", "resources", "keys", "probe", "__init__"},

@@ -14,6 +14,7 @@ TESTS = Path(__file__).parent
 MAY_SLEEP = {
     "kit/engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
     "kit/redis_fleet.py::eventually": "processes that come up tell of nothing, and need the CPU",
+    "kit/running.py::pause": "another process or a clock must go on, and needs the CPU",
     "kit/running.py::until": "after many turns of the loop: a clock or a process must go on, and needs the CPU",
     "kit/test_clock.py::divide": "virtual time, by run_virtual",
     "system/test_drain.py::finish": "virtual time, by @virtual",

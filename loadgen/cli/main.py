@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return worker_main()
     if words[:1] == ["scrape"]:  # nor is this: `scrape.py` starts it
-        from loadgen.drive import scrape_main
+        from loadgen.scraper import scrape_main
 
         return scrape_main()
     prog = SCRIPT if Path(sys.argv[0]).name == SCRIPT else "python -m loadgen"

@@ -57,7 +57,7 @@ from loadgen.drive.requests import (
     schedule_pairs,
     schedule_requests,
 )
-from loadgen.drive.scrape import Source, scrape_main, scraping
+from loadgen.drive.scrape import scraping
 from loadgen.drive.self_error import (
     Fault,
     WorkerError,
@@ -68,6 +68,7 @@ from loadgen.drive.self_error import (
 )
 from loadgen.drive.session import Session
 from loadgen.drive.stages import Stages
+from loadgen.scraper import Source
 
 __all__ = [
     "Calibration",
@@ -107,7 +108,6 @@ __all__ = [
     "schedule_items",
     "schedule_pairs",
     "schedule_requests",
-    "scrape_main",
     "scraping",
     "session_of",
     "stop_on_signals",

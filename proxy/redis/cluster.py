@@ -295,13 +295,14 @@ class ClusterClient(Client):
 
     async def drop_idle(self, used: Collection[Place]) -> None:
         """Close connections to servers that are no masters any more, once they have nothing under way."""
-        for place in [place for place in self._links if place not in used]:
-            if not self._links[place].pending:
-                await self._links.pop(place).close()
+        idle = [place for place, link in self._links.items() if place not in used and not link.pending]
+        for link in [self._links.pop(place) for place in idle]:
+            await link.close()
 
     async def close(self) -> None:
         self.closed = True
-        for link in self._links.values():
+        while self._links:  # a redirection may come meanwhile, and open another
+            _, link = self._links.popitem()
             await link.close()
 
     def _route(self, command: Sequence[Word], key: Word, timeout: float, done: Done) -> None:

@@ -5,6 +5,7 @@ Called by `test_contained.py`, and by hand: `python -m tests.kit.injection [PART
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 import sys
@@ -13,8 +14,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 
 import proxy
@@ -287,6 +289,64 @@ class Tracer:
                 raise Injected(name_of(frame.f_code))  # CPython then takes the hook off: it raises once
 
 
+class Swap:
+    """Makes one call of a function raise, as a `Tracer` does, by other code in it: a hook on every call of a round
+    takes up to half of the CPU time."""
+
+    NAME: Final = "_injected"
+
+    def __init__(self, function: FunctionType, at: int) -> None:
+        self.raised = False
+        self._function, self._code = function, function.__code__
+        self._original = FunctionType(
+            self._code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        )
+        self._original.__kwdefaults__ = function.__kwdefaults__
+        self._at = at
+
+    def __enter__(self) -> Swap:
+        def called(*args: Any, **named: Any) -> Any:
+            return _injected(*args, **named)  # type: ignore[name-defined]  # noqa: F821 - a name of its module's
+
+        self._function.__globals__[self.NAME] = self._call
+        self._function.__code__ = called.__code__.replace(co_freevars=self._code.co_freevars)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._function.__code__ = self._code
+        del self._function.__globals__[self.NAME]
+
+    def _call(self, *args: Any, **named: Any) -> Any:
+        self._at -= 1
+        if self._at == 0:
+            self.raised = True
+            raise Injected(name_of(self._code))
+        return self._original(*args, **named)
+
+
+PAUSES: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+@cache
+def plain() -> dict[CodeType, FunctionType]:
+    """The functions and methods of the gateway that no other function makes and that run without a pause: each of
+    their calls is one call of their code."""
+    found: list[Any] = []
+    for name, module in list(sys.modules.items()):
+        if name.startswith("proxy."):
+            for value in list(vars(module).values()):
+                found += [value, *vars(value).values()] if isinstance(value, type) else [value]
+    for value in list(found):
+        found += [getattr(value, part, None) for part in ("__func__", "__wrapped__", "fget", "fset", "func")]
+    functions = [value for value in found if isinstance(value, FunctionType) and ours(value.__code__)]
+    return {function.__code__: function for function in functions if not function.__code__.co_flags & PAUSES}
+
+
+def injecting(target: CodeType, at: int) -> Swap | Tracer:
+    function = plain().get(target)
+    return Tracer(target, at) if function is None else Swap(function, at)
+
+
 async def traced(app: App, rounds: int) -> Counter[CodeType]:
     """How often each function of the gateway is called in a round, at least in one of so many."""
     calls: Counter[CodeType] = Counter()
@@ -306,7 +366,7 @@ async def inject(app: App, number: int, target: CodeType, at: int) -> Problem | 
     """A round in which one call of a function raises. The fault may cost one group its answers, no more."""
     problem = Problem(name_of(target), at)
     before, url = held(app), app.url  # what an earlier fault left behind is not this one's
-    with Tracer(target, at) as tracer:
+    with injecting(target, at) as hook:
         results = await run_round(url, number)
         left = await settled(app, before)
     failed = {
@@ -317,7 +377,7 @@ async def inject(app: App, number: int, target: CodeType, at: int) -> Problem | 
         problem.what.append(f"more than one answer failed: {[f'{g}: {r}' for g, r in results if r]}")
     if left:
         problem.what.append(f"left behind: {left}")
-    if not tracer.raised and not problem.what:
+    if not hook.raised and not problem.what:
         return None
     return problem if problem.what else None
 

@@ -65,6 +65,11 @@ async def until(fact: Callable[[], bool]) -> None:
         turns += 1
 
 
+async def pause() -> None:
+    """Between two questions about another process or a clock: asked without one, they keep a CPU busy."""
+    await asyncio.sleep(0.01)
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """The log's lines, decoded."""
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]

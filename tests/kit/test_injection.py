@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from types import FunctionType
+from typing import cast
 
 import pytest
 
-from tests.kit.injection import Tracer
+from proxy.flights.flight import Flight
+from proxy.server.gateway import Gateway
+from tests.kit.injection import Injected, Swap, Tracer, plain
 
 
 def target() -> None:
@@ -47,5 +51,32 @@ def test_a_collection_that_calls_the_target_takes_the_hook_off_and_does_not_free
         assert raised or sys.version_info >= (3, 12), "the collection comes in another place there"
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
         gc.enable()
+
+
+class Base:
+    def __init__(self, first: int, second: int = 2, *, third: int = 3) -> None:
+        self.given = (first, second, third)
+
+
+class Derived(Base):
+    def __init__(self, first: int, *, third: int = 9) -> None:
+        super().__init__(first, third=third)
+
+
+def test_one_call_of_a_function_raises_and_the_others_are_as_before() -> None:
+    function = cast(FunctionType, Derived.__init__)
+    code = function.__code__
+    with Swap(function, 2) as swap:
+        assert Derived(1).given == (1, 2, 9)
+        with pytest.raises(Injected):
+            Derived(1)
+        assert Derived(1, third=4).given == (1, 2, 4)
+    assert swap.raised
+    assert function.__code__ is code
+    assert Derived(5).given == (5, 2, 9)
+
+
+def test_a_function_is_plain_unless_it_pauses() -> None:
+    codes = Flight.enter.__code__, Flight.started.fget.__code__, Gateway.handle.__code__  # type: ignore[attr-defined]
+    assert [code in plain() for code in codes] == [True, True, False]

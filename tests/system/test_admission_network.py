@@ -19,7 +19,7 @@ from tests.kit.engine import Engine
 from tests.kit.networks import Host, network
 from tests.kit.patience import patience
 from tests.kit.redis_fleet import RedisNode
-from tests.kit.running import lines, until
+from tests.kit.running import lines, pause, until
 from tests.system.test_shared_admission import LIMIT, Counting, clients
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -48,7 +48,7 @@ async def value(url: str, name: str) -> float:
 async def become(urls: tuple[str, str], name: str, *expected: float) -> None:
     """Wait until a metric of both gateways is this."""
     while [await value(url, name) for url in urls] != [*expected]:
-        pass
+        await pause()
 
 
 async def served(a: Counter[int], b: Counter[int]) -> None:

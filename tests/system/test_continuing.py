@@ -286,7 +286,7 @@ async def test_an_engine_that_is_silent_between_tokens_is_left_for_another(engin
     async def hang(turn: Turn) -> None:
         await turn.cancelled()
 
-    async with gateway(*engines, token_timeout=0.3) as app:
+    async with gateway(*engines, token_timeout=1.0) as app:
         play = Play(*PLAIN, 3, hang)
         for engine in engines:
             engine.auto(play)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.kit.client import IncompleteBody, NoAnswer, get, streaming
+from tests.kit.running import pause
 from tests.system.test_process import Gateway, proxy
 
 CHAT = "/v1/chat/completions"
@@ -113,7 +114,7 @@ async def number(gateway: Gateway, name: str, engine: Process) -> float:
 
 async def until(gateway: Gateway, name: str, engine: Process, fact: Callable[[float], bool]) -> None:
     while not fact(await number(gateway, name, engine)):
-        pass
+        await pause()
 
 
 async def serving(gateway: Gateway, engine: Process) -> None:
@@ -122,7 +123,7 @@ async def serving(gateway: Gateway, engine: Process) -> None:
     await until(gateway, "backend_breaker", engine, lambda state: state == 0)
     before = await engine.generations()
     while await engine.generations() <= before:
-        pass
+        await pause()
 
 
 def honest(outcomes: Counter[str]) -> None:

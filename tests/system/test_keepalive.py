@@ -111,7 +111,7 @@ async def test_in_the_queue_too(engine: Engine) -> None:
 
 @pytest.mark.parametrize("how", ["drop", "refusal", "whole", "deadline"])
 async def test_what_fails_after_the_head_is_an_error_frame_without_a_done(engine: Engine, how: str) -> None:
-    headers = [("x-request-timeout", "0.3")] if how == "deadline" else []
+    headers = [("x-request-timeout", "1.5")] if how == "deadline" else []
     async with gateway(engine, retries=0, **SOON) as app:
         async with streaming(app.url, CHAT, HELLO_STREAM, headers) as client:
             turn = await engine.next_request()

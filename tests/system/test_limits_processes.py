@@ -21,7 +21,7 @@ from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO, HELLO_STREAM, until
+from tests.kit.running import HELLO, HELLO_STREAM, pause, until
 from tests.system.test_process import Gateway, proxy
 
 CHAT = "/v1/chat/completions"
@@ -131,5 +131,5 @@ async def test_with_redis_gone_in_the_middle_each_process_keeps_its_limit_and_no
         if how is signal.SIGSTOP:
             os.kill(redis.pid, signal.SIGCONT)
             while await metric(one, "gateway_limits_local") or await metric(other, "gateway_limits_local"):
-                pass
+                await pause()
             assert await fire(one, 15) <= BURST - sum(before)

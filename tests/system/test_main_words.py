@@ -238,4 +238,3 @@ def test_what_lives_long_is_kept_from_the_collector() -> None:
         assert gc.get_threshold() == program.COLLECT
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()

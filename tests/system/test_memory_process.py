@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kit.client import get, post_json
-from tests.kit.running import HELLO, until
+from tests.kit.running import HELLO, pause, until
 from tests.system.test_life import CHAT, Process, started
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -176,7 +176,7 @@ async def test_memory_stays_in_its_budget_and_the_innocent_are_served(attack: At
         await under
         assert most <= BUDGET * 5 // 4 + SLACK
         while await _held(process):  # all of it is given back
-            pass
+            await pause()
         await until(lambda: resident(process) - before <= BUDGET * 5 // 4 + SLACK)
         await _served(process)
 

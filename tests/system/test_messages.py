@@ -8,18 +8,23 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from proxy.app import App
 from tests import golden
 from tests.kit.client import call, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
+from tests.kit.late import late
 from tests.kit.running import gateway, lines, until
 from tests.proxy.access.ratelimit.test_admission import levels
 from tests.proxy.access.test_policy import bearer, entry
+
+if TYPE_CHECKING:
+    import anthropic
+else:
+    anthropic = late("anthropic")
 
 PATH = "/v1/messages"
 STREAM = golden.load("messages-stream")
@@ -38,6 +43,12 @@ async def script(turn: Turn) -> None:
         await turn.end(*STREAM.frames())
     else:
         await turn.respond(200, BODY.body)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def client() -> None:
+    """It is imported before a loop runs, which the import would hold up for seconds."""
+    _ = anthropic.AsyncAnthropic
 
 
 @asynccontextmanager
@@ -158,7 +169,7 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event_and_the_client_rais
     engine: Engine, how: str
 ) -> None:
     settings: dict[str, Any] = {"token_timeout": 0.1} if how == "stops" else {}
-    headers = {"x-request-timeout": "0.3"} if how == "deadline" else {}
+    headers = {"x-request-timeout": "1.5"} if how == "deadline" else {}
     async with gateway(engine, **settings) as app, client_of(app) as client:
         reading = asyncio.create_task(_collected(client, headers))
         turn = await engine.next_request()

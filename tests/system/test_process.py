@@ -12,13 +12,19 @@ import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from openai import AsyncOpenAI
 
 from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
+from tests.kit.late import late
+from tests.kit.running import pause
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = late("openai")
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {
@@ -89,7 +95,7 @@ def ended(process: asyncio.subprocess.Process) -> bool:
 async def stored(gateway: Gateway) -> None:
     """Until then a landed flight itself answers: no flight waits to be stored any more."""
     while b"\ngateway_flights 0\n" not in (await get(gateway.url, "/metrics")).body:
-        pass
+        await pause()
 
 
 async def refused(*flags: str, **env: str) -> tuple[int | None, str]:
@@ -131,7 +137,7 @@ async def test_with_nothing_given_it_streams_from_its_own_engine_and_hits_its_ow
 async def test_the_official_client_works_streaming_and_not() -> None:
     async with (
         proxy("--redis", "off") as gateway,
-        AsyncOpenAI(base_url=gateway.url + "/v1", api_key="k") as client,
+        openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="k") as client,
     ):
         stream = await client.chat.completions.create(**ASK, stream=True)
         texts = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from proxy.access.ratelimit import Limit, Limits
@@ -21,10 +20,16 @@ from tests import golden
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
+from tests.kit.late import late
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, gateway, lines, until
 from tests.proxy.access.ratelimit.test_admission import levels
 from tests.proxy.access.test_policy import bearer, entry
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = late("openai")
 
 PATH = "/v1/responses"
 STREAM = golden.load("responses-stream")
@@ -90,6 +95,12 @@ def keys_file(tmp_path: Path) -> str:
     path.write_text(entry("ka", "team-a") + entry("kb", "team-b"))
     path.chmod(0o600)
     return str(path)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def client() -> None:
+    """It is imported before a loop runs, which the import would hold up for seconds."""
+    _ = openai.AsyncOpenAI
 
 
 def client_of(app: App, key: str = "k") -> openai.AsyncOpenAI:

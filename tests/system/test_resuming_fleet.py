@@ -28,7 +28,7 @@ from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script, paced_script
 from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO_STREAM, gateway, until
+from tests.kit.running import HELLO_STREAM, gateway, pause, until
 from tests.system.test_fleet import node, two
 from tests.system.test_limits_processes import bare_redis
 from tests.system.test_resuming import CHAT, DONE, GRACE, IDS, SAMPLED, left, name_of, refused, rest, resumed
@@ -386,7 +386,7 @@ async def test_redis_keeps_a_stream_while_a_client_reads_it_anywhere(
         assert await reader.event()
         async with patience(10):
             while await kept(one):
-                pass
+                await pause()
         already = extended[node(other)]
         await until(lambda: extended[node(other)] > already + 5)
         assert await lasts(client, b"*:stream:*", b"*:log:*", b"*:facts:*") > 1000
@@ -394,7 +394,7 @@ async def test_redis_keeps_a_stream_while_a_client_reads_it_anywhere(
         await turn.cancelled(20)
         async with patience(10):
             while await keys_of(client, *PLACES):
-                pass
+                await pause()
         assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == (404, "stream_not_found")
 
 
@@ -469,7 +469,7 @@ async def test_a_pause_of_redis_cancels_nothing_that_is_read_elsewhere(redis: st
         assert (answer.status, answer.json()["error"]["code"]) == (503, "cache_unavailable")
         async with patience(20):
             while (await call(one.url, "DELETE", f"/v1/streams/{name}")).status != 404:
-                pass
+                await pause()
         assert not turn.is_cancelled
         await turn.finish("c")
         assert (await rest(reader))[-1] == DONE
@@ -523,7 +523,7 @@ async def test_a_stream_that_failed_leaves_nothing_in_redis(redis: str) -> None:
             assert (await post_json(one.url, CHAT, body, GRACE)).status == 400
         async with patience(10):
             while await keys_of(client, *PLACES):
-                pass
+                await pause()
 
 
 async def test_what_made_room_leaves_nothing_in_redis(redis: str) -> None:
@@ -535,7 +535,7 @@ async def test_what_made_room_leaves_nothing_in_redis(redis: str) -> None:
         names = [name_of((await post_json(one.url, CHAT, SAMPLED, GRACE)).head) for _ in range(8)]
         async with patience(10):
             while await keys_of(client, b"*:stream:*", b"*:log:*", b"*:facts:*") > 3 * 2:
-                pass
+                await pause()
         assert (await refused(other.url, f"/v1/streams/{names[0]}"))[:2] == (404, "stream_not_found")
         assert (await resumed(other.url, names[-1], 0))[-1] == DONE
 
@@ -627,7 +627,7 @@ async def test_a_deleted_stream_is_cancelled_and_known_nowhere(redis: str, at: i
             assert (await call(app.url, "DELETE", path)).status == 404
         async with patience(10):
             while await keys_of(client, *PLACES):
-                pass
+                await pause()
 
 
 async def test_a_deleted_stream_goes_on_for_those_that_read_it(redis: str) -> None:
@@ -641,7 +641,7 @@ async def test_a_deleted_stream_goes_on_for_those_that_read_it(redis: str) -> No
             assert (await call(other.url, "DELETE", path)).status == 200
             async with patience(10):
                 while await kept(one) or await kept(other):
-                    pass
+                    await pause()
             await turn.send("c")
             for reader in (near, far):
                 assert await reader.event()
@@ -664,7 +664,7 @@ async def test_a_client_that_comes_back_elsewhere_takes_no_second_slot(redis: st
         engine.auto(paced_script("ab"))
         async with patience(10):
             while (await post_json(other.url, CHAT, SAMPLED)).status != 200:
-                pass
+                await pause()
 
 
 async def test_a_client_may_come_back_before_its_stream_is_known_in_redis(

@@ -136,7 +136,7 @@ async def test_a_slow_first_token_goes_elsewhere_only_where_it_is_set_so(on: boo
     async with (
         Engine() as one,
         Engine(echo_script()) as two,
-        gateway(one, two, routing="round-robin", first_token_timeout=0.05, **changes) as app,
+        gateway(one, two, routing="round-robin", first_token_timeout=0.5, **changes) as app,
     ):
         waiting = asyncio.create_task(post_json(app.url, CHAT, HELLO_STREAM))
         turn = await one.next_request()

@@ -18,7 +18,7 @@ from tests.kit.client import get, post_json
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import gateway, lines, until
+from tests.kit.running import gateway, lines, pause, until
 from tests.system.test_limits_processes import bare_redis
 from tests.system.test_process import proxy
 from tests.system.test_workers import workers
@@ -130,14 +130,14 @@ async def test_a_killed_gateway_s_places_come_back_to_the_workers_of_another(tmp
         ):
             others = [asyncio.create_task(fire(killed.url, 40)) for _ in range(1)]
             while (await many.counter("admission_gateways"), counting.now) != (2.0, LIMIT):
-                pass
+                await pause()
             assert await many.counter("admission_live") == 1
             killed.process.kill()
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             while await many.counter("backend_max_inflight") != LIMIT:
-                pass
+                await pause()
             await killed.process.communicate()
         assert counting.most <= LIMIT
         assert statuses.keys() == {200}

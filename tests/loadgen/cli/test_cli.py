@@ -83,6 +83,7 @@ async def echo() -> AsyncIterator[Engine]:
         yield engine
 
 
+@pytest.mark.usefixtures("stamping")
 async def test_a_run_leaves_its_records_and_its_run_and_exits_0(start: Start, echo: Engine) -> None:
     process = await start(
         *("run", "--base-url", echo.url, "--num-prompts", "20", "--num-warmups", "3", "--max-concurrency", "4"),

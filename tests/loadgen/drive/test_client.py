@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
@@ -24,6 +25,8 @@ from tests.loadgen.kit.servers import (
     serving,
     whole,
 )
+
+pytestmark = pytest.mark.usefixtures("stamping")
 
 WHOLE = (
     b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}],'

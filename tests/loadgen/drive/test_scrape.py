@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from loadgen.cli.flags.engine import metrics_url
-from loadgen.drive.scrape import figures_of, kind_of_page
+from loadgen.scraper import figures_of, kind_of_page
+from tests.kit.patience import run_process
 
 GATEWAY = b"""\
 # TYPE gateway_flights gauge
@@ -63,3 +65,12 @@ def test_the_names_are_those_that_the_gateway_has() -> None:
     frozen = (Path(__file__).parent.parent.parent / "public_names.txt").read_text()
     for name in ("flights", "subscribers", "queue_depth"):
         assert f"metric gateway_{name}" in frozen
+
+
+def test_the_process_imports_little() -> None:
+    """It starts with each run, beside what is measured."""
+    script = "import sys; from loadgen.cli import main; import loadgen.scraper; print(*sys.modules)"
+    found = run_process([sys.executable, "-c", script], capture_output=True, text=True, seconds=60, check=True)
+    modules = set(found.stdout.split())
+    assert "loadgen.scraper" in modules
+    assert modules & {"aiohttp", "asyncio", "loadgen.drive", "rich"} == set()

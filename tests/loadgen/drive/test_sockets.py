@@ -13,6 +13,8 @@ import pytest
 from loadgen.drive.capture.loop import new_loop, selector_of
 from loadgen.drive.capture.sockets import READ_SIZE, Sockets, TimestampedSocket, TimestampKeepAlive
 
+pytestmark = pytest.mark.usefixtures("stamping")
+
 Pair = tuple[TimestampedSocket, socket.socket]
 
 

@@ -255,7 +255,7 @@ def test_what_is_loaded_is_kept_from_the_collector(enabled: bool, fails: bool) -
             assert uncollected(load)() == "taken"
         assert (during, gc.isenabled(), gc.get_freeze_count() > 0) == ([False], enabled, enabled)
     finally:
-        gc.unfreeze()
+        gc.freeze()  # as `tests/conftest.py` left it
         (gc.enable if before else gc.disable)()
 
 

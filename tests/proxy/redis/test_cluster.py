@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from redis.crc import key_slot
 
 from proxy.access.ratelimit.buckets import Limit, Limits
 from proxy.embedded.redis import server_binary
+from proxy.redis.cluster import ClusterClient
 from proxy.redis.resp import Lost
 from tests.kit.client import get, post_json
 from tests.kit.engine import Engine
@@ -396,3 +400,35 @@ async def test_a_slot_without_a_master_is_said_and_the_others_are_used() -> None
         assert await one.hits([lost, *kept]) == 4
         assert owner.name in one.deployment.servers
         assert one.told["look-ups"] == []
+
+
+class Connection:
+    """To a master. While it closes, `meanwhile` happens."""
+
+    pending = 0
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.closed = 0
+        self._meanwhile = meanwhile
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self._meanwhile()
+        self.closed += 1
+
+
+async def test_connections_that_open_and_close_while_it_closes_are_each_closed_once() -> None:
+    made: list[Connection] = []
+
+    def master(host: str) -> Any:
+        return SimpleNamespace(place=(host, 1))
+
+    def dial(place: tuple[str, int], connect_timeout: float, max_pending: int) -> Connection:
+        made.append(Connection(lambda: client.link(master("late")) if place == ("b", 1) else None))
+        return made[-1]
+
+    client = ClusterClient(cast(Any, SimpleNamespace(dial=dial)), connect_timeout=1.0, max_pending=1)
+    for host in "abc":
+        client.link(master(host))
+    await asyncio.gather(client.close(), client.drop_idle([("a", 1), ("b", 1)]))
+    assert [one.closed for one in made] == [1, 1, 1, 1]

@@ -20,7 +20,7 @@ from proxy.redis.client import RedisClient
 from proxy.redis.url import address
 from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import until
+from tests.kit.running import pause, until
 
 SLOW = Limit(0.0001, 3)  # nothing leaks while a test runs
 BOUNDS = Limits(SLOW, Limit(0.0001, 100), 2)
@@ -187,7 +187,7 @@ async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_li
             assert refused is not None
             assert refused.over == ("caller", "streams")
         while (decision := await ask(lives, claim("third", bounds))) is None or decision.over is not None:
-            pass
+            await pause()
         found = await redis_says(path, "ZRANGE", "gateway:limit:s:a", "0", "-1")
         assert found in ([b"mine", b"third"], [b"third", b"mine"])  # by the deadline, which `mine` renews
 
@@ -199,7 +199,7 @@ async def test_more_permits_than_one_batch_are_all_renewed() -> None:
         await asyncio.gather(*(ask(shared, claim(f"{n}", bounds, bounds)) for n in range(many)))
         first = await redis_says(path, "ZRANGE", "gateway:limit:all:s", "0", "0", "WITHSCORES")
         while await redis_says(path, "ZRANGE", "gateway:limit:all:s", "0", "0", "WITHSCORES") == first:
-            pass
+            await pause()
         assert await redis_says(path, "ZCARD", "gateway:limit:s:a") == many
 
 
@@ -209,7 +209,7 @@ async def test_a_redis_that_was_emptied_is_told_of_the_permits_that_live() -> No
         await ask(shared, claim("lives", bounds))
         await redis_says(path, "FLUSHALL")
         while await redis_says(path, "ZCARD", "gateway:limit:s:a") != 1:
-            pass
+            await pause()
         refused = await ask(shared, claim("next", bounds))
         assert refused is not None
         assert refused.over == ("caller", "streams")

@@ -15,6 +15,7 @@ from proxy.server.listener.descriptors import BACKLOG, LEAST_BACKLOG, RESERVE, i
 from tests.kit.client import Connection, NoAnswer, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.running import pause
 from tests.system.test_process import proxy
 
 CHAT = "/v1/chat/completions"
@@ -155,7 +156,7 @@ async def test_idle_clients_that_take_every_place_leave_those_who_ask_theirs(des
         for client in (*asking, *idle):
             await client.close()
         while (await _health(gateway.url)) != 200:
-            pass
+            await pause()
         assert (await post_json(gateway.url, CHAT, ask(99))).status == 200
         page = (await get(gateway.url, "/metrics")).body.decode()
     for each in (engine, other):

@@ -20,7 +20,7 @@ from proxy.server.listener.timeouts import Times
 from tests.kit.client import Connection, get, request_bytes
 from tests.kit.patience import patience
 from tests.kit.running import until
-from tests.proxy.server.listener.test_listener import error_of, hello, serving
+from tests.proxy.server.listener.test_listener import error_of, faults, hello, serving
 
 SOON = Times(head=0.4, stall=0.1, closing=0.1)
 BIG = b"x" * (8 * 1024 * 1024)
@@ -234,14 +234,14 @@ async def test_a_client_whose_connection_s_task_raised_is_closed_at_once(
     assert faults == [error]
 
 
-async def test_a_client_that_leaves_while_its_bytes_wait_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(digest) as (url, listener):
+async def test_a_client_that_leaves_while_its_bytes_wait_is_gone() -> None:
+    async with faults() as found, serving(digest) as (url, listener):
         for _ in range(20):
             async with await Connection.open(url) as client:
                 await client.send(b"POST / HTTP/1.1\r\nHost: g\r\ncontent-length: 900000\r\n\r\n" + b"x" * 300_000)
                 await client.abort()
         await until(lambda: not listener.connections)
-    assert caplog.records == []
+    assert found == []
 
 
 def test_a_body_in_pieces_is_written_in_slices_without_a_copy() -> None:
