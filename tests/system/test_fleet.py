@@ -306,7 +306,7 @@ async def test_redis_that_dies_in_the_middle_costs_followers_a_generation_and_le
     async with (
         Engine() as engine,
         bare_redis(tmp_path) as (url, process),
-        two(engine, url, redis_timeout_ms=200) as (one, other),
+        two(engine, url, redis_timeout_ms=1500) as (one, other),
     ):
         async with followed(engine, one, other) as (turn, first, second):
             process.kill()
@@ -331,7 +331,7 @@ async def test_redis_that_freezes_before_the_first_token_leaves_each_alone(tmp_p
     async with (
         Engine() as engine,
         bare_redis(tmp_path) as (url, process),
-        two(engine, url, redis_timeout_ms=200) as (one, other),
+        two(engine, url, redis_timeout_ms=1500) as (one, other),
     ):
         async with streaming(one.url, CHAT, HELLO_STREAM) as first:
             turn = await engine.next_request()

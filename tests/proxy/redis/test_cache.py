@@ -130,7 +130,7 @@ async def test_requests_are_served_while_redis_is_away_and_it_is_used_again_when
     engine: Engine, redis: EmbeddedRedis, harm: Callable[[EmbeddedRedis], None]
 ) -> None:
     engine.auto(echo_script(tokens=3))
-    async with gateway(engine, redis=url(redis), redis_timeout_ms=50) as app:
+    async with gateway(engine, redis=url(redis), redis_timeout_ms=500) as app:
         await post_json(app.url, CHAT, HELLO_STREAM)
         await settled(app)
         harm(redis)
