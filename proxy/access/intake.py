@@ -46,6 +46,9 @@ _SIMPLE: Final = 2 * 1024 * 1024
 _TEXT: Final = 12.0  # nanoseconds a byte, at most, of a text with escapes; 4 without
 _PART: Final = 900.0  # nanoseconds a value, at most; values are counted by `,`, `[` and `{`
 _ODD: Final = 400.0  # nanoseconds a byte to normalise a text that is not ASCII
+_DIGIT: Final = 20.0  # nanoseconds a digit, at most: long integers are read and printed, which is quadratic
+_SAMPLE: Final = 31  # bytes; one of so many is looked at for digits
+_NO_DIGITS: Final = bytes(set(range(256)) - set(b"0123456789"))
 _GROWS: Final = 6  # characters a byte after normalisation: U+FDFA has three bytes and becomes eighteen characters
 
 PROMPT_BYTES: Final = 65_536
@@ -199,6 +202,7 @@ def work(body: bytes, weight: float | None) -> float:
         return 2 * BUDGET
     escapes = b"\\" in body
     nanoseconds = size * (_TEXT if escapes else _TEXT / 3)
+    nanoseconds += len(body[::_SAMPLE].translate(None, _NO_DIGITS)) * _SAMPLE * _DIGIT
     odd = not body.isascii()
     if odd:
         nanoseconds += size * _TEXT

@@ -10,7 +10,7 @@ import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.wire import loose
-from proxy.wire.document import COUNTED, TOO_DEEP, read, too_deep, utf8
+from proxy.wire.document import COUNTED, TOO_DEEP, long_number, read, too_deep, too_long, utf8
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -131,8 +131,8 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
     """Read a request body. Raises GatewayError 400 that says what is wrong, where, and what is valid.
 
     Types are checked for the fields that the gateway acts on; the others go to the engine unchanged. A duplicate
-    member is refused: two readers of one body must not see two different requests. The time is linear in the
-    bytes, whatever they are.
+    member is refused: two readers of one body must not see two different requests; so is a number of more digits
+    than a double has. The time is linear in the bytes, whatever they are.
     """
     if not body:
         raise GatewayError(Code.INVALID_JSON, "The request body is empty; send a JSON object.")
@@ -140,6 +140,8 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
         utf8(body)
     try:
         fields = _FIELDS.decode(body)
+        if number := long_number(body):
+            raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {too_long(number)}.")
         if len(fields) > MAX_MEMBERS:
             raise GatewayError(
                 Code.INVALID_VALUE, f"The request has {len(fields)} members; it may have {MAX_MEMBERS} at most."

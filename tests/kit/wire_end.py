@@ -47,6 +47,9 @@ class WireEnd(asyncio.Transport):
     def resume_reading(self) -> None:
         self.paused = False
 
+    def is_reading(self) -> bool:
+        return not (self.paused or self.closed)
+
     def is_closing(self) -> bool:
         return self.closed
 

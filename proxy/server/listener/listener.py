@@ -1,5 +1,6 @@
 """The listener: aiohttp's server with OpenAI's error bodies, and bounds on heads, connections and times. A client
-that leaves (disconnects) cancels the handler of its request, here and nowhere else.
+that leaves (disconnects) cancels the handler of its request, here and nowhere else: at once while its connection
+is read, within a second (`Times.every`) while reading is paused.
 
 This module and `request.py` are the only ones that use private names of aiohttp. `ClientConnection.start`
 replaces `RequestHandler.start`, which makes a task, a response object and two event loop iterations more for
@@ -41,6 +42,7 @@ from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
 from proxy.server.listener.head import read_head
 from proxy.server.listener.known_heads import KnownHeads
+from proxy.server.listener.peer_closed import peer_closed
 from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
 from proxy.server.listener.request import Request, head_bytes, read_request
 from proxy.server.listener.timeouts import Over, Times, Watched
@@ -397,9 +399,12 @@ class ClientConnection(RequestHandler):
         return self._next_keepalive_close_time - self._keepalive_timeout
 
     def look(self, transport: asyncio.Transport, now: float, times: Times) -> None:
-        """Close the connection where a timeout has passed: of a head, or of a slow reader."""
+        """Close the connection where a timeout has passed: of a head, or of a slow reader. And where its client
+        has left while reading is paused, behind unread requests or an unread body: a read would not tell."""
         if self._manager is None:
             return  # closed
+        if self._request_in_progress and not transport.is_reading():
+            self._end_where_closed(transport)
         unread = transport.get_write_buffer_size()
         over: Over | None = self.times.look(
             now,
@@ -420,6 +425,14 @@ class ClientConnection(RequestHandler):
             self.force_close()
         else:
             self.stalled = True
+            transport.abort()
+
+    def _end_where_closed(self, transport: asyncio.Transport) -> None:
+        """End the connection as if its end had been read."""
+        closed = peer_closed(transport.get_extra_info("socket"))
+        if closed == "half" and transport.get_extra_info("sslcontext") is None:
+            transport.close()
+        elif closed is not None:  # TLS has no half-close, and its `close` waits for the unread bytes
             transport.abort()
 
     @property

@@ -9,6 +9,7 @@ import pytest
 
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.intake import (
+    _DIGIT,
     _GROWS,
     _ODD,
     _PART,
@@ -42,6 +43,12 @@ E_ACUTE = "\u00e9".encode()
         (b"", None, 0.0),
         (b"a" * 300, None, 300 * _TEXT / 3),
         (b"a" * 299 + b"\\", None, 300 * _TEXT),
+        (b"9" * 310, None, 310 * (_TEXT / 3 + _DIGIT)),
+        (
+            b"9a" * 155,
+            None,
+            310 * (_TEXT / 3 + _DIGIT / 2),
+        ),  # in strings too: the estimate looks at each 31st byte
         (E_ACUTE * 150, None, 300 * (_TEXT / 3 + _TEXT)),
         (b"a" * 300, 10.0, 300 * (_TEXT / 3 + 20.0)),
         (b"a" * 298 + b"\\n", 10.0, 300 * (_TEXT + 20.0)),

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.wire import document, openai
-from proxy.wire.document import lone_surrogate, read, read_leniently, too_deep, utf8
+from proxy.wire.document import DIGITS, lone_surrogate, long_number, read, read_leniently, too_deep, utf8
 from proxy.wire.loose import boolean, integer, number
 from proxy.wire.media import refers
 from proxy.wire.openai import decode
 from proxy.wire.prompt_logprobs import BYTES_A_CANDIDATE, BYTES_A_TOKEN, VOCABULARY, outgrows
+from tests.kit.cpu import cpu_seconds
 
 
 def refused(body: bytes) -> str:
@@ -29,11 +31,76 @@ def refused(body: bytes) -> str:
 
 def test_a_number_may_have_as_many_digits_as_the_largest_double() -> None:
     assert read(b"9" * 309) == 10**309 - 1
-    assert refused(b"9" * 310) == f"The request body is not valid JSON: the number {'9' * 32}… is too large."
+    assert refused(b"9" * 310) == (
+        f"The request body is not valid JSON: the number {'9' * 32}… is too large: it has more than 309 digits."
+    )
     assert (
         refused(b"1" * 40 + b"e999") == f"The request body is not valid JSON: the number {'1' * 32} is too large."
     )
     assert read(b"-" + b"9" * 308) == 1 - 10**308
+
+
+LONG = b"7" * 310
+IN_NUMBERS = {
+    "alone": LONG,
+    "negative": b"-" + LONG,
+    "a fraction": b"0." + LONG,
+    "an exponent": b"1e" + LONG,
+    "after strings": b'["a","\\"","\\\\",%b]' % LONG,
+    "after digits in a string": b'["%b",%b]' % (LONG, LONG),
+    "deep": b'[{"a":[{"b":[1,%b]}]}]' % LONG,
+    "among others": b"[%b-0,%b,1]" % (b"9," * 500, LONG),
+}
+NOT_IN_NUMBERS = {
+    "a string": b'"%b"' % LONG,
+    "a string with quotes": b'"\\"%b\\"%b"' % (LONG, LONG),
+    "a string after a backslash": b'["\\\\","%b"]' % LONG,
+    "a name": b'{"%b":1}' % LONG,
+    "strings among numbers": b"[%b1]" % (b'12,"%b",' % LONG * 20),
+    "short numbers": b"[%b1]" % ((b"7" * 309 + b",") * 20),
+}
+
+
+@pytest.mark.parametrize("offset", [0, 1, 15, 30])
+@pytest.mark.parametrize("value", IN_NUMBERS.values(), ids=IN_NUMBERS)
+def test_a_number_of_too_many_digits_is_refused_on_every_path_wherever_it_is(value: bytes, offset: int) -> None:
+    body = b'{"messages":[],"x":%b%b}' % (b" " * offset, value)
+    for reader in (read, partial(decode, "chat")):
+        with pytest.raises(GatewayError, match="has more than 309 digits") as e:
+            reader(body)
+        assert (e.value.code, e.value.status) == (Code.INVALID_JSON, 400)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 15, 30])
+@pytest.mark.parametrize("value", NOT_IN_NUMBERS.values(), ids=NOT_IN_NUMBERS)
+def test_digits_in_strings_may_be_any_number(value: bytes, offset: int) -> None:
+    body = b'{"messages":[],"x":%b%b}' % (b" " * offset, value)
+    assert bytes(decode("chat", body).fields["x"]) == value
+    assert read(body)["x"] == json.loads(value)
+
+
+@given(st.recursive(st.integers(0, 330).map(lambda n: "8" * n) | st.integers(0, 10**320), st.lists))
+@example(["\\", int("8" * 310)])
+def test_it_is_found_as_a_parser_finds_it(value: Any) -> None:
+    body = json.dumps(value).encode()
+    longest = 0
+
+    def seen(text: str) -> int:
+        nonlocal longest
+        longest = max(longest, len(text))
+        return 0
+
+    json.loads(body, parse_int=seen)
+    assert bool(long_number(body)) is (longest > DIGITS)
+
+
+@pytest.mark.parametrize("piece", [b"9" * 309 + b",", b'"%b",' % LONG, b'"\\"%b",' % LONG, b"9,", b'"9",'])
+def test_finding_it_takes_linear_time(piece: bytes) -> None:
+    def seconds(size: int) -> float:
+        body = b"[%b1]" % (piece * (size // len(piece)))
+        return min(cpu_seconds(lambda: long_number(body)) for _ in range(5))
+
+    assert seconds(2_000_000) < 32 * seconds(125_000) + 0.005  # 16 times the bytes
 
 
 def test_where_a_text_is_no_json_is_told_and_what_it_may_be() -> None:
