@@ -104,7 +104,18 @@ from proxy.wire.sse import (
     unchunks,
 )
 from proxy.wire.structs import settable
-from proxy.wire.whole import REASONS, Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
+from proxy.wire.whole import (
+    REASONS,
+    Lack,
+    asked_of,
+    endings,
+    lack_of,
+    note,
+    read_body,
+    take_event,
+    whole_body,
+    whole_streams,
+)
 
 __all__ = [
     "BYTES_A_TOKEN",
@@ -182,6 +193,7 @@ __all__ = [
     "stream_extras",
     "strings",
     "take_apart",
+    "take_event",
     "takes_json_only",
     "unchunks",
     "usage_of",
