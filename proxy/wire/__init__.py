@@ -102,6 +102,7 @@ from proxy.wire.sse import (
     is_comment,
     is_done,
     unchunks,
+    without_ids,
 )
 from proxy.wire.structs import settable
 from proxy.wire.whole import (
@@ -201,5 +202,6 @@ __all__ = [
     "whole_streams",
     "with_fields",
     "with_usage",
+    "without_ids",
     "without_salt",
 ]

@@ -518,3 +518,20 @@ async def test_names_of_streams_never_go_to_an_engine() -> None:
                 ):
                     assert (await get(app.url, path)).status == 404, path
         assert not [each for each in engine.requests if "streams" in each.path.lower()]
+
+
+@pytest.mark.parametrize("before", [b"id: 0\n", b"id\n", b"\xef\xbb\xbf"], ids=["ids", "reset", "bom"])
+async def test_an_engine_s_own_ids_do_not_move_a_client_s_place(engine: Engine, before: bytes) -> None:
+    async def script(turn: Turn) -> None:
+        frames = [turn.shape.role(), turn.shape.content("a"), turn.shape.finish("stop"), DONE]
+        await turn.start()
+        await turn.end(*(before + frame for frame in frames))
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        answer = await post_json(app.url, CHAT, SAMPLED, IDS)
+        lines = [line for line in answer.body.split(b"\n") if line]
+        assert lines[::2] == [b"id: 1", b"id: 2", b"id: 3", b"id: 4"]
+        assert all(line.startswith(b"data: ") for line in lines[1::2])
+        again = await get(app.url, f"/v1/streams/{name_of(answer.head)}", [("Last-Event-ID", "2")])
+        assert again.body == answer.body[answer.body.index(b"id: 3") :]
