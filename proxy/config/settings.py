@@ -346,7 +346,7 @@ class Settings:
         "none is kept.",
     )
     resume_streams_max: int = _count(
-        1024, "Most streams that are kept for such clients at a time, half of them for one tenant."
+        1024, "Most streams that are kept for such clients at a time, half of them for one caller."
     )
     merge_max: int = _count(
         16,

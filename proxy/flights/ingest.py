@@ -32,6 +32,7 @@ from proxy.wire import (
     lack_of,
     note,
     read_body,
+    take_event,
     usage_of,
 )
 
@@ -154,8 +155,8 @@ class Ingest:
     """Writes one answer into one Flight."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_callbacks", "_ended", "_events", "_forget", "_framer", "_head", "_last",
-        "_limits", "_timeouts", "_total", "_twins", "_usage",
+        "_allowed", "_asked", "_began", "_callbacks", "_ended", "_events", "_forget", "_framer", "_head", "_lack",
+        "_last", "_limits", "_timeouts", "_total", "_twins", "_usage",
         "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -187,6 +188,7 @@ class Ingest:
             usual = spec.api_request.endpoint == "chat" and "n" not in spec.api_request.fields
             self._asked = 1 if usual else asked_of(spec.api_request)
         self._ended: dict[int, str] = {}  # choices, and why each has ended
+        self._lack: Lack | None = None  # an event that no whole answer has
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
@@ -371,6 +373,8 @@ class Ingest:
         lack = None
         if not self.error_frame and self.flight.spec.api_request is not None:
             lack = lack_of(self._ended, self._asked)
+            if self._lack is not None and (lack is None or lack.few):
+                lack = self._lack
             if lack is not None and self._lacks(lack):
                 return
         self.clean = lack is None and not self.error_frame
@@ -393,26 +397,29 @@ class Ingest:
     def _look_at(self, frame: bytes, now: float) -> bool:
         """Take the facts of a frame that differs from the one before. False: readers do not get it."""
         flight = self.flight
-        spoiled = (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended)
+        content = has_content(frame)
+        lack = take_event(frame, self._ended, self._asked, content=content)
         usage = usage_of(frame)
         failed = usage is None and is_error(frame)
-        aborted = spoiled and ABORT in self._ended.values() and not flight.divides
+        aborted = lack is not None and ABORT in self._ended.values() and not flight.divides
         if (aborted or failed) and self._breaks(frame, aborted=aborted):
             return False
         if flight.trace is not None:
             flight.trace.frame(frame)
         if flight.look is not None:
             flight.look(frame)
-        content = has_content(frame)
         if content and flight.token(now) and self._callbacks.first is not None:
             self._callbacks.first()
-        if spoiled:
+        if lack is not None and not failed and flight.spec.api_request is not None:
+            self._lack = self._lack or lack
             self._spoil()
         if usage is not None:
             flight.reports(usage)
         elif failed:
             self.error_frame = True
             self._spoil()
+        elif FINISH.search(frame) is not None:
+            self._twins.forget()  # a later frame of this choice is looked at
         elif content:
             self._twins.learn(frame)
         elif _CHOICE in frame and _ROLE not in frame and FINISH.search(frame) is None:

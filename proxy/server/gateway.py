@@ -158,7 +158,7 @@ class Gateway:
             rules=rules,
             backends=backends,
             standby=standby,
-            resumption=None if streams is None else Resumption(streams, responder),
+            resumption=None if streams is None else Resumption(streams, responder, priority_policy),
         )
         resume = (
             None

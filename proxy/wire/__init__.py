@@ -102,9 +102,21 @@ from proxy.wire.sse import (
     is_comment,
     is_done,
     unchunks,
+    without_ids,
 )
 from proxy.wire.structs import settable
-from proxy.wire.whole import REASONS, Lack, asked_of, endings, lack_of, note, read_body, whole_body, whole_streams
+from proxy.wire.whole import (
+    REASONS,
+    Lack,
+    asked_of,
+    endings,
+    lack_of,
+    note,
+    read_body,
+    take_event,
+    whole_body,
+    whole_streams,
+)
 
 __all__ = [
     "BYTES_A_TOKEN",
@@ -182,6 +194,7 @@ __all__ = [
     "stream_extras",
     "strings",
     "take_apart",
+    "take_event",
     "takes_json_only",
     "unchunks",
     "usage_of",
@@ -189,5 +202,6 @@ __all__ = [
     "whole_streams",
     "with_fields",
     "with_usage",
+    "without_ids",
     "without_salt",
 ]

@@ -145,6 +145,10 @@ class FrameTemplate:
         # No quote, no line end, and no backslash at the end, which would escape the quote after it.
         return 34 not in text and 10 not in text and 13 not in text and text[-1] != 92
 
+    def forget(self) -> None:
+        """Recognise no frame until another one is learned."""
+        self._short = 0
+
     def learn(self, frame: bytes) -> None:
         """Set the frame to compare with: one with content, and without usage, error or end."""
         for key in _TEXTS:

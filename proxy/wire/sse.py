@@ -23,6 +23,7 @@ BOM: Final = b"\xef\xbb\xbf"
 # So frames do not depend on how the bytes were split.
 _END: Final = re.compile(rb"\n\n|\r\r|\n\r(?:\n|(?=[^\n]))")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_ID_LINE: Final = re.compile(rb"(?<![^\r\n])id(?::[^\r\n]*)?(?:\r\n|\n|\r)")
 
 
 class Framer:
@@ -133,6 +134,15 @@ def field_of(frame: bytes, name: bytes) -> list[bytes]:
         if field == name:
             values.append(value.removeprefix(b" "))
     return values
+
+
+def without_ids(frame: bytes) -> bytes:
+    """The frame without a BOM and lines of the field `id`; the same object where it has none. It keeps its blank
+    line, so it is never empty."""
+    if frame.startswith(b"data:") and frame.find(b"\n") == len(frame) - 2 and 13 not in frame:
+        return frame
+    said = _ID_LINE.sub(b"", frame.removeprefix(BOM))
+    return said if len(said) < len(frame) else frame
 
 
 def is_done(frame: bytes) -> bool:

@@ -4,6 +4,7 @@ Ingest, merged answers and the cache all decide by this module."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -27,6 +28,9 @@ _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _UNREADABLE: Final = (ValueError, RecursionError)
 _NOTHING: Final = frozenset({b"null", b'""', b"{}", b"[]", b"false"})
 _NULL: Final = Raw(b"null")
+_NO_NUMBERS: Final = (b'"', b"n", b"t", b"f", b"{")
+"""What texts, null, NaN, Infinity, booleans and objects have in JSON, and numbers have not."""
+_LARGE: Final = re.compile(rb"e[0-9+]")  # a float that may be out of range
 
 
 class Lack(NamedTuple):
@@ -43,6 +47,7 @@ class _Choice(Struct, gc=False):
 
 class _Frame(Struct, gc=False):
     choices: list[_Choice] | None = None
+    usage: Raw = _NULL
 
 
 class _Ended(Struct, gc=False):
@@ -119,29 +124,69 @@ def note(frame: bytes, ended: dict[int, str]) -> bool:
     """Record the finish_reason of each choice in a frame; "" for a choice that has not ended. The first reason
     that is not OpenAI's stays. False: the frame has such a reason."""
     good = True
-    for choice in _choices_of(frame):
-        index, reason = choice.index or 0, choice.finish_reason or ""
-        if not 0 <= index < MAX_CHOICES:
-            index, reason = _NO_INDEX, "?"
-        good = good and reason in _OPEN
-        known = ended.get(index)
-        if known is None or (reason and known in _OPEN):
-            ended[index] = reason
+    for choice in _choices_of(frame) or ():
+        good = _record(choice, ended) and good
     return good
 
 
-def _choices_of(frame: bytes) -> Sequence[_Choice]:
-    data = data_of(frame) or b"{}"
+def take_event(frame: bytes, ended: dict[int, str], asked: int, *, content: bool) -> Lack | None:
+    """`note` for an event of a stream. Returns why no whole answer has such an event: it is no object with
+    choices, a choice was not asked for, has ended already and has `content` here, or ends by a reason that is not
+    OpenAI's. `asked`: as in `lack_of`."""
+    choices: Sequence[_Choice] | None = None
+    if frame.startswith(b"data: {") and frame.find(b"\n") == len(frame) - 2 and 13 not in frame:
+        try:  # here and not in a function: several times a stream
+            choices = _FRAME.decode(frame[6:-2]).choices
+        except _BROKEN:
+            pass
+    if choices is None:
+        choices = _choices_of(frame)
+    if choices is None:
+        return _STRAY
+    lack = None
+    for choice in choices:
+        index = choice.index or 0
+        if content and ended.get(index):
+            lack = Lack(f"The engine continued the choice {index} after its finish_reason.")
+        elif asked <= index and asked:
+            lack = lack or _surplus(asked)
+        if (choice.finish_reason is not None or not asked or index < 0) and not _record(choice, ended):
+            lack = lack or _STRAY  # `lack_of` says the reason
+    return lack
+
+
+_STRAY: Final = Lack("The engine sent an event in its stream that is no part of an answer.")
+
+
+def _surplus(asked: int) -> Lack:
+    return Lack(f"The engine's answer has more choices than the {asked} asked for.", few=True)
+
+
+def _record(choice: _Choice, ended: dict[int, str]) -> bool:
+    index, reason = choice.index or 0, choice.finish_reason or ""
+    if not 0 <= index < MAX_CHOICES:
+        index, reason = _NO_INDEX, "?"
+    known = ended.get(index)
+    if known is None or (reason and known in _OPEN):
+        ended[index] = reason
+    return reason in _OPEN
+
+
+def _choices_of(frame: bytes) -> Sequence[_Choice] | None:
+    """None: not an event of an answer. One without data is none for a client, and one may have usage alone."""
+    data = data_of(frame)
+    if not data or data.isspace():
+        return ()
     try:
-        return _FRAME.decode(data).choices or ()
+        found = _FRAME.decode(data)
     except msgspec.ValidationError:
-        return ()
+        return None
     except _BROKEN:
-        pass
-    try:  # NaN and lone surrogates, which many JSON readers accept
-        return msgspec.convert(json.loads(data), _Frame).choices or ()
-    except (*_UNREADABLE, msgspec.MsgspecError):
-        return ()
+        try:  # NaN and lone surrogates, which many JSON readers accept
+            found = msgspec.convert(json.loads(data), _Frame)
+        except (*_UNREADABLE, msgspec.MsgspecError):
+            return None
+    return () if found.choices is None and bytes(found.usage) not in _NOTHING else found.choices
 
 
 def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
@@ -160,7 +205,7 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
         return None
     absent = sum(index not in ended for index in range(asked)) if asked else not ended
     if not open_ and not absent:
-        return None
+        return _surplus(asked) if asked else None
     if not ended:
         return Lack("The engine ended the answer without any finish_reason.", few=True)
     words = f"The engine ended the answer with {whole} of {max(asked, len(ended))} choices complete."
@@ -229,7 +274,7 @@ def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
 def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
     if not data:
         return Lack("The engine's answer has no embeddings.")
-    if len(data) < asked:
+    if asked and len(data) != asked:
         return Lack(f"The engine's answer has {len(data)} embeddings for {asked} inputs.")
     if not all(is_vector(datum.embedding) for datum in data):
         return Lack("The engine's answer has an embedding that is not a vector.")
@@ -240,9 +285,22 @@ def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
 
 
 def is_vector(raw: Raw) -> bool:
-    """Whether it is a non-empty list without null, or a non-empty string (base64)."""
+    """Whether it is a non-empty list of finite numbers, or a non-empty string (base64). 1,024 numbers are searched
+    in 8 µs; decoding them takes 100."""
     text = bytes(raw)
-    return text not in _NOTHING and text[:1] in (b"[", b'"') and (text[:1] == b'"' or b"n" not in text)
+    if text in _NOTHING:
+        return False
+    if text[:1] == b'"':
+        return True
+    if text[:1] != b"[" or any(mark in text for mark in _NO_NUMBERS):
+        return False
+    if b"E" not in text and _LARGE.search(text) is None:
+        return True
+    try:
+        msgspec.json.decode(text)
+    except _BROKEN:
+        return False  # out of range
+    return True
 
 
 # -- stored answers ------------------------------------------------------------------------------------
@@ -285,7 +343,7 @@ def whole_body(body: bytes) -> bool:
     try:
         if not body.isascii():
             body.decode()  # msgspec does not check strings that it skips
-        if b'"embedding"' in body and read_body(body, "embeddings", 1)[1] is None:
+        if b'"embedding"' in body and read_body(body, "embeddings", 0)[1] is None:
             return True
         return read_body(body, "chat", 0)[1] is None
     except _BROKEN:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
+from hashlib import blake2b
 from typing import Any, cast
 
 from proxy.errors import Code, GatewayError
@@ -186,7 +187,7 @@ class Stage:
 
 
 def vector(item: Any) -> list[Any]:
-    return [json.dumps(item), 0.034513987600803375]
+    return [int.from_bytes(blake2b(json.dumps(item).encode(), digest_size=6).digest()), 0.034513987600803375]
 
 
 def cost(item: Any) -> int:

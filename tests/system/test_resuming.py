@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,8 @@ GRACE = (("x-gateway-resume", "30"),)
 IDS = (("x-gateway-resume", "30; ids"),)
 SAMPLED = HELLO_STREAM | {"temperature": 1}
 BIG = 200_000
+FORWARDED: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
+ELSEWHERE = (("x-forwarded-for", "192.0.2.9"),)
 
 
 def name_of(head: Head | None) -> str:
@@ -260,22 +262,21 @@ async def test_two_may_read_at_once_and_too_many_are_refused() -> None:
 
 
 async def test_streams_beyond_the_bounds_are_not_held() -> None:
-    """Half of the streams are one tenant's. One that a client got to its end makes room for another."""
+    """Half of the streams are one caller's, whatever credentials it makes up. One that a client got to its end
+    makes room for another."""
     async with (
         Engine() as engine,
-        gateway(engine, resume_streams_max=4) as app,
+        gateway(engine, resume_streams_max=4, **FORWARDED) as app,
         left(engine, app.url) as (one, first, _),
         left(engine, app.url) as (two, _, _),
     ):
         engine.auto(paced_script("ab"))
-        for _ in range(20):
-            answer = await post_json(app.url, CHAT, SAMPLED, GRACE)
+        for n in range(20):
+            credential = (("Authorization", f"Bearer {n}"),) if n else ()
+            answer = await post_json(app.url, CHAT, SAMPLED, GRACE + credential)
             assert "x-gateway-stream" not in answer.head
-        other = (("Authorization", "Bearer b"),)
-        names = [name_of((await post_json(app.url, CHAT, SAMPLED, GRACE + other)).head) for _ in range(20)]
-        assert [(await get(app.url, f"/v1/streams/{name}", other)).status for name in names] == (
-            [404] * 18 + [200] * 2
-        )
+        names = [name_of((await post_json(app.url, CHAT, SAMPLED, GRACE + ELSEWHERE)).head) for _ in range(20)]
+        assert [(await get(app.url, f"/v1/streams/{name}")).status for name in names] == [404] * 18 + [200] * 2
         await one.finish()
         await two.finish()
         assert (await resumed(app.url, first, 3))[-1] == DONE
@@ -378,7 +379,7 @@ async def test_ten_thousand_that_leave_hold_nothing_beyond_the_bounds() -> None:
                 await until(lambda n=n: len(engine.requests) > min(n, 3) and len(app.group) > 0)  # type: ignore[misc]
                 await client.abort()
         await until(lambda: len(app.group) <= 4)
-        assert len(app.group) == 4  # half of the streams: one tenant's
+        assert len(app.group) == 4  # half of the streams: one caller's
         for _ in range(4):
             turn = await engine.next_request()
             await turn.finish("x")
@@ -462,20 +463,34 @@ async def test_a_refused_client_leaves_the_slot_to_its_stream() -> None:
             await until(lambda: limits.limiter.local.streams == 0)
 
 
-async def test_a_caller_cannot_take_every_place_without_a_connection() -> None:
-    """With half of the places at streams that nobody reads, further ones end with their clients."""
-    async with Engine() as engine, gateway(engine, max_inflight=4) as app:
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda n: (),
+        lambda n: (("Authorization", f"Bearer {n}"),),
+        lambda n: (("x-api-key", f"{n}"),),
+        lambda n: (("x-forwarded-for", f"2001:db8::{n}"),),
+    ],
+    ids=["plain", "bearer", "x-api-key", "network"],
+)
+async def test_a_caller_cannot_take_every_place_without_a_connection(
+    place: Callable[[int], tuple[tuple[str, str], ...]],
+) -> None:
+    """With half of the places at streams that nobody reads, further ones end with their clients: a credential
+    that nobody checks makes no other caller, nor does another address of an IPv6 network."""
+    async with Engine() as engine, gateway(engine, max_inflight=4, **FORWARDED) as app:
         turns = []
-        for _ in range(2):
-            async with left(engine, app.url) as (turn, _, _):
+        for n in range(2):
+            async with left(engine, app.url, headers=GRACE + place(n)) as (turn, _, _):
                 turns.append(turn)
-        async with streaming(app.url, CHAT, SAMPLED, GRACE) as client:
-            turn = await engine.next_request()
-            await turn.send("a")
-            assert "x-gateway-stream" not in await client.read_head()
-            await client.abort()
-            await turn.cancelled()
-        async with left(engine, app.url, headers=(*GRACE, ("Authorization", "Bearer b"))) as (other, _, _):
+        for n in range(4):
+            async with streaming(app.url, CHAT, SAMPLED, GRACE + place(n)) as client:
+                turn = await engine.next_request()
+                await turn.send("a")
+                assert "x-gateway-stream" not in await client.read_head()
+                await client.abort()
+                await turn.cancelled()
+        async with left(engine, app.url, headers=GRACE + ELSEWHERE) as (other, _, _):
             turns.append(other)
         for turn in turns:
             assert not turn.is_cancelled
@@ -503,3 +518,20 @@ async def test_names_of_streams_never_go_to_an_engine() -> None:
                 ):
                     assert (await get(app.url, path)).status == 404, path
         assert not [each for each in engine.requests if "streams" in each.path.lower()]
+
+
+@pytest.mark.parametrize("before", [b"id: 0\n", b"id\n", b"\xef\xbb\xbf"], ids=["ids", "reset", "bom"])
+async def test_an_engine_s_own_ids_do_not_move_a_client_s_place(engine: Engine, before: bytes) -> None:
+    async def script(turn: Turn) -> None:
+        frames = [turn.shape.role(), turn.shape.content("a"), turn.shape.finish("stop"), DONE]
+        await turn.start()
+        await turn.end(*(before + frame for frame in frames))
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        answer = await post_json(app.url, CHAT, SAMPLED, IDS)
+        lines = [line for line in answer.body.split(b"\n") if line]
+        assert lines[::2] == [b"id: 1", b"id: 2", b"id: 3", b"id: 4"]
+        assert all(line.startswith(b"data: ") for line in lines[1::2])
+        again = await get(app.url, f"/v1/streams/{name_of(answer.head)}", [("Last-Event-ID", "2")])
+        assert again.body == answer.body[answer.body.index(b"id: 3") :]

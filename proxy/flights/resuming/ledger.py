@@ -5,6 +5,7 @@ Pure: `now` is an argument, and every decision is returned."""
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ class Entry(msgspec.Struct, eq=False):
 
     tenant: bytes
     name: str
+    caller: Hashable  # whom it counts for: without API keys a client chooses its tenant
     grace: float  # seconds
     readers: int = 0
     read: bool = False  # a client was sent all of it
@@ -25,17 +27,17 @@ class Entry(msgspec.Struct, eq=False):
 
 
 class Ledger:
-    """Streams by tenant and name. Of a tenant that has as many as it may have, the oldest one that a client was
+    """Streams by tenant and name. Of a caller that has as many as it may have, the oldest one that a client was
     sent to its end and that nobody reads makes room for a new one."""
 
     def __init__(self, most: int, most_each: int) -> None:
-        """`most`: streams in all; `most_each`: of one tenant."""
+        """`most`: streams in all; `most_each`: of one caller."""
         self._most, self._most_each = most, most_each
         self._entries: dict[tuple[bytes, str], Entry] = {}  # the oldest first
-        self._counts: dict[bytes, int] = {}
+        self._counts: dict[Hashable, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Ledger {len(self._entries)} of {self._most} streams, {len(self._counts)} tenants>"
+        return f"<Ledger {len(self._entries)} of {self._most} streams, {len(self._counts)} callers>"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -43,20 +45,20 @@ class Ledger:
     def find(self, tenant: bytes, name: str) -> Entry | None:
         return self._entries.get((tenant, name))
 
-    def room(self, tenant: bytes) -> tuple[bool, Entry | None]:
-        """Whether one more stream of this tenant fits, and the entry that is to be removed first."""
-        if len(self._entries) < self._most and self._counts.get(tenant, 0) < self._most_each:
+    def room(self, caller: Hashable) -> tuple[bool, Entry | None]:
+        """Whether one more stream of this caller fits, and the entry that is to be removed first."""
+        if len(self._entries) < self._most and self._counts.get(caller, 0) < self._most_each:
             return True, None
         for entry in self._entries.values():
-            if entry.tenant == tenant and entry.read and not entry.readers:
+            if entry.caller == caller and entry.read and not entry.readers:
                 return True, entry
         return False, None
 
-    def add(self, tenant: bytes, name: str, grace: float) -> Entry:
+    def add(self, tenant: bytes, name: str, caller: Hashable, grace: float) -> Entry:
         """A new entry, with one reader. There is room."""
-        entry = Entry(tenant, name, grace, readers=1)
+        entry = Entry(tenant, name, caller, grace, readers=1)
         self._entries[tenant, name] = entry
-        self._counts[tenant] = self._counts.get(tenant, 0) + 1
+        self._counts[caller] = self._counts.get(caller, 0) + 1
         return entry
 
     def joins(self, entry: Entry) -> bool:
@@ -78,9 +80,9 @@ class Ledger:
         """Forget it. Safe to call again."""
         if self._entries.get((entry.tenant, entry.name)) is entry:
             del self._entries[entry.tenant, entry.name]
-            self._counts[entry.tenant] -= 1
-            if not self._counts[entry.tenant]:
-                del self._counts[entry.tenant]
+            self._counts[entry.caller] -= 1
+            if not self._counts[entry.caller]:
+                del self._counts[entry.caller]
 
     def due(self, now: float) -> list[Entry]:
         """Entries whose grace has passed."""

@@ -10,11 +10,10 @@ from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
-from proxy.flights.flight import Pipe
-from proxy.wire import chunk, is_comment
+from proxy.flights.flight import SLICE_BYTES, Pipe
+from proxy.wire import chunk, is_comment, without_ids
 
 _ID: Final = re.compile(r"([0-9]{1,12})(?:-([0-9a-f]{16}))?")
-_COLON: Final = ord(":")
 
 
 class Position(NamedTuple):
@@ -67,7 +66,8 @@ def walk(log: bytes, frames: int, steps: int = 4096) -> Iterator[tuple[int, int]
 
 class Numbered:
     """A pipe before another one: gives each frame an `id:` line, in an HTTP chunk of its own before the frame's.
-    It takes the stream in any pieces."""
+    It takes the stream in any pieces. An engine's own `id:` lines, of which a client would take the last, and a
+    BOM, which would follow our line, are dropped; of a frame over `SLICE_BYTES` those in its first bytes."""
 
     __slots__ = ("_carry", "_left", "_pipe", "_seams", "frames")
 
@@ -76,7 +76,7 @@ class Numbered:
         self.frames = frames
         self._pipe = pipe
         self._seams = seams
-        self._carry = b""  # a chunk's first line that is not whole
+        self._carry = b""  # a chunk that is not whole
         self._left = 0  # bytes of the chunk that is being written
 
     def write(self, data: bytes | memoryview) -> bool:
@@ -89,21 +89,25 @@ class Numbered:
         while at < end:
             if not self._left:
                 line = data.find(b"\r\n", at)
-                if line < 0 or line + 2 >= end:
+                size = int(data[at:line], 16) if line >= 0 else 0
+                start = line + 2
+                if line < 0 or (start + size > end and end - at < SLICE_BYTES):
                     self._carry = data[at:]
                     break
-                size = int(data[at:line], 16)
-                self._left = line - at + size + 4
-                if size and not self._comment(data, line + 2, size):
+                frame = data[start : start + size]
+                if size and (len(frame) < size or not is_comment(frame)):
                     self.frames += 1
                     position = Position(self.frames, mark_of(self._seams, self.frames))
                     pieces.append(chunk(f"id: {position}\n".encode()))
+                said = without_ids(frame)
+                if said is not frame:
+                    pieces += (b"%x\r\n" % (size - len(frame) + len(said)), said)
+                    at = start + len(frame)
+                    self._left = start + size + 2 - at
+                    continue
+                self._left = start - at + size + 2
             piece = data[at : at + self._left]
             pieces.append(piece)
             at += len(piece)
             self._left -= len(piece)
         return pieces
-
-    def _comment(self, data: bytes, start: int, size: int) -> bool:
-        """Whether a chunk is a comment. One that is written in pieces is a frame: a comment comes whole."""
-        return data[start] == _COLON and start + size <= len(data) and is_comment(data[start : start + size])

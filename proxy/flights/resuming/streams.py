@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Final, Protocol
 
@@ -96,7 +96,7 @@ class Streams:
         loop: asyncio.AbstractEventLoop,
         places: Callable[[str | None], int],
     ) -> None:
-        """`most`: streams that are held at a time, half of them of one tenant; `longest`: seconds of grace;
+        """`most`: streams that are held at a time, half of them of one caller; `longest`: seconds of grace;
         `places`: how many requests the engines of a model take at a time."""
         self.longest = longest
         self._ledger = Ledger(most, max(1, most // 2))
@@ -156,20 +156,28 @@ class Streams:
     # -- holding ------------------------------------------------------------------------------------
 
     def hold(
-        self, tenant: bytes, reader: Subscriber, grace: float, request: Request, *, numbered: bool, private: bool
+        self,
+        tenant: bytes,
+        caller: Hashable,
+        reader: Subscriber,
+        grace: float,
+        request: Request,
+        *,
+        numbered: bool,
+        private: bool,
     ) -> Stream | None:
-        """Hold the stream that a client is about to read. `private`: nothing of it goes to Redis. None: there are
-        too many, or no memory is left."""
+        """Hold the stream that a client is about to read. `caller`: whom it counts for. `private`: nothing of it
+        goes to Redis. None: there are too many, or no memory is left."""
         model = reader.flight.spec.model
         alone = sum(
-            stream.abandoned and stream.entry.tenant == tenant and stream.flight.spec.model == model
+            stream.abandoned and stream.entry.caller == caller and stream.flight.spec.model == model
             for stream in self._streams.values()
         )
         if alone and alone >= self._places(model) // 2:
             self._metrics.count("refused")
             return None
         name = urlsafe_b64encode(os.urandom(24)).decode()
-        stream = self._add(tenant, name, grace, reader.flight, request, reader.usage, numbered)
+        stream = self._add(tenant, name, caller, grace, reader.flight, request, reader.usage, numbered)
         if stream is None:
             return None
         stream.holder.waits(reader.since)
@@ -237,13 +245,14 @@ class Streams:
         self,
         tenant: bytes,
         name: str,
+        caller: Hashable,
         grace: float,
         flight: Flight,
         request: Request,
         usage: bool,
         numbered: bool,
     ) -> Stream | None:
-        fits, oldest = self._ledger.room(tenant)
+        fits, oldest = self._ledger.room(caller)
         if oldest is not None:
             self._metrics.count("evicted")
             self._drop(self._streams[oldest], forget=True)
@@ -252,7 +261,7 @@ class Streams:
             return None
         flight.keep_log()
         holder = self._group.attach(flight, usage=usage, whole=True, attached=True, storable=False, client=False)
-        stream = Stream(self._ledger.add(tenant, name, grace), flight, holder, request, usage, numbered)
+        stream = Stream(self._ledger.add(tenant, name, caller, grace), flight, holder, request, usage, numbered)
         self._streams[stream.entry] = stream
         self._by_flight.setdefault(flight, []).append(stream)
         if self._renewal is None and self._feeds.fleet is not None:
@@ -334,17 +343,18 @@ class Streams:
     # -- coming back --------------------------------------------------------------------------------
 
     async def find(
-        self, tenant: bytes, name: str, make: Callable[[Record], FlightSpec], state: QueueState
+        self, tenant: bytes, name: str, caller: Hashable, make: Callable[[Record], FlightSpec], state: QueueState
     ) -> Stream:
-        """The stream of this name, of which the caller is one more reader until `leaves`. `make` and `state`: of a
-        flight here for one that another gateway holds. Raises GatewayError 404, 429 or 503."""
+        """The stream of this name, of which the caller is one more reader until `leaves`. One that another gateway
+        holds counts for `caller` here; `make` and `state`: of a flight for it. Raises GatewayError 404, 429 or
+        503."""
         entry = self._ledger.find(tenant, name)
         if entry is None:
             fleet = self._feeds.fleet
             record = None if fleet is None else await _published(fleet, hashed(tenant, name))
             entry = self._ledger.find(tenant, name)  # another reader may have fetched it meanwhile
             if entry is None and record is not None:
-                return self._fetch(tenant, name, record, make(record), state)
+                return self._fetch(tenant, name, caller, record, make(record), state)
         if entry is None:
             raise self._unknown(name)
         if not self._ledger.joins(entry):
@@ -366,11 +376,13 @@ class Streams:
             "it is another key's, or it never was. Send the request again.",
         )
 
-    def _fetch(self, tenant: bytes, name: str, record: Record, spec: FlightSpec, state: QueueState) -> Stream:
+    def _fetch(
+        self, tenant: bytes, name: str, caller: Hashable, record: Record, spec: FlightSpec, state: QueueState
+    ) -> Stream:
         """Follow a stream that another gateway holds."""
         flight = self._group.launch(spec, state)
         grace = min(record.grace, self.longest)
-        stream = self._add(tenant, name, grace, flight, record.request, record.usage, record.numbered)
+        stream = self._add(tenant, name, caller, grace, flight, record.request, record.usage, record.numbered)
         if stream is None:
             self._group.remove(flight)
             raise GatewayError(

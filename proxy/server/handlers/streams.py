@@ -32,9 +32,10 @@ class Wish(NamedTuple):
 class Resumption:
     """Streams to which their clients may come back."""
 
-    def __init__(self, streams: Streams, responder: Responder) -> None:
+    def __init__(self, streams: Streams, responder: Responder, priority_policy: PriorityPolicy) -> None:
         self._streams = streams
         self._responder = responder
+        self._priority_policy = priority_policy
 
     def wish(self, context: RequestContext) -> Wish | None:
         """None: the client asks for no time. Raises GatewayError 400."""
@@ -57,7 +58,13 @@ class Resumption:
         private = any("no-store" in line.lower() for line in lines)
         tenant = tenant_of(context)
         stream = self._streams.hold(
-            tenant, reader, wish.grace, generation, numbered=wish.numbered, private=private
+            tenant,
+            self._priority_policy.current_fairness_key(context.caller, context.request),
+            reader,
+            wish.grace,
+            generation,
+            numbered=wish.numbered,
+            private=private,
         )
         if stream is None:
             return await self._responder.stream(context, reader, late=late)
@@ -120,6 +127,7 @@ class StreamHandler:
         stream = await self._streams.find(
             tenant_of(context),
             _name(context),
+            self._priority_policy.current_fairness_key(context.caller, request),
             lambda record: self._remake(context, record),
             QueueState(owner=owner, priority=priority),
         )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import Usage
+from proxy.wire.frames import Usage, has_content
 from proxy.wire.openai import PATHS, ApiRequest, decode
 from proxy.wire.sse import DONE
 from proxy.wire.whole import (
@@ -21,6 +21,7 @@ from proxy.wire.whole import (
     lack_of,
     note,
     read_body,
+    take_event,
     whole_body,
     whole_streams,
 )
@@ -83,6 +84,7 @@ def test_whatever_vllm_was_recorded_to_answer_is_whole(name: str) -> None:
     if recorded.headers["content-type"].startswith("text/event-stream"):
         frames = recorded.frames()
         assert lack_of(endings(frames), asked) is None
+        assert taken(frames[:-1], asked) == (set(range(asked)), [])
         assert whole_streams(frames[:-3], [frames[-3:], frames[-3:]])
         assert not whole_streams(frames[:-1], [[]])
     else:
@@ -119,6 +121,8 @@ NOT_WHOLE: list[tuple[int, Any, str]] = [
     (1, {"choices": [CHOICE, CHOICE]}, "choice 0"),
     (1, {"choices": [CHOICE | {"index": 1}]}, "1 of 1"),
     (1, {"choices": [CHOICE | {"index": -1}]}, "choice -1"),
+    (1, {"choices": [CHOICE, CHOICE | {"index": 1}]}, "more choices than the 1 asked for"),
+    (2, {"choices": [CHOICE | {"index": n} for n in range(3)]}, "more choices than the 2 asked for"),
     (2, {"choices": [CHOICE]}, "1 of 2"),
     (2, {"choices": [CHOICE, CHOICE | {"index": 1, "finish_reason": None}]}, "1 of 2"),
     (0, {"choices": [CHOICE, CHOICE | {"index": 1, "finish_reason": None}]}, "1 of 2"),
@@ -135,10 +139,11 @@ def test_a_body_that_is_not_whole_is_told_in_words(asked: int, body: Any, words:
     assert lack is not None
     assert words in lack.words
     assert len(lack.words) < 200
-    assert not whole_body(json.dumps(body).encode()) or asked > 1 or words == "1 of 1"
+    assert not whole_body(json.dumps(body).encode()) or asked > 1 or words == "1 of 1" or "asked for" in words
 
 
 DATUM = {"index": 0, "embedding": [0.5, 1]}
+ODD_VECTORS: list[Any] = [None, [], "", {}, 5, True, [None], {"a": 1}, ["x"], [True], [False, 1], [{}], [0.5, "1"]]
 
 
 @pytest.mark.parametrize(
@@ -153,11 +158,9 @@ DATUM = {"index": 0, "embedding": [0.5, 1]}
         {"data": [DATUM, {"index": 1}]},
         {"data": [DATUM, DATUM]},
         {"data": [DATUM, DATUM | {"index": 2}]},
+        {"data": [DATUM, DATUM | {"index": 1}, DATUM | {"index": 2}]},
         {"data": [DATUM, {"embedding": [0.5]}]},
-        *(
-            {"data": [DATUM, {"index": 1, "embedding": odd}]}
-            for odd in (None, [], "", {}, 5, True, [None], {"a": 1})
-        ),
+        *({"data": [DATUM, {"index": 1, "embedding": odd}]} for odd in ODD_VECTORS),
         {"error": {"message": "no"}, "data": [DATUM, DATUM]},
         {"object": "error"},
     ],
@@ -169,6 +172,21 @@ def test_embeddings_without_a_vector_for_each_input_are_not_whole(body: Any) -> 
 def test_vectors_as_numbers_and_as_base64_are_whole() -> None:
     body = json.dumps({"data": [DATUM, {"index": 1, "embedding": "AAAA"}], "error": None}).encode()
     assert read_body(body, "embeddings", 2) == (None, None)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1E400", "1e+309", "NaN", "Infinity"])
+def test_a_vector_with_a_number_that_is_no_float_is_not_whole(number: str) -> None:
+    body = b'{"data":[{"index":0,"embedding":[0.5,%b]}]}' % number.encode()
+    try:
+        assert read_body(body, "embeddings", 1)[1] is not None
+    except msgspec.MsgspecError:
+        pass  # no JSON
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1e-05", "1.5E-7", "2e3", "1E+2", "-0.0"])
+def test_a_vector_s_numbers_may_be_written_in_any_way_of_json(number: str) -> None:
+    body = b'{"data":[{"index":0,"embedding":[%b, 1]}]}' % number.encode()
+    assert read_body(body, "embeddings", 1)[1] is None
 
 
 ODD = ["1" + 30 * "0", str(2**64), str(2**41), "-1", "5.0", '"5"', "[]", "true", "1e400", "1" + 5000 * "0"]
@@ -217,7 +235,7 @@ def test_a_stream_is_whole_where_each_choice_ended_and_none_was_aborted(
     bad = [reason for _, reason in readable if reason and reason not in REASONS]
     seen = {index for index, _ in readable}
     good = {index for index, reason in readable if reason in REASONS}
-    whole = not bad and bool(good) and seen == good and set(range(asked)) <= good
+    whole = not bad and bool(good) and seen == good and (not asked or good == set(range(asked)))
     lack = lack_of(ended, asked)
     assert (lack is None) is whole
     if lack is not None:
@@ -293,6 +311,63 @@ def test_stored_frames_are_whole_where_done_is_last_and_once_and_each_choice_end
     for cut in range(len(frames)):
         assert whole_streams(frames[:cut], [frames[cut:]]) is whole
     assert not whole_streams(frames, [[]])
+
+
+def taken(frames: list[bytes], asked: int) -> tuple[set[int], list[str]]:
+    """The choices that have ended by these events, and what no whole answer has."""
+    ended: dict[int, str] = {}
+    lacks = [take_event(each, ended, asked, content=has_content(each)) for each in frames]
+    return set(ended), [lack.words for lack in lacks if lack is not None]
+
+
+CONTENT = {"index": 0, "delta": {"content": "a"}, "finish_reason": None}
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (b"data: boom\n\n", "no part of an answer"),
+        (b'data: {"type":"error","message":"x"}\n\n', "no part of an answer"),
+        (b'data: {"detail":"Internal Server Error"}\n\n', "no part of an answer"),
+        (b'data: [{"error":{"message":"boom"}}]\n\n', "no part of an answer"),
+        (b'data: {"e\\u0072ror":{"message":"boom"}}\n\n', "no part of an answer"),
+        (b'data: {"choices":null}\n\n', "no part of an answer"),
+        (b'data: {"choices":[5]}\n\n', "no part of an answer"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", "no part of an answer"),
+        (frame(CONTENT | {"index": -1}), "no part of an answer"),
+        (frame(CONTENT | {"index": 10**30}), "more choices than the 2 asked for"),
+        (frame(CONTENT | {"index": 2}), "more choices than the 2 asked for"),
+        (frame(end(2)), "more choices than the 2 asked for"),
+        (frame(CONTENT), "continued the choice 0 after its finish_reason"),
+        (frame(CONTENT | {"finish_reason": "stop"}), "continued the choice 0 after its finish_reason"),
+        (frame(end(1, "abort")), "no part of an answer"),
+        (b'data: {"choices":[{"index":1,"finish\\u005freason":"abort"}]}\n\n', "no part of an answer"),
+    ],
+    ids=lambda each: str(each)[:30],
+)
+def test_an_event_that_no_whole_answer_has_is_told(odd: bytes, words: str) -> None:
+    _, lacks = taken([frame(CONTENT), frame(end(0)), odd, frame(end(1))], 2)
+    assert len(lacks) == 1
+    assert words in lacks[0]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        frame(CONTENT | {"index": 1}),
+        frame(end(0)),  # twice, without content
+        frame({"index": 0, "delta": {"content": ""}, "finish_reason": None}),
+        frame(usage={"prompt_tokens": 1}),
+        b'data: {"usage":{"prompt_tokens":1}}\n\n',
+        b"data:\n\n",  # which no client is told of
+        b"data:  \n\n",
+        b'data: {"choices":[{"index":1,"logprobs":NaN}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"\\ud83d"},"index":1}],"x":5}\n\n',
+    ],
+)
+def test_an_event_that_a_whole_answer_may_have_lacks_nothing(event: bytes) -> None:
+    ended, lacks = taken([frame(CONTENT), frame(end(0)), event, frame(end(1))], 2)
+    assert (ended, lacks) == ({0, 1}, [])
 
 
 def test_a_reason_of_any_length_is_told_by_its_beginning() -> None:

@@ -95,9 +95,18 @@ def test_how_many_choices_are_complete_is_told(ended: dict[int, str], asked: int
     assert words in lack.words
 
 
-@pytest.mark.parametrize(("ended", "asked"), [({0: "stop"}, 0), ({0: "stop", 1: "length"}, 1), ({5: "stop"}, 0)])
-def test_more_choices_than_were_asked_for_lack_nothing(ended: dict[int, str], asked: int) -> None:
-    assert lack_of(ended, asked) is None
+@pytest.mark.parametrize("ended", [{0: "stop"}, {0: "stop", 1: "length"}, {5: "stop"}])
+def test_where_the_number_asked_for_is_not_known_any_is_whole(ended: dict[int, str]) -> None:
+    assert lack_of(ended, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("ended", "asked"), [({0: "stop", 1: "length"}, 1), ({0: "stop", 1: "stop", 7: "stop"}, 2)]
+)
+def test_an_answer_with_more_choices_than_were_asked_for_is_another_request_s(
+    ended: dict[int, str], asked: int
+) -> None:
+    assert lack_of(ended, asked) == (f"The engine's answer has more choices than the {asked} asked for.", True)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from proxy.flights.resuming.ledger import MOST_READERS, Entry, Ledger
 EXAMPLES = int(os.environ.get("RESUME_EXAMPLES", "60"))
 MOST, EACH = 5, 3
 TENANTS = st.sampled_from([b"a", b"b", b"c"])
+CALLERS = st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3"])  # each may have any tenant
 STEPS: Counter[str] = Counter()
 
 
@@ -28,14 +29,14 @@ class Held(RuleBasedStateMachine):
         self.entries: list[Entry] = []  # the oldest first
         self.count = 0
 
-    def of(self, tenant: bytes) -> list[Entry]:
-        return [entry for entry in self.entries if entry.tenant == tenant]
+    def of(self, caller: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.caller == caller]
 
-    @rule(tenant=TENANTS, grace=st.floats(0.1, 10))
-    def asks(self, tenant: bytes, grace: float) -> None:
-        full = len(self.entries) == MOST or len(self.of(tenant)) == EACH
-        spare = [entry for entry in self.of(tenant) if entry.read and not entry.readers]
-        fits, oldest = self.ledger.room(tenant)
+    @rule(tenant=TENANTS, caller=CALLERS, grace=st.floats(0.1, 10))
+    def asks(self, tenant: bytes, caller: str, grace: float) -> None:
+        full = len(self.entries) == MOST or len(self.of(caller)) == EACH
+        spare = [entry for entry in self.of(caller) if entry.read and not entry.readers]
+        fits, oldest = self.ledger.room(caller)
         assert fits is (not full or bool(spare))
         assert oldest is (spare[0] if full and spare else None)
         if oldest is not None:
@@ -44,7 +45,7 @@ class Held(RuleBasedStateMachine):
             STEPS["evicted"] += 1
         if fits:
             self.count += 1
-            self.entries.append(self.ledger.add(tenant, str(self.count), grace))
+            self.entries.append(self.ledger.add(tenant, str(self.count), caller, grace))
         STEPS["held" if fits else "refused"] += 1
 
     @precondition(lambda self: self.entries)
@@ -78,7 +79,7 @@ class Held(RuleBasedStateMachine):
     @invariant()
     def bounds(self) -> None:
         assert len(self.ledger) == len(self.entries) <= MOST
-        assert all(len(self.of(tenant)) <= EACH for tenant in (b"a", b"b", b"c"))
+        assert all(count <= EACH for count in Counter(entry.caller for entry in self.entries).values())
         due = [entry.lapses for entry in self.entries if not entry.readers]
         assert self.ledger.next_due() == min(due, default=math.inf)
         assert all(entry.lapses == math.inf for entry in self.entries if entry.readers)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from proxy.flights.flight import SLICE_BYTES
 from proxy.flights.resuming.position import Numbered, Position, Seam, mark_of, read_position, walk
 from proxy.flights.resuming.record import Record, Request, hashed, read_record
 from proxy.wire import LAST_CHUNK, chunk, unchunks
@@ -79,6 +80,47 @@ def test_a_comment_has_no_id_and_a_frame_that_begins_with_one_has() -> None:
     for frame in frames:
         numbered.write(chunk(frame))
     assert unchunks(pipe.data) == [frames[0], b"id: 1\n", frames[1], b"id: 2\n", frames[2]]
+
+
+OURS = [b"id: 1\n", b"id: 2\n"]
+ENGINE_IDS = [
+    (b"id: 7\ndata: a\n\n", b"data: a\n\n"),
+    (b"data: a\nid: 7\n\n", b"data: a\n\n"),
+    (b"data: a\nid\n\n", b"data: a\n\n"),  # which would reset the client's
+    (b"id:7\r\ndata: a\r\nid\r\nid: 8\r\n\r\n", b"data: a\r\n\r\n"),
+    (b"id: 7\rdata: a\rid: x\r\r", b"data: a\r\r"),
+    (b"\xef\xbb\xbfdata: a\n\n", b"data: a\n\n"),
+    (b"\xef\xbb\xbfid: 7\nevent: message\ndata: a\n\n", b"event: message\ndata: a\n\n"),
+    (b"identity: 7\ndata: id: 7\n id: 7\n\n", b"identity: 7\ndata: id: 7\n id: 7\n\n"),
+    (b'data: {"id":7}\n\n', b'data: {"id":7}\n\n'),
+]
+
+
+@pytest.mark.parametrize(("frame", "said"), ENGINE_IDS)
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_an_engine_s_own_ids_and_bom_are_dropped_however_the_stream_is_cut(
+    frame: bytes, said: bytes, size: int
+) -> None:
+    assert numbered([frame, b"id: 9\n\n", b": x\nid: 9\n\n", frame], size) == [
+        *(OURS[0], said, b"\n", b": x\n\n", OURS[1], said)
+    ]
+
+
+@pytest.mark.parametrize("size", [3000, SLICE_BYTES, 10**6])
+def test_ids_before_the_data_of_a_large_frame_are_dropped(size: int) -> None:
+    data = b"data: " + b"x" * (3 * SLICE_BYTES) + b"\n\n"
+    assert numbered([b"\xef\xbb\xbfid: 7\n" + data, data], size) == [OURS[0], data, OURS[1], data]
+
+
+def numbered(frames: list[bytes], size: int) -> list[bytes]:
+    """What a client gets that is written these frames in pieces of this size."""
+    pipe = Pipe()
+    made = Numbered(pipe, 0, [])
+    stream = b"".join(map(chunk, frames)) + LAST_CHUNK
+    for at in range(0, len(stream), size):
+        made.write(memoryview(stream)[at : at + size])
+    assert pipe.data.endswith(LAST_CHUNK)
+    return unchunks(pipe.data.removesuffix(LAST_CHUNK))
 
 
 @given(st.binary(max_size=60))

@@ -1,0 +1,94 @@
+"""Answers with what no whole answer has: each client is told by an error, and no other one is given them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.kit.client import post_json
+from tests.kit.engine import Engine, Turn
+from tests.kit.engine_wire import embeddings_body, sse
+from tests.kit.running import HELLO, HELLO_STREAM, gateway
+
+CHAT = "/v1/chat/completions"
+
+
+def chunk(text: str, index: int = 0, reason: str | None = None) -> bytes:
+    return sse({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
+
+
+FOREIGN = {
+    "text": b"data: boom\n\n",
+    "type": sse({"type": "error", "message": "x", "code": 500}),
+    "detail": sse({"detail": "Internal Server Error"}),
+    "list": sse([{"error": {"message": "x"}}]),
+    "index -1": chunk("x", -1),
+    "index 1": chunk("x", 1),
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_stream_with_an_event_of_no_answer_ends_in_an_error_and_is_no_one_else_s(
+    engine: Engine, foreign: bytes, ended: bool
+) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.send("a", "b")
+        if not ended:
+            await turn.frame(foreign)
+        await turn.frame(chunk("", 0, "stop"))
+        if ended:
+            await turn.frame(foreign)
+        await turn.end(b"data: [DONE]\n\n")
+
+    await asked_twice(engine, script)
+
+
+async def test_a_stream_that_goes_on_after_its_finish_is_no_one_else_s(engine: Engine) -> None:
+    """The texts after the finish look like those before it."""
+
+    async def script(turn: Turn) -> None:
+        await turn.send("a", "b", "c")
+        await turn.frame(chunk("", 0, "stop"))
+        await turn.send("d", "e")
+        await turn.end(b"data: [DONE]\n\n")
+
+    await asked_twice(engine, script)
+
+
+async def asked_twice(engine: Engine, script: Any) -> None:
+    engine.auto(script)
+    async with gateway(engine, resume="off") as app:
+        for generations in (1, 2):
+            answer = await post_json(app.url, CHAT, HELLO_STREAM)
+            assert (answer.status, answer.head["x-gateway-cache"]) == (200, "miss")
+            assert b"upstream_incomplete" in answer.events()[-1]
+            assert b"[DONE]" not in answer.body
+            assert engine.generations == generations
+
+
+async def test_a_body_with_more_choices_than_were_asked_for_is_no_one_s(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        choices = [{"index": n, "message": {"content": "x"}, "finish_reason": "stop"} for n in range(2)]
+        await turn.respond(content={"choices": choices})
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        for _ in range(2):
+            answer = await post_json(app.url, CHAT, HELLO)
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
+
+
+@pytest.mark.parametrize("odd", ['["x"]', "[1e999]", "[true]"])
+async def test_a_vector_without_numbers_is_no_one_s(engine: Engine, odd: str) -> None:
+    async def script(turn: Turn) -> None:
+        made = json.dumps(embeddings_body(["x"], "m1", 1) | {"data": [{"index": 0, "embedding": "VECTOR"}]})
+        await turn.respond(content=made.replace('"VECTOR"', odd).encode())
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        for _ in range(2):
+            answer = await post_json(app.url, "/v1/embeddings", {"model": "m1", "input": ["one"]})
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
