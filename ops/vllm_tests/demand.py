@@ -18,6 +18,7 @@ NEEDS: Final = {
     "--speculative-config": "a draft model",
     "--uds": "a socket that only vLLM makes",
     "--attention-backend": "an attention backend of a GPU",
+    "--watermark-config": "Triton, which a CPU lacks",
 }
 """Unsupported flags, with the reason."""
 HALF: Final = frozenset({"half", "float16"})

@@ -307,6 +307,7 @@ def test_a_small_model_on_a_cpu_gets_what_it_can_take(asked: str, words: str) ->
         (Demand("org/large", ()), "needs the model org/large"),
         (Demand("org/chat", ("--tensor-parallel-size=2",)), "several GPUs"),
         (Demand("org/chat", ("--uds", "/x")), "a socket"),
+        (Demand("org/chat", ("--watermark-config", "{}")), "Triton"),
         (Demand("org/chat", ("--speculative-config", "{}")), "a draft model"),
     ],
 )
