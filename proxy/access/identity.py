@@ -103,9 +103,11 @@ def shows_credential(headers: Mapping[str, str]) -> bool:
 
 
 def tenant(request: ClientRequest) -> bytes:
-    """The tenant, whose answers are shared with no other: without API keys, the hashed credential."""
+    """The tenant, whose answers are shared with no other: without API keys, the hashed credential. Azure's clients
+    send `api-key`."""
     headers = request.headers
     credential = headers.get("authorization")
-    if headers.get("x-api-key"):
-        credential = f"{credential or 'Bearer'} {headers['x-api-key']}"
+    for name in ("x-api-key", "api-key"):
+        if headers.get(name):
+            credential = f"{credential or 'Bearer'} {headers[name]}"
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""

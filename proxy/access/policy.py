@@ -207,7 +207,8 @@ def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], by
 
 def _scope_of_credential(context: AccessContext) -> bytes:
     headers = context.request.headers
-    return tenant(context.request) if "authorization" in headers or "x-api-key" in headers else b""
+    shown = "authorization" in headers or "x-api-key" in headers or "api-key" in headers
+    return tenant(context.request) if shown else b""
 
 
 def tenant_of(context: AccessContext) -> bytes:

@@ -38,7 +38,7 @@ class Given(NamedTuple):
 def load(
     argv: Sequence[str],
     environ: Mapping[str, str],
-    read_file: Callable[[str], str] = lambda path: Path(path).read_text("utf-8"),
+    read_file: Callable[[str], str] = lambda path: Path(path).read_text("utf-8-sig"),
     *,
     prog: str = "python -m proxy",
 ) -> Settings:

@@ -351,8 +351,12 @@ def redis_hosts(url: str, port: int) -> tuple[tuple[tuple[str, int], ...], str]:
 
 def backend_urls(raw: object) -> tuple[str, ...]:
     items = [raw] if isinstance(raw, str) else raw
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise ValueError("must be URLs, such as http://127.0.0.1:8000")
+    if not isinstance(items, list | tuple) or not all(
+        isinstance(item, str) and item.strip(", ") for item in items
+    ):
+        raise ValueError(
+            "must be URLs, such as http://127.0.0.1:8000"
+        )  # an empty one is a variable that is not set
     urls = [_backend_url(url) for item in items for url in item.replace(",", " ").split()]
     for at, url in enumerate(urls):
         if url in urls[:at]:
@@ -378,7 +382,11 @@ def _backend_url(text: str) -> str:
     if "?" in text or "#" in text:
         raise ValueError(right + ", without ? or #")
     path = _base(parts.path, right)
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    try:
+        name = host(parts.hostname)
+    except ValueError:
+        raise ValueError(right) from None
+    name = f"[{name}]" if ":" in name else name
     port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}{path}"
 

@@ -48,6 +48,8 @@ _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
 }  # fmt: skip
 """The headers of a successful answer that several clients may read: no others are passed on."""
+_OF_LINK: Final = frozenset({",close", ",keep-alive"})
+"""Values of `Connection` that name no header. One that it names is of the engine's connection (RFC 9110 7.6.1)."""
 _VALUE: Final = itemgetter(1)
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = Mode.WHOLE
@@ -219,11 +221,14 @@ class Ingest:
                 # All values at once: in nearly every answer none names it.
                 named = engine.named("\n".join(map(_VALUE, headers)))
             kept = []
-            kind = ""
+            kind = links = ""
             for header in headers:
                 name, value = header
                 if name == "content-length":
                     length = int(value) if value.isascii() and value.isdigit() else None
+                    continue
+                if name == "connection":
+                    links += f",{value.lower()}"
                     continue
                 if name == "content-type":
                     kind = value
@@ -235,6 +240,9 @@ class Ingest:
                         continue
                     header = (name, rewritten)
                 kept.append(header)
+            if links and links not in _OF_LINK:
+                hops = set(links.replace(" ", "").replace("\t", "").split(",")) - {"content-type"}
+                kept = [header for header in kept if header[0] not in hops]
             passed, self._events = tuple(kept), kind.lower().startswith("text/event-stream")
             if known is not None:
                 known.keep(key, (passed, self._events))
@@ -439,7 +447,9 @@ class Ingest:
             fault = fault_of(frame)
             if fault is None:
                 return False  # the request's: another engine would say the same
-            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream: {fault[:200]}")
+            said = fault[:200].strip(" .")
+            words = f"The engine failed in its stream{f': {said}' if said else ''}."
+            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, words)
         self.flight.flush()  # frames before it in the same read
         return breaks(error)
 

@@ -107,8 +107,11 @@ async def read_body(request: Request, settings: Settings, held: Held | None = No
         raise GatewayError(
             Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
         ) from None
-    except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError) as e:
-        raise GatewayError(Code.INVALID_VALUE, f"The body is malformed: {type(e).__name__}.") from None
+    except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError):
+        raise GatewayError(
+            Code.INVALID_VALUE,
+            "The body is malformed: it ends too early, or its chunks or encoding cannot be read.",
+        ) from None
     return body.getvalue()
 
 

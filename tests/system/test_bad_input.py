@@ -86,7 +86,11 @@ async def test_a_body_whose_chunks_cannot_be_read_is_refused_at_once(
         )
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         await client.send(start + chunk)
-        refused(await client.read(), 400, "invalid_value")
+        answer = await client.read()
+        refused(answer, 400, "invalid_value")
+        assert answer.json()["error"]["message"] == (
+            "The body is malformed: it ends too early, or its chunks or encoding cannot be read."
+        )
         assert await client.at_eof()
 
 

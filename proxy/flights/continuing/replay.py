@@ -33,7 +33,9 @@ def continuable(flight: Flight) -> bool:
 
 def not_continued(broke: GatewayError, why: str) -> GatewayError:
     """The error of a stream that broke with one error and is not continued, and why it is not."""
-    return GatewayError(broke.code, f"{broke.message} The stream cannot be continued: {why.rstrip('.')}.")
+    why = why.rstrip(".")
+    reason = "" if why == broke.message.rstrip(".") else f": {why}"
+    return GatewayError(broke.code, f"{broke.message} The stream cannot be continued{reason}.")
 
 
 class Joint(Protocol):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from aiohttp import web
@@ -12,7 +14,9 @@ from multidict import CIMultiDict
 from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import TrustedProxies
+from proxy.access.context import AccessContext
 from proxy.access.identity import MAX_KEY, Authenticator, tenant
+from proxy.access.policy import scope_of
 from proxy.config.keys_file import hash_of
 from proxy.errors import Code, GatewayError
 
@@ -52,6 +56,15 @@ def test_without_keys_a_caller_is_an_address(peer: object, trusted: Sequence[str
     assert (caller.id, caller.name, caller.models) == (found, "", None)
     assert caller.tenant == tenant(asked(("Authorization", "Bearer x")))
     assert caller.tenant != tenant(asked())
+
+
+@pytest.mark.parametrize("name", ["Authorization", "x-api-key", "api-key"])
+def test_without_keys_each_credential_is_a_tenant_of_its_own(name: str) -> None:
+    found = {tenant(asked(*headers)) for headers in ((), ((name, "a"),), ((name, "b"),), ((name, "a"),))}
+    assert len(found) == 3
+    for credential in ("a", "b"):
+        context = cast("AccessContext", SimpleNamespace(caller=None, request=asked((name, credential))))
+        assert scope_of(None)(context) == tenant(asked((name, credential)))
 
 
 def test_with_keys_a_caller_is_the_key_s_owner_whatever_the_address() -> None:

@@ -96,6 +96,8 @@ def test_the_config_flag_wins_over_its_twin() -> None:
 def test_the_file_is_read_from_disk_unless_told_otherwise(tmp_path: Any) -> None:
     (tmp_path / "x.toml").write_text("port = 1")
     assert load(["--config", str(tmp_path / "x.toml")], {}).port == 1
+    (tmp_path / "bom.toml").write_text("\ufeffport = 2", "utf-8")  # as some editors begin it
+    assert load(["--config", str(tmp_path / "bom.toml")], {}).port == 2
 
 
 def test_the_redis_url_wins_over_its_short_twin() -> None:

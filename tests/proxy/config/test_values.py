@@ -283,6 +283,13 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (values.own_redis_url, 5, f"must be none, or a URL: {REDIS_URLS}"),
     (values.backend_urls, ["http://a", 5], "must be URLs, such as http://127.0.0.1:8000"),
     (values.backend_urls, 5, "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, "", "must be URLs, such as http://127.0.0.1:8000"),  # of a variable that is not set
+    (values.backend_urls, ["http://a", " ,"], "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, "http://h\\x", ENGINE),
+    (values.backend_urls, "http://*.h", ENGINE),
+    (values.backend_urls, "http://a|b:8000", ENGINE),
+    (values.backend_urls, "http://[::x]:8000", ENGINE),
+    (values.backend_urls, "http://1.2.3:8000", ENGINE),
     (values.backend_urls, "dns+unix:///run/a", DNS),
     (values.backend_urls, "dns+vllm:8000", DNS),
     (values.backend_urls, "dns+http://10.0.0.1:8000", DNS),

@@ -275,6 +275,26 @@ async def test_which_headers_are_passed_depends_on_who_may_read_the_answer(
         fed.ingest.close()
 
 
+@pytest.mark.parametrize(
+    ("links", "passed"),
+    [
+        (["close"], {"content-type", "x-a", "x-b", "x-c"}),
+        (["Keep-Alive, X-A"], {"content-type", "x-b", "x-c"}),
+        (["x-a\t,,x-b", "x-c, content-type"], {"content-type"}),
+    ],
+)
+@virtual
+async def test_a_header_of_the_engine_s_connection_is_not_passed(links: list[str], passed: set[str]) -> None:
+    known = KnownHead(200, (), ())
+    headers = [("x-a", "1"), *(("connection", link) for link in links), ("content-type", "text/plain")]
+    for _ in range(2):
+        fed = Fed(Mode.RAW, key=None)
+        fed.ingest.head(200, [*headers, ("x-b", "1"), ("x-c", "1")], known)
+        assert fed.flight.head is not None
+        assert {name for name, _ in fed.flight.head.headers} == passed
+        fed.ingest.close()
+
+
 @virtual
 async def test_a_known_head_is_searched_for_each_engine_s_own_address() -> None:
     before = (("x-one", "http://one:8000/a"), ("content-type", "text/event-stream"))

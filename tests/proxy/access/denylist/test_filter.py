@@ -41,7 +41,7 @@ def frame(text: str, choice: int = 0, **more: Any) -> bytes:
 
 
 def fed(
-    deny: DenyList, data: list[bytes], window: int = 16, *, ended: bool = False, turns: int = 0
+    deny: DenyList, data: list[bytes], window: int = 16, *, ended: bool = False, turns: int = 0, n: int = 1
 ) -> tuple[list[bytes], GatewayError | None, list[int]]:
     """The frames that got out, how it ended, and the rules that were broken."""
 
@@ -49,7 +49,7 @@ def fed(
         loop = asyncio.get_running_loop()
         ends: list[GatewayError | None] = []
         hits: list[int] = []
-        api_request = decode("chat", b'{"messages": []}')
+        api_request = decode("chat", b'{"messages": [], "n": %d}' % n)
         flight = Flight(
             FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", api_request=api_request), loop.time
         )
@@ -104,7 +104,7 @@ def test_however_the_bytes_are_cut_what_is_denied_is_denied_and_all_else_gets_ou
         for channel, text in texts_of(each):
             texts[channel] = texts.get(channel, "") + text
     verdict = any(RULES.find(text) is not None for text in texts.values())
-    out, error, hits = fed(RULES, split(b"".join([*frames, *ENDS, DONE]), at))
+    out, error, hits = fed(RULES, split(b"".join([*frames, *ENDS, DONE]), at), n=2)
     assert (error is not None) == verdict == bool(hits)
     answer = [*(each for each in frames if each != b": ping\n\n"), *ENDS, DONE]  # comments are no answer
     if error is None:

@@ -192,6 +192,29 @@ async def test_a_request_over_which_two_engines_die_reaches_no_third(begun: bool
     await trip.left_nothing()
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("boom", "The engine failed in its stream: boom."),
+        ("boom.", "The engine failed in its stream: boom."),
+        (" ", "The engine failed in its stream."),
+    ],
+)
+@virtual
+async def test_why_a_stream_broke_is_said_once(said: str, words: str) -> None:
+    failed = b'data: {"error":{"message":"%b","code":500}}\n\n' % said.encode()
+    trip = trip_of()
+    reader = Reader(trip.flight)
+    trip.exchange.begin()
+    for at in range(3):
+        (await engine(trip, at)).body((ROLE if at == 0 else other(ROLE)) + failed)
+    (error,) = trip.arrivals
+    assert error is not None
+    assert error.message == f"{words} The stream cannot be continued."
+    assert error.message.encode() in reader.frames[-1]
+    await trip.left_nothing()
+
+
 @virtual
 async def test_a_gateway_that_lacks_resources_blames_neither_the_engine_nor_the_request() -> None:
     trip = trip_of()
