@@ -298,7 +298,7 @@ class Ingest:
         elif flight.mode is _WHOLE and head is not None:
             if head.status == 200 and not self._read_whole():
                 return
-            self.clean = head.status == 200
+            self.clean = head.status == 200 and self._lack is None
             if head.length != flight.size:
                 head = Head(head.status, head.headers, flight.size)
             flight.land(head, last=self._last, usage=self._usage)
@@ -381,8 +381,7 @@ class Ingest:
         lack = None
         if not self.error_frame and self.flight.spec.api_request is not None:
             lack = lack_of(self._ended, self._asked)
-            if self._lack is not None and (lack is None or lack.few):
-                lack = self._lack
+            lack = lack or self._lack
             if lack is not None and self._lacks(lack):
                 return
         self.clean = lack is None and not self.error_frame
@@ -391,8 +390,9 @@ class Ingest:
         self._land(self._head)
 
     def _lacks(self, lack: Lack) -> bool:
-        """Fail an incomplete answer. False: choices are missing, which the merged flight requests again."""
-        if lack.few and self.flight.divides:
+        """Fail an incomplete answer. False: it has more than was asked for, or choices are missing, which the
+        merged flight requests again."""
+        if lack.more or (lack.few and self.flight.divides):
             return False
         self._fail(GatewayError(Code.UPSTREAM_INCOMPLETE, lack.words))
         return True
@@ -471,6 +471,7 @@ class Ingest:
         if lack is None:
             return True
         flight.reports(usage)
+        self._lack = lack if lack.more else None
         return not self._lacks(lack)
 
     def _land(self, head: Head | None = None) -> None:

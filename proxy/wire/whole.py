@@ -34,10 +34,11 @@ _LARGE: Final = re.compile(rb"e[0-9+]")  # a float that may be out of range
 
 
 class Lack(NamedTuple):
-    """Why an answer is incomplete."""
+    """Why an answer is not whole."""
 
     words: str  # the error message for the client
     few: bool = False  # the choices present are valid; some are missing or not ended
+    more: bool = False  # all that was asked for is there: who asked for it gets the rest too, and nobody later
 
 
 class _Choice(Struct, gc=False):
@@ -147,7 +148,7 @@ def take_event(frame: bytes, ended: dict[int, str], asked: int, *, content: bool
     for choice in choices:
         index = choice.index or 0
         if content and ended.get(index):
-            lack = Lack(f"The engine continued the choice {index} after its finish_reason.")
+            lack = Lack(f"The engine continued the choice {index} after its finish_reason.", more=True)
         elif asked <= index and asked:
             lack = lack or _surplus(asked)
         if (choice.finish_reason is not None or not asked or index < 0) and not _record(choice, ended):
@@ -155,11 +156,11 @@ def take_event(frame: bytes, ended: dict[int, str], asked: int, *, content: bool
     return lack
 
 
-_STRAY: Final = Lack("The engine sent an event in its stream that is no part of an answer.")
+_STRAY: Final = Lack("The engine sent an event in its stream that is no part of an answer.", more=True)
 
 
 def _surplus(asked: int) -> Lack:
-    return Lack(f"The engine's answer has more choices than the {asked} asked for.", few=True)
+    return Lack(f"The engine's answer has more choices than the {asked} asked for.", more=True)
 
 
 def _record(choice: _Choice, ended: dict[int, str]) -> bool:

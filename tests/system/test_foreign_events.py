@@ -1,4 +1,4 @@
-"""Answers with what no whole answer has: each client is told by an error, and no other one is given them."""
+"""Answers with more than was asked for: their own clients get them as they are, and no later one is given them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from tests.kit.client import post_json
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_wire import embeddings_body, sse
-from tests.kit.running import HELLO, HELLO_STREAM, gateway
+from tests.kit.redis_server import redis_server
+from tests.kit.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
 
@@ -24,14 +25,13 @@ FOREIGN = {
     "type": sse({"type": "error", "message": "x", "code": 500}),
     "detail": sse({"detail": "Internal Server Error"}),
     "list": sse([{"error": {"message": "x"}}]),
-    "index -1": chunk("x", -1),
     "index 1": chunk("x", 1),
 }
 
 
 @pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("ended", [False, True])
-async def test_a_stream_with_an_event_of_no_answer_ends_in_an_error_and_is_no_one_else_s(
+async def test_a_stream_with_an_event_of_no_answer_is_passed_on_and_not_stored(
     engine: Engine, foreign: bytes, ended: bool
 ) -> None:
     async def script(turn: Turn) -> None:
@@ -46,7 +46,7 @@ async def test_a_stream_with_an_event_of_no_answer_ends_in_an_error_and_is_no_on
     await asked_twice(engine, script)
 
 
-async def test_a_stream_that_goes_on_after_its_finish_is_no_one_else_s(engine: Engine) -> None:
+async def test_a_stream_that_goes_on_after_its_finish_is_not_stored(engine: Engine) -> None:
     """The texts after the finish look like those before it."""
 
     async def script(turn: Turn) -> None:
@@ -59,26 +59,42 @@ async def test_a_stream_that_goes_on_after_its_finish_is_no_one_else_s(engine: E
 
 
 async def asked_twice(engine: Engine, script: Any) -> None:
+    """Its second answer is generated anew."""
     engine.auto(script)
-    async with gateway(engine, resume="off") as app:
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}") as app:
         for generations in (1, 2):
             answer = await post_json(app.url, CHAT, HELLO_STREAM)
             assert (answer.status, answer.head["x-gateway-cache"]) == (200, "miss")
-            assert b"upstream_incomplete" in answer.events()[-1]
-            assert b"[DONE]" not in answer.body
+            assert answer.events()[-1] == b"data: [DONE]\n\n"
             assert engine.generations == generations
+            await until(lambda: len(app.group) == 0)
 
 
-async def test_a_body_with_more_choices_than_were_asked_for_is_no_one_s(engine: Engine) -> None:
+async def test_a_choice_with_an_index_that_none_has_ends_the_stream_in_an_error(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.send("a")
+        await turn.frame(chunk("x", -1))
+        await turn.finish()
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        answer = await post_json(app.url, CHAT, HELLO_STREAM)
+        assert b"upstream_incomplete" in answer.events()[-1]
+        assert b"[DONE]" not in answer.body
+
+
+async def test_a_body_with_more_choices_than_were_asked_for_is_passed_on_and_not_stored(engine: Engine) -> None:
     async def script(turn: Turn) -> None:
         choices = [{"index": n, "message": {"content": "x"}, "finish_reason": "stop"} for n in range(2)]
         await turn.respond(content={"choices": choices})
 
     engine.auto(script)
-    async with gateway(engine) as app:
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}") as app:
         for _ in range(2):
             answer = await post_json(app.url, CHAT, HELLO)
-            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
+            assert (answer.status, answer.head["x-gateway-cache"]) == (200, "miss")
+            assert len(answer.json()["choices"]) == 2
+            await until(lambda: len(app.group) == 0)
 
 
 @pytest.mark.parametrize("odd", ['["x"]', "[1e999]", "[true]"])

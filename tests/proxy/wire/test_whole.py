@@ -239,7 +239,8 @@ def test_a_stream_is_whole_where_each_choice_ended_and_none_was_aborted(
     lack = lack_of(ended, asked)
     assert (lack is None) is whole
     if lack is not None:
-        assert lack.few is not bool(bad)
+        assert (lack.few or lack.more) is not bool(bad)
+        assert lack.more is (not bad and bool(good) and seen == good > set(range(asked)))
         assert not bad or repr(bad[0]) in lack.words or repr(bad[-1]) in lack.words or len(set(bad)) > 1
 
 

@@ -106,7 +106,8 @@ def test_where_the_number_asked_for_is_not_known_any_is_whole(ended: dict[int, s
 def test_an_answer_with_more_choices_than_were_asked_for_is_another_request_s(
     ended: dict[int, str], asked: int
 ) -> None:
-    assert lack_of(ended, asked) == (f"The engine's answer has more choices than the {asked} asked for.", True)
+    words = f"The engine's answer has more choices than the {asked} asked for."
+    assert lack_of(ended, asked) == (words, False, True)
 
 
 @pytest.mark.parametrize(
