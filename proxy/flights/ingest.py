@@ -379,8 +379,8 @@ class Ingest:
         lack = None
         if not self.error_frame and self.flight.spec.api_request is not None:
             lack = lack_of(self._ended, self._asked)
-            if self._lack is not None and (lack is None or lack.few):
-                lack = self._lack
+            if lack is None or (lack.few and self.flight.divides):
+                lack = self._lack or lack
             if lack is not None and self._lacks(lack):
                 return
         self.clean = lack is None and not self.error_frame
