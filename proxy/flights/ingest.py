@@ -5,6 +5,7 @@ One `Ingest` for each attempt; it is the `Receiver` that a connection calls with
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final
@@ -56,6 +57,9 @@ _WHOLE: Final = Mode.WHOLE
 _RAW: Final = Mode.RAW
 _CHOICE: Final = b'"choices":[{'
 _ROLE: Final = b'"role"'
+_FIRST: Final = b'"choices":[{"index":0,'
+_INDEX: Final = b'"index"'
+_USUAL_END: Final = re.compile(rb'"finish_reason":"(stop|length|tool_calls)"')
 _PREFILL: Final = Phase.PREFILL
 
 REFUSAL: Final = 429
@@ -406,7 +410,14 @@ class Ingest:
         """Take the facts of a frame that differs from the one before. False: readers do not get it."""
         flight = self.flight
         content = has_content(frame)
-        lack = take_event(frame, self._ended, self._asked, content=content)
+        lack, ends = None, FINISH.search(frame)
+        # Nearly every event is of the one choice that was asked for: it is read without another call.
+        usual = self._asked == 1 and not self._ended and _FIRST in frame and frame.count(_INDEX) == 1
+        reason = _USUAL_END.match(frame, ends.start()) if usual and ends is not None else None
+        if reason is not None:
+            self._ended[0] = reason[1].decode()
+        elif not usual or ends is not None:
+            lack = take_event(frame, self._ended, self._asked, content=content)
         usage = usage_of(frame)
         failed = usage is None and is_error(frame)
         aborted = lack is not None and ABORT in self._ended.values() and not flight.divides
@@ -426,11 +437,11 @@ class Ingest:
         elif failed:
             self.error_frame = True
             self._spoil()
-        elif FINISH.search(frame) is not None:
+        elif ends is not None:
             self._twins.forget()  # a later frame of this choice is looked at
         elif content:
             self._twins.learn(frame)
-        elif _CHOICE in frame and _ROLE not in frame and FINISH.search(frame) is None:
+        elif _CHOICE in frame and _ROLE not in frame:
             flight.counts_events(flight.events + 1)  # a token without text, as a special one is
         # An abort is no end that a client should see: the error at the stream's end says what happened.
         return not aborted or flight.spec.api_request is None
