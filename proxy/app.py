@@ -805,6 +805,7 @@ def _node(
         longest_wait=settings.queue_timeout or math.inf,
         folds=folds,
         on_change=changed,
+        on_foreign=lambda error: log.often("warning", "fleet key refused", detail=str(error)),
         on_lost=lost,
         on_drop=on_drop,
     )

@@ -24,7 +24,7 @@ A reader meets, in this order:
 Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
 
-from proxy.redis.availability import Availability, OnChange
+from proxy.redis.availability import Availability, OnChange, of_one_key
 from proxy.redis.cache import TAG_BYTES, Cache, Claim, Held, Stored, stream_views, wall_clock
 from proxy.redis.client import Client
 from proxy.redis.deployment import Change, Deployment, SingleServer, deployment_of
@@ -87,6 +87,7 @@ __all__ = [
     "address",
     "deployment_of",
     "files_of",
+    "of_one_key",
     "read_url",
     "stream_views",
     "wall_clock",

@@ -25,6 +25,11 @@ OnChange = Callable[[WireError | None], None]
 it is over. The error's text holds no secret."""
 
 
+def of_one_key(e: WireError) -> bool:
+    """Whether an error says something of one key alone: another program has written to it."""
+    return isinstance(e, ReplyError) and e.reason == _ONE_KEY
+
+
 def is_away(e: WireError) -> bool:
     """Whether an error says that Redis serves no command at all now."""
     if isinstance(e, ReplyError):
@@ -90,7 +95,7 @@ class Availability:
 
     def _failure(self, e: WireError) -> None:
         """Each failure doubles the pause, until the trouble is over."""
-        if e.reason != _ONE_KEY:
+        if not of_one_key(e):
             self.pause = self._first if self.trouble is None else min(self.pause * 2, self._longest)
             self.open = True
         self.trouble = e

@@ -253,6 +253,56 @@ async def test_what_redis_forgot_is_gone(redis: str) -> None:
         assert len(await resumed(one.url, name, 3)) == 2
 
 
+FOREIGN = {
+    "facts that are a text": (b"facts", (b"SET", b"xx")),
+    "facts that are empty": (b"facts", (b"SET", b"")),
+    "facts that are a list": (b"facts", (b"RPUSH", b"x")),
+    "no size": (b"facts", (b"HSET", b"n", b"nan")),
+    "a size below 0": (b"facts", (b"HSET", b"n", b"-1")),
+    "a size that Lua alone reads": (b"facts", (b"HSET", b"n", b"0x10")),
+    "a size of nothing": (b"facts", (b"HSET", b"n", b"0")),
+    "a size beyond all": (b"facts", (b"HSET", b"n", b"9" * 1000)),
+    "another digest": (b"facts", (b"HSET", b"d", b"0" * 32)),
+    "no digest": (b"facts", (b"HSET", b"d", b"\xff")),
+    "no state": (b"facts", (b"HSET", b"s", b"\xff")),
+    "no head": (b"facts", (b"HSET", b"h", b"\xff")),
+    "a log that is a list": (b"log", (b"RPUSH", b"x")),
+    "a log that is empty": (b"log", (b"SET", b"")),
+    "a log with other bytes": (b"log", (b"SETRANGE", b"7", b"\xff")),
+}
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["landed", "running"])
+@pytest.mark.parametrize(("what", "change"), FOREIGN.values(), ids=FOREIGN)
+async def test_a_stream_that_another_program_wrote_to_is_gone_at_once_and_no_other_one(
+    redis: str, what: bytes, change: tuple[bytes, ...], running: bool
+) -> None:
+    """Its facts and its log are data. The gateway that made it still has it."""
+    async with Engine() as engine, two(engine, redis) as (one, other), client_of(redis) as client:
+        async with left(engine, one.url) as (turn, name, _):
+            if not running:
+                await turn.finish("c")
+            await published(one)
+            (key,) = await client.call(b"KEYS", b"*:%b:*" % what, timeout=5)
+            command, *words = change
+            if command in (b"SET", b"RPUSH"):
+                await client.call(b"DEL", key, timeout=5)
+            await client.call(command, key, *words, timeout=5)
+            async with patience(2):
+                assert (await refused(other.url, f"/v1/streams/{name}"))[:2] == (410, "stream_gone")
+            if running:
+                await turn.finish("c")
+            assert len(await resumed(one.url, name, 3)) == 2
+            await published(one)
+        for app in (one, other):
+            assert node(app).live
+            assert node(app).availability.trouble is None
+        async with left(engine, one.url) as (turn, name, _):
+            await turn.finish("d")
+            await published(one)
+            assert len(await resumed(other.url, name, 3)) == 2
+
+
 @pytest.mark.parametrize("junk", [b"", b"\xff", b"\x90", b"{}", b"\x98" + b"\xc0" * 8, b"x" * 100_000])
 async def test_a_record_that_is_none_is_no_stream(redis: str, junk: bytes) -> None:
     async with (

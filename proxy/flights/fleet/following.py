@@ -84,12 +84,21 @@ class Following:
         return "wait"
 
     def read(self, state: State, now: float, *, dead: bool) -> Step:
-        """A fetch has brought a stream in this state."""
+        """A fetch has brought a stream in this state, which continues what is here."""
         if state == "open" and self._over:
             return "lost"
+        if state != "failed" and not (self.fed or self.tail.size):
+            return self.unreadable()  # a log begins with its first bytes
         if not dead:
             self._heard = now
         return "wait"
+
+    def unreadable(self) -> Step:
+        """A fetch has brought what is no stream, or does not continue what is here: another one would not either.
+        Readers that have a part wait for the leader's messages until SILENCE."""
+        if not self.fed:
+            return "alone"
+        return "lost" if self._over else "wait"
 
     def ends(self, now: float) -> Step:
         """The leader has ended the flight. Its last append may have been missed: Redis is asked once more."""

@@ -46,6 +46,7 @@ from proxy.redis import (
     ReplyError,
     WireError,
     Word,
+    of_one_key,
 )
 from proxy.telemetry import Fault
 from proxy.wire import DONE, unchunks
@@ -115,13 +116,15 @@ class Node:
         longest_wait: float,
         folds: Callable[[Flight], bool] = lambda flight: True,
         on_change: OnChange = lambda trouble: None,
+        on_foreign: Callable[[WireError], None] = lambda error: None,
         on_lost: Callable[[Flight, str], None] = lambda flight, leader: None,
         on_drop: Callable[[bytes], None] = lambda name: None,
         name: bytes = b"",
     ) -> None:
         """`timeout`: seconds for connecting; `longest_wait`: seconds in the queue, inf for no limit; `folds`: as
-        of the group; `on_lost` is called for each stream that is lost with its leader, `on_drop` with the hashed
-        name of a stream to which its client will not come back. `name`: of this node."""
+        of the group; `on_foreign` is called for each key of the fleet that another program wrote, `on_lost` for
+        each stream that is lost with its leader, `on_drop` with the hashed name of a stream to which its client
+        will not come back. `name`: of this node."""
         self.name = name or os.urandom(8).hex().encode()
         self.live = False
         self.led = 0  # flights claimed, in all
@@ -137,6 +140,7 @@ class Node:
         self._fault = fault
         self._folds = folds
         self._on_change = on_change
+        self._on_foreign = on_foreign
         self._on_lost = on_lost
         self._on_drop = on_drop
         self.metrics = FleetMetrics(exchange_context.metrics.registry)
@@ -420,7 +424,7 @@ class Node:
         """End a claim and tell its followers; again later where Redis does not do it now."""
 
         def done(reply: Any) -> None:
-            if isinstance(reply, WireError) and len(self._owed) < MOST_OWED:
+            if isinstance(reply, WireError) and not of_one_key(reply) and len(self._owed) < MOST_OWED:
                 self._owed[fence] = claim
 
         words = (fence, self._keys.inbox, b"gone %b %b" % (claim, fence))
@@ -473,6 +477,8 @@ class Node:
             return
         now = self._loop.time()
         dead = following.leader in self._dead
+        if isinstance(reply, WireError) and of_one_key(reply):
+            reply = []
         step = following.answered(reply, now, dead=dead)
         if step is not None:
             self._do(follower, step)
@@ -481,33 +487,34 @@ class Node:
             case [bytes(state), bytes(size), bytes(digest), head, bytes(data)] if size.isdigit():
                 facts = (state, size, digest, head if isinstance(head, bytes) else b"")
             case _:
+                self._do(follower, following.unreadable())
                 return
         if int(size) < following.tail.size:
-            return  # Redis has lost a part of it
+            return  # Redis has lost a part of it, or messages were faster
         line = b"more %b %b %d %b %b %b" % (
             following.claim, following.fence, int(size) - len(data), facts[2], facts[0], facts[3],
         )  # fmt: skip
         message = read_message(line + b"\n" + data)
-        if message is None:
-            return
-        step = following.read(message.state, now, dead=dead)
-        self._takes(follower, message)
+        if message is None or not self._takes(follower, message):
+            step = following.unreadable()
+        else:
+            step = following.read(message.state, now, dead=dead)
         if self._followers.get(flight) is follower:
             self._do(follower, step)
 
-    def _takes(self, follower: _Follower, message: Message) -> None:
-        """A part of the stream, in a message or from the log."""
+    def _takes(self, follower: _Follower, message: Message) -> bool:
+        """Take a part of the stream, in a message or from the log. False: it does not continue what is here."""
         following = follower.following
         new = following.takes(message, self._loop.time())
         if new is None:
-            self._fetch(follower)
-            return
+            return False
         if new and not self._begins(follower, message, new):
-            return
+            return True
         if following.tail.size == message.offset + len(message.data):
             follower.state = message.state
         if not follower.feeding:
             self._feed(follower)
+        return True
 
     def _feed(self, follower: _Follower) -> None:
         """Write what was taken into the flight, as an engine's answer: so many frames in one turn of the loop."""
@@ -746,7 +753,8 @@ class Node:
                 continue
             self._lives(following.leader)
             if message.kind == "more":
-                self._takes(follower, message)
+                if not self._takes(follower, message):
+                    self._fetch(follower)
             elif message.kind == "gone":
                 self._do(follower, following.ends(self._loop.time()))
             else:
@@ -837,11 +845,14 @@ class Node:
         self._send((b"EVALSHA", script.sha, len(keys), *keys, *words), answered)
 
     def _send(self, command: tuple[Word, ...], done: Callable[[Any], None] = lambda reply: None) -> None:
-        """Send a command. A failure ends the use of Redis until a probe succeeds; `done` gets it too."""
+        """Send a command. A failure ends the use of Redis until a probe succeeds, unless it is of one key alone;
+        `done` gets it too."""
 
         def answered(reply: Any) -> None:
             missing = isinstance(reply, ReplyError) and reply.code == "NOSCRIPT"
-            if isinstance(reply, WireError) and not (missing or isinstance(reply, NodeAway) or self._stopped):
+            if isinstance(reply, WireError) and of_one_key(reply):
+                self._on_foreign(reply)
+            elif isinstance(reply, WireError) and not (missing or isinstance(reply, NodeAway) or self._stopped):
                 self._failed(reply)
             done(reply)
 

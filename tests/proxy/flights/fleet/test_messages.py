@@ -122,3 +122,20 @@ def test_what_a_follower_does_with_time() -> None:
     assert begun.asks(6.0)
     assert begun.read("open", 6.1, dead=False) == "lost", "the leader has ended it"
     assert POLL < INTEREST < SILENCE
+
+
+def test_what_a_follower_does_with_a_log_that_is_none() -> None:
+    waiting = Following(CLAIM, FENCE, NODE, 0.0, first_token=100.0)
+    assert waiting.unreadable() == "alone"
+    assert [waiting.read(state, 1.0, dead=False) for state in ("open", "landed", "failed")] == [
+        "alone",
+        "alone",
+        "wait",
+    ]
+    begun = Following(CLAIM, FENCE, NODE, 0.0, first_token=1.0)
+    begun.feeds()
+    assert begun.unreadable() == "wait"
+    assert begun.tick(SILENCE + 0.1, dead=False, away=False) == "lost"  # it was no sign of life
+    assert begun.ends(SILENCE + 0.2) == "fetch"
+    assert begun.asks(SILENCE + 0.2)
+    assert begun.unreadable() == "lost"

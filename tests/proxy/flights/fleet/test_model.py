@@ -104,6 +104,7 @@ class FrozenLoop:
         self.frozen = self.dead = False
         self._held: list[Callable[[], None]] = []
         self.time = loop.time
+        self.create_future = loop.create_future
 
     def _go(self, step: Callable[[], None]) -> None:
         if self.frozen:
