@@ -1,5 +1,4 @@
-"""A weighted line through batches of requests, its covariance for neighbours that depend on each other, and the
-interval of the place where it crosses a level."""
+"""A weighted line through batches of requests, and its covariance for neighbours that depend on each other."""
 
 from __future__ import annotations
 
@@ -20,19 +19,18 @@ class Row(NamedTuple):
 
 
 class Line(NamedTuple):
-    """value = coefficients · terms. `residual` is the weighted sum of squares that is left."""
+    """value = coefficients · terms."""
 
     coefficients: list[float]
     covariance: Matrix
-    residual: float
     spare: int  # rows beyond the number of coefficients
 
 
-def fitted(rows: Sequence[Row]) -> Line | None:
+def fitted(rows: Sequence[Row], lags: int = 1) -> Line | None:
     """Weighted least squares; None if the rows do not determine the coefficients.
 
-    The covariance is Newey and West's (1987) with one lag inside a series, so that neither unequal variances nor
-    the dependence of neighbouring batches makes it too small.
+    The covariance is Newey and West's (1987) with so many lags inside a series, so that neither unequal variances
+    nor the dependence of neighbouring batches makes it too small.
     """
     size = len(rows[0].terms) if rows else 0
     spare = len(rows) - size
@@ -49,33 +47,17 @@ def fitted(rows: Sequence[Row]) -> Line | None:
     left = [row.value - sum(c * term for c, term in zip(coefficients, row.terms, strict=True)) for row in rows]
     scores = [[row.weight * e * term for term in row.terms] for row, e in zip(rows, left, strict=True)]
     middle = [[sum(score[i] * score[j] for score in scores) for j in range(size)] for i in range(size)]
-    for before, after in zip(range(len(rows) - 1), range(1, len(rows)), strict=True):
-        if rows[before].series == rows[after].series:
-            for i in range(size):
-                for j in range(size):
-                    cross = scores[before][i] * scores[after][j] + scores[after][i] * scores[before][j]
-                    middle[i][j] += cross / 2
+    for lag in range(1, lags + 1):
+        share = 1 - lag / (lags + 1)
+        for before, after in zip(range(len(rows) - lag), range(lag, len(rows)), strict=True):
+            if rows[before].series == rows[after].series:
+                for i in range(size):
+                    for j in range(size):
+                        cross = scores[before][i] * scores[after][j] + scores[after][i] * scores[before][j]
+                        middle[i][j] += share * cross
     scale = len(rows) / spare
     covariance = [[scale * value for value in line] for line in _product(_product(inverse, middle), inverse)]
-    residual = sum(row.weight * e * e for row, e in zip(rows, left, strict=True))
-    return Line(coefficients, covariance, residual, spare)
-
-
-def crossing(line: Line, level: float, sure: float) -> tuple[float, float, float] | None:
-    """(x, low, high) where `coefficients[0] + coefficients[1] * x` is `level`, with Fieller's interval (1954) of
-    so many standard errors. None if the slope may be zero or negative: then any x is possible."""
-    (offset, slope, *_), v = line.coefficients, line.covariance
-    if slope <= 0 or slope * slope <= sure * sure * max(v[1][1], 0.0):
-        return None
-    # (offset - level + slope x)² = sure² (v00 + 2 v01 x + v11 x²)
-    a = slope * slope - sure * sure * v[1][1]
-    b = 2 * ((offset - level) * slope - sure * sure * v[0][1])
-    c = (offset - level) ** 2 - sure * sure * v[0][0]
-    root = b * b - 4 * a * c
-    if root < -1e-9 * b * b:
-        return None
-    spread = sqrt(max(root, 0.0))
-    return (level - offset) / slope, (-b - spread) / (2 * a), (-b + spread) / (2 * a)
+    return Line(coefficients, covariance, spare)
 
 
 def student(degrees: int) -> float:

@@ -61,12 +61,3 @@ def tail(load: float, limit: float) -> float:
         total += known[steps - j] * term
         term *= left / (j + 1)
     return max(1 - total, 0.0)
-
-
-def load_at(limit: float, share: float) -> float:
-    """The load at which this share of requests waits longer than the limit: the inverse of `tail` in its load."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(middle, limit) < share else (low, middle)
-    return (low + high) / 2

@@ -110,7 +110,7 @@ def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Tab
     ]
     if found.controlled:
         notes.append(
-            "The luck of the arrivals was subtracted by a simulated queue that got the same arrivals, so the "
+            "The luck of the arrivals was subtracted by simulated servers that got the same arrivals, so the "
             "interval is narrower than the shares in this table show."
         )
     if brief:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.analysis import Search, Stage
-from loadgen.analysis.search.fit import Row, crossing, fitted, inverted, student, wilson
-from loadgen.analysis.search.queue import load_at, tail, waits
+from loadgen.analysis.search.crossing import linked, placed
+from loadgen.analysis.search.fit import Row, fitted, inverted, student, wilson
+from loadgen.analysis.search.queue import tail, waits
 from tests.loadgen.kit.queues import (
     Server,
     batches,
@@ -276,7 +277,6 @@ def test_the_law_of_the_simulated_queue_is_erlangs_and_its_own_simulations(load:
     rng = random.Random(7)
     waited = waits(list(accumulate(rng.expovariate(load) for _ in range(100_000))), 1.0)
     assert sum(wait > limit for wait in waited) / len(waited) == pytest.approx(tail(load, limit), rel=0.25)
-    assert load_at(limit, tail(load, limit)) == pytest.approx(load, abs=1e-6)
 
 
 def test_the_law_at_its_ends() -> None:
@@ -292,29 +292,47 @@ def test_a_line_without_noise_is_found_exactly(offset: float, slope: float, seed
     line = fitted([Row(offset + slope * x, (1.0, x), rng.uniform(1, 9), 0) for x in xs])
     assert line is not None
     assert line.coefficients == pytest.approx([offset, slope], abs=1e-6)
-    at = crossing(line, offset + slope / 2, 2.0)
-    assert at is not None
-    assert at[0] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_no_line_through_one_place_and_no_crossing_of_a_flat_or_falling_one() -> None:
+def test_no_line_through_one_place() -> None:
     assert fitted([Row(float(n), (1.0, 2.0), 1.0, 0) for n in range(9)]) is None
     assert fitted([]) is None
     assert inverted([[1.0, 2.0], [2.0, 4.0]]) is None
-    falling = fitted([Row(-x + 0.01 * (-1) ** x, (1.0, float(x)), 1.0, 0) for x in range(9)])
-    assert falling is not None
-    assert crossing(falling, -4.0, 2.0) is None
+
+
+def test_no_crossing_of_a_curve_that_falls_with_load() -> None:
+    assert placed(0.0, -20.0, [[0.01, 0.0], [0.0, 0.01]], -3.0, 1.96) is None
 
 
 def test_the_interval_of_a_crossing_covers_it_as_often_as_it_says() -> None:
+    """The line is 3 + 6 x and 6 at 0.5."""
     rng, inside, n = random.Random(5), 0, 300
     for _ in range(n):
-        rows = [Row(0.1 + 2 * (x / 40) + rng.gauss(0, 0.3), (1.0, x / 40), 1.0, x // 20) for x in range(40)]
+        rows = [Row(3 + 6 * (x / 40) + rng.gauss(0, 0.9), (1.0, x / 40), 1.0, x // 20) for x in range(40)]
         line = fitted(rows)
         assert line is not None
-        at = crossing(line, 1.1, student(line.spare))
+        offset, slope = line.coefficients
+        at = placed(offset, slope, line.covariance, 6.0, student(line.spare))
         inside += at is not None and at[1] <= 0.5 <= at[2]
     assert 0.9 <= inside / n <= 0.99
+
+
+def test_a_slope_that_is_hardly_known_matters_only_far_from_the_crossing() -> None:
+    covariance = [[0.01, 0.0], [0.0, 25.0]]
+    beside, far = (placed(offset, 10.0, covariance, -3.0, 1.96) for offset in (-3.0, -4.0))
+    assert beside is not None
+    assert far is not None
+    assert beside[2] - beside[1] < 0.3 * (far[2] - far[1])
+
+
+def test_the_correlation_of_neighbours_is_found_and_crosses_no_border_of_stages() -> None:
+    rng, value, left = random.Random(3), 0.0, []
+    for _ in range(4000):
+        value = 0.7 * value + rng.gauss(0, 1)
+        left.append(value)
+    rows = [Row(0.0, (1.0,), 1.0, place // 1000) for place in range(4000)]
+    assert linked(rows, left) == pytest.approx(0.7, abs=0.05)
+    assert linked([Row(0.0, (1.0,), 1.0, place) for place in range(4000)], left) == 0
 
 
 @pytest.mark.parametrize(("degrees", "point"), [(5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)])
