@@ -247,8 +247,9 @@ class Load:
             client.close()
         return self.tally
 
-    async def opened(self, rate: float, specs: Iterator[Spec], seconds: float) -> Tally:
-        """Open loop: `rate` requests per second, regardless of the answers; idle connections are reused."""
+    async def opened(self, rate: float, specs: Iterator[Spec], seconds: float, *, in_turn: bool = False) -> Tally:
+        """Open loop: `rate` requests per second, regardless of the answers; the connection that became idle last
+        is used next or, `in_turn`, the one that is idle for longest."""
         self.tally = Tally()
         free: list[Client] = [await self.open() for _ in range(16)]
         everyone = list(free)
@@ -263,7 +264,7 @@ class Load:
                 client = await self.open()
                 everyone.append(client)
             else:
-                client = free.pop()
+                client = free.pop(0 if in_turn else -1)
             running += 1
             idle.clear()
 

@@ -11,6 +11,7 @@ from ops.bench.client import Load, Tally
 from ops.bench.wire import Spec
 
 _NONCES = itertools.count(1)
+PACE: Final = 1500  # requests a second that one process answers with a fifth of a CPU
 
 
 def unique(spec: Spec) -> Iterator[Spec]:
@@ -47,7 +48,7 @@ def _fan(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tall
 
 def workloads(*, shared: bool, times: int = 1) -> list[Workload]:
     """All workloads. `shared`: prompts that could be shared, so each costs key, look-up and store. `times`: so
-    many times the connections of json, burst, c64 and hit."""
+    many times the connections of json, burst, c64 and hit, or requests a second of the paced ones."""
     few, many = 32 * times, 64 * times
 
     def ask(tokens: int, itl_us: int, *, stream: bool = True) -> Spec:
@@ -55,6 +56,9 @@ def workloads(*, shared: bool, times: int = 1) -> list[Workload]:
 
     async def hits(load: Load, seconds: float) -> Tally:
         return await load.closed(few, repeated(Spec(0, 128, 0, shared=True), 32), seconds)
+
+    async def paced(specs: Iterator[Spec], load: Load, seconds: float) -> Tally:
+        return await load.opened(PACE * times, specs, seconds, in_turn=True)
 
     return [
         Workload("json", f"small JSON, {few} connections", _closed(few, ask(1, 0, stream=False)), False, 4),
@@ -72,6 +76,12 @@ def workloads(*, shared: bool, times: int = 1) -> list[Workload]:
                  _fan(1000, replace(ask(128, 10_000), shared=True)), True, 6, ours_only=True),
         Workload("fanburst", "64 readers of one flight, all at once",
                  _fan(64, replace(ask(128, 0), shared=True)), True, 4, ours_only=True),
+        Workload("json-paced", f"small JSON, {PACE * times:,} a second",
+                 lambda load, seconds: paced(unique(ask(1, 0, stream=False)), load, seconds), False, 4,
+                 ours_only=True),
+        Workload("hit-paced", f"128-token stream out of Redis, {PACE * times:,} a second",
+                 lambda load, seconds: paced(repeated(Spec(0, 128, 0, shared=True), 32), load, seconds), False, 4,
+                 ours_only=True),
         Workload("hit", f"128-token stream out of Redis, {few} connections", hits, False, 4, ours_only=True),
     ]  # fmt: skip
 
