@@ -5,7 +5,6 @@ One `Ingest` for each attempt; it is the `Receiver` that a connection calls with
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Final
@@ -59,7 +58,6 @@ _CHOICE: Final = b'"choices":[{'
 _ROLE: Final = b'"role"'
 _FIRST: Final = b'"choices":[{"index":0,'
 _INDEX: Final = b'"index"'
-_USUAL_END: Final = re.compile(rb'"finish_reason":"(stop|length|tool_calls)"')
 _PREFILL: Final = Phase.PREFILL
 
 REFUSAL: Final = 429
@@ -374,7 +372,12 @@ class Ingest:
         if self.flight.divides or self.flight.spec.api_request is None:
             return False
         ended: dict[int, str] = {}
-        if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
+        for frame in frames:
+            if is_done(frame):
+                return False  # nothing after it is read
+            if FINISH.search(frame) is not None and not note(frame, ended):
+                break
+        else:
             return False
         lack = lack_of(ended, self._asked)
         return lack is not None and self._lacks(lack)
@@ -411,12 +414,9 @@ class Ingest:
         flight = self.flight
         content = has_content(frame)
         lack, ends = None, FINISH.search(frame)
-        # Nearly every event is of the one choice that was asked for: it is read without another call.
+        # Nearly every event is of the one choice that was asked for: it takes no further call.
         usual = self._asked == 1 and not self._ended and _FIRST in frame and frame.count(_INDEX) == 1
-        reason = _USUAL_END.match(frame, ends.start()) if usual and ends is not None else None
-        if reason is not None:
-            self._ended[0] = reason[1].decode()
-        elif not usual or ends is not None:
+        if not usual or ends is not None:
             lack = take_event(frame, self._ended, self._asked, content=content)
         usage = usage_of(frame)
         failed = usage is None and is_error(frame)

@@ -184,7 +184,8 @@ def _choices_of(frame: bytes) -> Sequence[_Choice] | None:
         return None
     except _BROKEN:
         try:  # NaN and lone surrogates, which many JSON readers accept
-            found = msgspec.convert(json.loads(data), _Frame)
+            # Of bytes, it would take a BOM and UTF-16, which no client takes within an event.
+            found = msgspec.convert(json.loads(data.decode("utf-8", "surrogatepass")), _Frame)
         except (*_UNREADABLE, msgspec.MsgspecError):
             return None
     return () if found.choices is None and bytes(found.usage) not in _NOTHING else found.choices

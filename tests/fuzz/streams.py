@@ -21,7 +21,7 @@ from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.frames import FINISH, FrameTemplate, UsageStripper, has_content, is_error, usage_of
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import BOM, ChunkCheck, Framer, chunk, data_of, encode, is_done, unchunks
-from proxy.wire.whole import REASONS
+from proxy.wire.whole import REASONS, take_event
 from tests.fuzz.kit import StillLoop, Target, flagged, lenient_json, parted
 
 MAX: Final = 1 << 20
@@ -212,9 +212,15 @@ def ingest(data: bytes) -> None:
     assert one.clean == two.clean
     assert (error is None) == (error_too is None) or not one.clean
     said = _without_comments(stream)
-    for which in (flight, other):
-        assert said.startswith(b"".join(which.raw_frames()))
-        assert is_done(which.raw_frames()[-1]) if one.clean else not any(map(is_done, which.raw_frames()))
+    for which, failed in ((flight, error), (other, error_too)):
+        passed = which.raw_frames()
+        assert said.startswith(b"".join(passed))
+        assert not any(map(is_done, passed[:-1]))
+        if one.clean:
+            assert is_done(passed[-1])
+        elif passed and is_done(passed[-1]):
+            assert failed is None
+            assert _more(passed[:-1], asked), "an end after an error"
     for failed in (error, error_too):
         assert failed is None or failed.code in (Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE)
     if error is not None or error_too is not None:
@@ -222,12 +228,16 @@ def ingest(data: bytes) -> None:
     assert flight.log == other.log
     assert (flight.usage, flight.content_events) == (other.usage, other.content_events)
     frames = flight.raw_frames()
-    assert not any(map(is_done, frames[:-1]))
-    assert is_done(frames[-1]) == one.clean, "an end after an error"
-    if one.clean:
+    if is_done(frames[-1]):
         ended = {index: reason for frame in frames for index, reason in _finishes(frame) if reason}
         assert set(range(asked)) <= ended.keys(), "an open choice in a whole answer"
         assert all(ended[index] in REASONS for index in range(asked))
+
+
+def _more(frames: Iterable[bytes], asked: int) -> bool:
+    """Whether an event is none of what was asked for."""
+    ended: dict[int, str] = {}
+    return any(take_event(frame, ended, asked, content=has_content(frame)) for frame in frames)
 
 
 def _without_comments(stream: bytes) -> bytes:
@@ -240,7 +250,8 @@ def _finishes(frame: bytes) -> list[tuple[int, Any]]:
     members = lenient_json(data_of(frame))
     choices = members.get("choices") if isinstance(members, dict) else None
     found = (choice for choice in choices or () if isinstance(choice, dict))
-    return [(choice.get("index") or 0, choice.get("finish_reason")) for choice in found]
+    ends = [(choice.get("index") or 0, choice.get("finish_reason")) for choice in found]
+    return [(index, reason) for index, reason in ends if isinstance(index, int)]
 
 
 def whole(data: bytes) -> None:

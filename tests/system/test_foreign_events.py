@@ -70,6 +70,18 @@ async def asked_twice(engine: Engine, script: Any) -> None:
             await until(lambda: len(app.group) == 0)
 
 
+async def test_what_comes_after_the_end_in_the_same_read_does_not_count(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.start()
+        await turn.frame(chunk("a") + chunk("", 0, "stop") + b"data: [DONE]\n\n" + chunk("", 0, "abort"))
+        await turn.end()
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        answer = await post_json(app.url, CHAT, HELLO_STREAM)
+        assert (answer.status, answer.events()[-1]) == (200, b"data: [DONE]\n\n")
+
+
 async def test_a_choice_with_an_index_that_none_has_ends_the_stream_in_an_error(engine: Engine) -> None:
     async def script(turn: Turn) -> None:
         await turn.send("a")

@@ -361,7 +361,7 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
 
 
 @pytest.mark.parametrize("kind", ["stream", "whole"])
-@pytest.mark.parametrize(("choices", "serves"), [(1, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("choices", "serves"), [(1, False), (2, True), (3, False)])
 def test_an_entry_serves_as_many_choices_as_it_has(
     kind: Literal["stream", "whole"], choices: int, serves: bool
 ) -> None:

@@ -298,7 +298,9 @@ async def test_a_body_may_be_as_large_as_is_allowed_and_has_its_time() -> None:
 @pytest.mark.parametrize("fault", [HTTPBadRequest(), ValueError("x"), web.RequestPayloadError("x")])
 @virtual
 async def test_a_body_that_cannot_be_read_is_the_client_s_mistake(fault: Exception) -> None:
-    with pytest.raises(GatewayError, match=f"is malformed: {type(fault).__name__}") as refused:
+    with pytest.raises(
+        GatewayError, match="is malformed: it ends too early, or its chunks or encoding"
+    ) as refused:
         await read(Body(b"a", fault))
     assert refused.value.code is Code.INVALID_VALUE
 

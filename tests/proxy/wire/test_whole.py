@@ -333,6 +333,7 @@ CONTENT = {"index": 0, "delta": {"content": "a"}, "finish_reason": None}
         (b'data: [{"error":{"message":"boom"}}]\n\n', "no part of an answer"),
         (b'data: {"e\\u0072ror":{"message":"boom"}}\n\n', "no part of an answer"),
         (b'data: {"choices":null}\n\n', "no part of an answer"),
+        (b'data: \xef\xbb\xbf{"choices":[{"index":1,"finish_reason":"stop"}]}\n\n', "no part of an answer"),
         (b'data: {"choices":[5]}\n\n', "no part of an answer"),
         (b"data: " + b"[" * 100_000 + b"\n\n", "no part of an answer"),
         (frame(CONTENT | {"index": -1}), "no part of an answer"),
