@@ -58,6 +58,7 @@ _CHOICE: Final = b'"choices":[{'
 _ROLE: Final = b'"role"'
 _FIRST: Final = b'"choices":[{"index":0,'
 _INDEX: Final = b'"index"'
+_NO_CHOICE: Final = b'"choices":[],"usage":{'
 _PREFILL: Final = Phase.PREFILL
 
 REFUSAL: Final = 429
@@ -373,7 +374,7 @@ class Ingest:
             return False
         ended: dict[int, str] = {}
         for frame in frames:
-            if is_done(frame):
+            if b"[DONE]" in frame and is_done(frame):
                 return False  # nothing after it is read
             if FINISH.search(frame) is not None and not note(frame, ended):
                 break
@@ -414,9 +415,9 @@ class Ingest:
         flight = self.flight
         content = has_content(frame)
         lack, ends = None, FINISH.search(frame)
-        # Nearly every event is of the one choice that was asked for: it takes no further call.
+        # Nearly every event is of the one choice that was asked for, or has the usage: it takes no further call.
         usual = self._asked == 1 and not self._ended and _FIRST in frame and frame.count(_INDEX) == 1
-        if not usual or ends is not None:
+        if ends is not None or not (usual or _NO_CHOICE in frame):
             lack = take_event(frame, self._ended, self._asked, content=content)
         usage = usage_of(frame)
         failed = usage is None and is_error(frame)

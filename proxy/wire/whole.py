@@ -147,6 +147,9 @@ def take_event(frame: bytes, ended: dict[int, str], asked: int, *, content: bool
     lack = None
     for choice in choices:
         index = choice.index or 0
+        if choice.finish_reason in REASONS and 0 <= index < asked and index not in ended:
+            ended[index] = choice.finish_reason  # nearly every end, without another call
+            continue
         if content and ended.get(index):
             lack = Lack(f"The engine continued the choice {index} after its finish_reason.", more=True)
         elif asked <= index and asked:
