@@ -351,12 +351,11 @@ def redis_hosts(url: str, port: int) -> tuple[tuple[tuple[str, int], ...], str]:
 
 def backend_urls(raw: object) -> tuple[str, ...]:
     items = [raw] if isinstance(raw, str) else raw
-    if not isinstance(items, list | tuple) or not all(
-        isinstance(item, str) and item.strip(", ") for item in items
-    ):
-        raise ValueError(
-            "must be URLs, such as http://127.0.0.1:8000"
-        )  # an empty one is a variable that is not set
+    right = "must be URLs, such as http://127.0.0.1:8000"
+    if not isinstance(items, list | tuple):
+        raise ValueError(right)
+    if not all(isinstance(each, str) and each.strip(", ") for each in items):
+        raise ValueError(right)  # an empty one is a variable of the environment that is not set
     urls = [_backend_url(url) for item in items for url in item.replace(",", " ").split()]
     for at, url in enumerate(urls):
         if url in urls[:at]:
