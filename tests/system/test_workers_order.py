@@ -70,7 +70,9 @@ async def test_a_light_caller_s_wait_is_bounded_by_its_turn_whichever_worker_it_
         await turn.answer("hello")
 
     heavy, light = "192.0.2.1", "192.0.2.2"
-    flags = ("--max-inflight", str(LIMIT), "--trusted-proxies", "127.0.0.1", "--share", "off")
+    # Connections wait for their first request here, on a busy machine for minutes.
+    waits = ("--head-timeout", "600")
+    flags = ("--max-inflight", str(LIMIT), "--trusted-proxies", "127.0.0.1", "--share", "off", *waits)
     async with (
         Engine(one_by_one) as engine,
         workers(2, tmp_path / "log", "--backend", engine.url, *flags) as gateway,
