@@ -98,7 +98,7 @@ from proxy.upstream import (
 from proxy.upstream.http import tls_context
 from proxy.workers import Member, OwnEngines, SharedAdmission
 
-_SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
+_SHARED: Final = "callers may get one burst more after an eviction or a restart there; --state-redis separates them"
 
 
 ENGINE_LIMITS: Final = "engine limits"
