@@ -98,7 +98,7 @@ from proxy.upstream import (
 from proxy.upstream.http import tls_context
 from proxy.workers import Member, OwnEngines, SharedAdmission
 
-_SHARED: Final = "callers may get one burst more after an eviction or a restart there; --state-redis separates them"
+_SHARED: Final = "an eviction or a restart there gives callers one burst more; --state-redis separates the two"
 
 
 ENGINE_LIMITS: Final = "engine limits"
