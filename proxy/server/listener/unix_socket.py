@@ -46,7 +46,11 @@ def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
 
 def check_socket_path(path: str) -> None:
     """Raises SettingsError where no socket can be bound; whether another program listens there is seen later."""
-    if len(os.fsencode(path)) > MOST_BYTES:
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        return  # settings may be checked in another locale than the gateway runs in
+    if size > MOST_BYTES:
         raise SettingsError(f"listen_unix = {path!r}: the system takes no path over {MOST_BYTES} bytes")
     mode = _mode(path)
     if mode and not stat.S_ISSOCK(mode):
@@ -59,6 +63,8 @@ def _mode(path: str) -> int:
         return os.lstat(path).st_mode
     except FileNotFoundError:
         return 0
+    except UnicodeEncodeError:
+        raise SettingsError(f"listen_unix = {path!r}: this locale cannot write the path") from None
     except OSError as e:
         raise SettingsError(f"listen_unix = {path!r}: {e.strerror or e}") from None
 
