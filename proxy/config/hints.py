@@ -72,7 +72,7 @@ def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
     word = _plain(name)
     plain = {_plain(each): each for each in names}
     near = [plain[each] for each in difflib.get_close_matches(word, plain)]
-    meaning = _BY_WORD.get(word.lower().replace("_", "-"))
+    meaning = _BY_WORD.get(word.replace("_", "-"))
     if isinstance(meaning, str):
         return f"; {meaning}"
     meant: Sequence[str] = [written(setting) for setting in meaning] if meaning else near[:1]
@@ -81,7 +81,7 @@ def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
 
 def _plain(name: str) -> str:
     """Without what all names of its kind begin with, which would make short names alike."""
-    return name.removeprefix("GATEWAY_").lstrip("-")
+    return name.removeprefix("GATEWAY_").lstrip("-").lower()
 
 
 def _one_of(names: Sequence[str]) -> str:

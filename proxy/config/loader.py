@@ -109,11 +109,15 @@ def _from_file(
         problems.append(f"file {path}: not a TOML file: {e}")
         return
     for key, raw in table.items():
-        if key in known:
+        inside = [name for name in raw if name in known] if isinstance(raw, dict) else []
+        if key in known and inside:  # after a table's heading every line is the table's
+            problems.append(
+                f"file {path}: {', '.join(inside)}: inside the table {key}; write settings above the line [{key}]"
+            )
+        elif key in known:
             yield Given(known[key], raw, f"file {path}: {key}")
         elif isinstance(raw, dict):
-            inside = ", ".join(name for name in raw if name in known)
-            meant = f": write {inside} without this line" if inside else ""
+            meant = f": write {', '.join(inside)} without this line" if inside else ""
             problems.append(
                 f"file {path}: unknown section [{_shown(key)[1:-1]}]{'' if inside else hint(key, known, str)}; "
                 f"settings are keys of the file itself, without sections{meant}"

@@ -42,4 +42,4 @@ def _words(text: str, error: str, names: Container[str]) -> str:
         return f"{where}: is given twice"
     if reason in _BARE and begin not in _QUOTED:
         return f'{where}: text, and a number with a unit, are in quotes: {name} = "…"'
-    return f"{where}: {reason}"
+    return f'{where}: {reason}; a list is written {name} = ["…", "…"]' if begin == "[" else f"{where}: {reason}"

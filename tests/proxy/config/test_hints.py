@@ -61,6 +61,11 @@ def test_the_environment_and_the_file_are_answered_in_their_own_names() -> None:
         "file x.toml: unknown key 'upstreams'; did you mean backends?",
         "file x.toml: unknown key 'processes'; did you mean workers?",
     ]
+    assert wrong(file="GATEWAY_PORT = 1\nPORT = 1") == [
+        "file x.toml: unknown key 'GATEWAY_PORT'; did you mean port?",
+        "file x.toml: unknown key 'PORT'; did you mean port?",
+    ]
+    assert wrong(["--PORT", "1"]) == ["unknown flag *** (6 characters); did you mean --port?"]
 
 
 def test_a_section_is_answered_by_what_it_would_hold_and_that_there_are_none() -> None:

@@ -181,6 +181,8 @@ def test_a_file_that_is_not_toml_is_told(text: str) -> None:
         ("port: 8080", "line 1: port: a setting is written port = VALUE"),
         ("port = 1\nhost = 'a'\nport = 2", "line 3: port: is given twice"),
         ('host = "a', "line 1: host: Unterminated string"),
+        ("backends = [http://a]", 'line 1: backends: Invalid value; a list is written backends = ["…", "…"]'),
+        ("backends = ['a' 'b']", 'line 1: backends: Unclosed array; a list is written backends = ["…", "…"]'),
         ("host = 'a' 'b'", "line 1: host: Expected newline or end of document after a statement"),
         ("port = ", "line 1: port: Invalid value"),
         ("s3cret = s3cret", "Invalid value (at line 1, column 10)"),
@@ -193,6 +195,15 @@ def test_a_file_that_is_not_toml_is_told(text: str) -> None:
 def test_a_file_that_is_not_toml_is_told_by_the_line_and_the_setting(text: str, told: str) -> None:
     (line,) = wrong(file=text)
     assert line.startswith(f"file x.toml: not a TOML file: {told}")
+
+
+@pytest.mark.parametrize("table", ["models", "model_fallbacks"])
+def test_a_setting_below_a_table_of_names_is_no_name(table: str) -> None:
+    text = f'[{table}]\na = "m1"\napi_keys_file = "keys.toml"\nport = 8080\n'
+    assert wrong(file=text) == [
+        f"file x.toml: api_keys_file, port: inside the table {table}; write settings above the line [{table}]"
+    ]
+    assert loaded(file=f'port = 1\n[{table}]\na = "m1"\n').port == 1
 
 
 def test_a_file_in_another_encoding_or_without_an_end_is_told(tmp_path: Path) -> None:
