@@ -24,6 +24,8 @@ _KUBERNETES: Final = re.compile(
 """Variables that Kubernetes adds to a pod's environment for a Service named `gateway` or `gateway-…`."""
 
 OWN_FLAGS: Final = ("--config", "--check-config", "--help", "--help-all", "--version", "--print-completion")
+_NEVER_EMPTY: Final = ("FILE", "KEY", "SECRET|auto")
+"""An empty flag of these is a shell's variable that is not set, which must not switch protection off."""
 _LONGEST: Final = 10**100
 _SHOWN: Final = 200  # characters of an invalid value that its error shows
 
@@ -62,6 +64,9 @@ def load(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for option, raw, source in given:
+        if source.startswith("flag ") and option.metavar in _NEVER_EMPTY and not raw.strip():
+            problems.append(f"{source} = '': is empty; write none for none")
+            continue
         try:
             values[option.name] = option.read(raw)
             sources[option.name] = source

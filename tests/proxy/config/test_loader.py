@@ -236,6 +236,15 @@ def test_a_word_after_a_switch_is_answered_by_how_to_switch_it_off(flag: str, va
     assert wrong([flag, value, "--port", "1"]) == [f"flag {flag}: takes no value; {off} switches it off"]
 
 
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize("flag", ["--api-keys-file", "--tls-cert", "--backend-api-key", "--cache-salt"])
+def test_an_empty_flag_does_not_switch_protection_off(flag: str, text: str) -> None:
+    assert wrong([flag, text]) == [f"flag {flag} = '': is empty; write none for none"]
+    assert loaded([flag, "none"]) == Settings()
+    name = flag.removeprefix("--").replace("-", "_")
+    assert loaded(file=f'{name} = ""') == Settings()  # as --check-config prints it
+
+
 def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds() -> None:
     assert wrong(file='port = [1, "a"]\n[redis]\npassword = "hunter2"') == [
         "file x.toml: port = [1, 'a']: must be a whole number from 0 to 65535, such as 8080",
