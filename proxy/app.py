@@ -142,7 +142,7 @@ class App:
 
     @property
     def url(self) -> str:
-        if self.host.startswith("/"):
+        if not self.port:  # a Unix socket, whose path may be relative
             return f"unix://{self.host}"
         return f"{self.scheme}://{host_of(self.host)}:{self.port}"
 
