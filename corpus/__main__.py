@@ -4,12 +4,13 @@ file; tables and messages go to stdout, or to stderr where data has stdout."""
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, NoReturn, TextIO
 
 import msgspec
 
@@ -29,21 +30,50 @@ def say(text: str, stream: TextIO | None = None) -> None:
     (stream or sys.stdout).write(f"{text}\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m corpus", description="Prompt sets, and workloads composed of them for `loadgen`."
-    )
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        help = f"; {self.prog} --help lists them" if message.startswith("the following arguments") else ""
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: {message.removeprefix('argument ')}{help}\n")
+
+    def refuse(self, word: str) -> NoReturn:
+        """A flag that is none, or a word that belongs to none."""
+        flag = word.partition("=")[0]
+        if not flag.startswith("-"):
+            self.error(f"unexpected argument {word!r}: values are given as --flag VALUE")
+        near = difflib.get_close_matches(flag, self._option_string_actions)
+        self.error(f"unknown flag {flag}; " + (f"did you mean {near[0]}?" if near else f"see {self.prog} --help"))
+
+    def command(self, name: str) -> Parser:
+        (parsers,) = (action.choices for action in self._actions if isinstance(action.choices, dict))
+        found = parsers[name]
+        assert isinstance(found, Parser)
+        return found
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> NoReturn:
+        from importlib.metadata import version  # here: it takes longer than the rest of the start
+
+        say(f"corpus {version('streaming-gateway')}")
+        parser.exit()
+
+
+def parser() -> Parser:
+    top = Parser(prog="python -m corpus", description="Prompt sets, and workloads composed of them for `loadgen`.")
+    top.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("list", help="list the prompt sets and the presets")
     commands.add_parser("stats", help="tokens and bytes of each set, and the error of estimated lengths")
     commands.add_parser("verify", help="check the files against the manifest; exit code 1 if they differ")
     made = commands.add_parser("documents", help="compose the set `documents` again, on stdout")
-    made.add_argument("--count", type=int, default=60)
-    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--count", type=int, default=60, metavar="N", help="documents (default 60)")
+    made.add_argument("--seed", type=int, default=1, metavar="N", help="another seed, other documents (default 1)")
     measured = commands.add_parser(
         "calibrate", help="count tokens by the /tokenize of a server such as python -m proxy"
     )
-    measured.add_argument("--url", required=True)
+    measured.add_argument("--url", required=True, help="the server, such as http://127.0.0.1:8080")
     measured.add_argument("--write", action="store_true", help="write the manifest; otherwise only compare")
     _compose_flags(commands.add_parser("compose", help="compose a workload, and print how close it came"))
     return top
@@ -58,7 +88,7 @@ def _compose_flags(add: argparse.ArgumentParser) -> None:
         "--grid", action="store_true", help="keep a preset's coarse clock; do not spread times within it"
     )
     add.add_argument("--num-prompts", type=int, metavar="N", help="requests (default 1000, or the preset's)")
-    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other requests (default 0)")
     add.add_argument("--out", metavar="FILE", help="output file (default: - for stdout)")
     add.add_argument("--dry", action="store_true", help="print the table only")
     add.add_argument("--endpoint", choices=("chat", "completions", "embeddings"), default="chat")
@@ -251,7 +281,10 @@ def _show(command: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    top = parser()
+    args, unknown = top.parse_known_args(argv)
+    if unknown:
+        top.command(args.command).refuse(unknown[0])
     try:
         return run(args)
     except ValueError as e:

@@ -98,7 +98,7 @@ from proxy.upstream import (
 from proxy.upstream.http import tls_context
 from proxy.workers import Member, OwnEngines, SharedAdmission
 
-_SHARED: Final = "without --state-redis, what it evicts or loses in a restart is lost to limits too: a burst more"
+_SHARED: Final = "an eviction or a restart there gives callers one burst more; --state-redis separates the two"
 
 
 ENGINE_LIMITS: Final = "engine limits"
@@ -142,7 +142,7 @@ class App:
 
     @property
     def url(self) -> str:
-        if self.host.startswith("/"):
+        if not self.port:  # a Unix socket, whose path may be relative
             return f"unix://{self.host}"
         return f"{self.scheme}://{host_of(self.host)}:{self.port}"
 

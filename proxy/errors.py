@@ -139,6 +139,11 @@ class SettingsError(Exception):
 class ListenError(Exception):
     """The address or socket to listen on cannot be used; the message is the system's reason."""
 
+    def __init__(self, why: str, port: str = "port") -> None:
+        """`port`: the setting that names the port, also where a Unix socket is in its place."""
+        super().__init__(why)
+        self.port = port
+
 
 class StartError(Exception):
     """A program that the gateway starts did not come up, for another reason than a setting; the message says which

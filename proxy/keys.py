@@ -13,6 +13,7 @@ from proxy.errors import SettingsError
 from proxy.terminal import run
 
 KEY_BYTES = 32
+FORM = "a key has printable ASCII characters and no spaces"
 
 
 def new_key() -> str:
@@ -89,8 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"proxy.keys: {e}\n")
         return 2
     key = new_key() if options.command == "new" else _given()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")
+    if not key:
+        sys.stderr.write(f"proxy.keys: {FORM}; hash reads it from stdin: hash NAME < FILE\n")
+        return 2
+    if not key.isascii() or not key.isprintable() or " " in key:
+        sys.stderr.write(f"proxy.keys: {FORM}\n")
         return 2
     made = entry(
         key,
@@ -101,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         operator=options.operator,
     )
     try:
-        read_keys_file(made, "NAME")
+        read_keys_file(made, "")
     except SettingsError as e:
-        sys.stderr.write(f"proxy.keys: {e}\n")
+        sys.stderr.write(f"proxy.keys: {str(e).partition(': ')[2]}\n")  # without the line of a file
         return 2
     if options.command == "new":
         sys.stderr.write(key + "\n")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
@@ -220,8 +222,7 @@ def start(settings: Settings) -> int:
     except ConnectionError:
         return 1  # a worker whose supervisor is gone
     except ListenError as e:
-        where = settings.listen_unix or f"{settings.host}:{settings.port}"
-        say(f"proxy: cannot listen on {where}: {e}\n", wait=SAY_SECONDS)
+        say(f"proxy: cannot listen on {_listens(settings, e)}\n", wait=SAY_SECONDS)
         return 2
     except StartError as e:
         say(f"proxy: cannot start: {e}\n", wait=SAY_SECONDS)
@@ -239,10 +240,38 @@ def start(settings: Settings) -> int:
     return 0
 
 
+def _listens(settings: Settings, e: ListenError) -> str:
+    """Where it could not listen, why, and what to do."""
+    if e.port == "port" and settings.listen_unix:
+        return f"{settings.listen_unix}: {e}"
+    public = e.port == "port"
+    host, port = (settings.host, settings.port) if public else (settings.admin_host, settings.admin_port)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    why = str(e).partition(" (")[0]
+    if why == os.strerror(errno.EADDRINUSE):
+        todo = f"stop the program that listens there, or choose another --{e.port.replace('_', '-')}"
+    elif why == os.strerror(errno.EACCES):
+        todo = "ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE"
+    else:
+        todo = f"--{'host' if public else 'admin-host'} must be an address or a name of this machine"
+    return f"{where}: {e}; {todo}"
+
+
 def check(settings: Settings) -> tuple[str, list[str]]:
     """All settings in TOML, and warnings. The files that settings name are read too. Raises SettingsError."""
     prepared = prepare(settings)
-    return settings_as_toml(settings), [*settings.warnings, *prepared.warnings]
+    expiries = (
+        ("tls_cert", prepared.tls_expires),
+        ("backend_cert", prepared.backend_cert_expires),
+        ("redis ssl_certfile", prepared.redis_cert_expires),
+    )
+    now = time.time()
+    expired = [f"{name}: the certificate expired on {_day(at)}" for name, at in expiries if 0 < at < now]
+    return settings_as_toml(settings), [*settings.warnings, *prepared.warnings, *expired]
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(at))
 
 
 def print_checked(settings: Settings) -> int:

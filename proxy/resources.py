@@ -26,7 +26,7 @@ from proxy.config import (
 from proxy.config.file_watch import Take, Watched
 from proxy.errors import SettingsError
 from proxy.redis import Deployment, files_of, read_url
-from proxy.server import LargeRequests, ServerTls, server_context, source_of
+from proxy.server import LargeRequests, ServerTls, check_socket_path, server_context, source_of
 from proxy.telemetry import Certificates, Log, expiry_of, packages
 from proxy.upstream import Backends, Fleet
 from proxy.upstream.http import tls_context
@@ -67,6 +67,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _client_certs(settings, prepared))
     attempt(lambda: _redis(settings, prepared))
     attempt(lambda: _listen_unix(settings))
+    attempt(lambda: _record_file(settings))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
@@ -98,14 +99,14 @@ def prepare(settings: Settings) -> Prepared:
 def _keys(settings: Settings, prepared: Prepared) -> None:
     path = settings.api_keys_file
     if path:
-        prepared.rules.identity.renew(read_keys(read_file("api_keys_file", path, prepared.warnings), path))
+        text = read_file("api_keys_file", path, prepared.warnings)
+        prepared.rules.identity.renew(read_keys(text, f"api_keys_file: {path}"))
 
 
 def _deny(settings: Settings, prepared: Prepared) -> None:
     if settings.deny_file:
-        prepared.rules.renew_deny_list(
-            read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file)
-        )
+        text = read_file("deny_file", settings.deny_file)
+        prepared.rules.renew_deny_list(read_deny_list(text, f"deny_file: {settings.deny_file}"))
 
 
 def _tls(settings: Settings, prepared: Prepared) -> None:
@@ -157,6 +158,20 @@ def _listen_unix(settings: Settings) -> None:
     folder = os.path.dirname(settings.listen_unix)
     if folder and not os.path.isdir(folder):
         raise SettingsError(f"listen_unix = {settings.listen_unix!r}: there is no folder {folder}")
+    if settings.listen_unix:
+        check_socket_path(settings.listen_unix)
+
+
+def _record_file(settings: Settings) -> None:
+    """Check that it may be written, without making it."""
+    path = settings.record_file
+    folder = os.path.dirname(path) or "."
+    if path and os.path.isdir(path):
+        raise SettingsError(f"record_file = {path!r}: is a folder")
+    if path and not os.path.isdir(folder):
+        raise SettingsError(f"record_file = {path!r}: there is no folder {folder}")
+    if path and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise SettingsError(f"record_file = {path!r}: may not be written by this user")
 
 
 def _backend_key(settings: Settings, prepared: Prepared) -> None:

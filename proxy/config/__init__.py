@@ -20,7 +20,7 @@ What a setting does is decided elsewhere; this room knows no request, engine or 
 """
 
 from proxy.config.conflicts import conflicts
-from proxy.config.files import no_password, read_file, warn_if_open
+from proxy.config.files import no_password, pair_problem, read_file, warn_if_open
 from proxy.config.flags import Parser, program_name, version
 from proxy.config.keys_file import KeyEntry, hash_of, read_keys_file
 from proxy.config.loader import exposed, load
@@ -65,6 +65,7 @@ __all__ = [
     "model_names",
     "no_password",
     "options",
+    "pair_problem",
     "program_name",
     "read_file",
     "read_keys_file",

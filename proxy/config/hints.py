@@ -69,12 +69,19 @@ _BY_WORD: Final = {word: meaning for words, meaning in _MEANINGS.items() for wor
 def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
     """The end of an error about an unknown setting: "" or `; did you mean …?`. `name`: a flag, variable or key;
     `names`: the known ones of its kind; `written`: a setting's name as its kind."""
-    near = difflib.get_close_matches(name, list(names))
-    meaning = _BY_WORD.get(name.removeprefix("GATEWAY_").lstrip("-").lower().replace("_", "-"))
+    word = _plain(name)
+    plain = {_plain(each): each for each in names}
+    near = [plain[each] for each in difflib.get_close_matches(word, plain)]
+    meaning = _BY_WORD.get(word.replace("_", "-"))
     if isinstance(meaning, str):
         return f"; {meaning}"
     meant: Sequence[str] = [written(setting) for setting in meaning] if meaning else near[:1]
     return f"; did you mean {_one_of(meant)}?" if meant else ""
+
+
+def _plain(name: str) -> str:
+    """Without what all names of its kind begin with, which would make short names alike."""
+    return name.removeprefix("GATEWAY_").lstrip("-").lower()
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ import difflib
 import hashlib
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from proxy.config.toml_errors import read_toml
 from proxy.config.values import LEAST_RATE
 from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import SettingsError
@@ -51,8 +51,8 @@ def hash_of(key: str) -> bytes:
 def read_keys_file(text: str, path: str) -> list[KeyEntry]:
     """The entries of a keys file. Raises SettingsError that names each wrong entry and its line."""
     try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        table = read_toml(text, _FIELDS)
+    except ValueError as e:
         raise SettingsError(f"{path}: not a TOML file: {e}") from None
     problems = [f"{path}: unknown key {name!r}: only [[keys]] entries" for name in table if name != "keys"]
     entries = table.get("keys", [])

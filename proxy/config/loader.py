@@ -4,16 +4,17 @@ at once."""
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from proxy.config.conflicts import reconcile
+from proxy.config.files import read_text
 from proxy.config.flags import parser_of_all
 from proxy.config.hints import hint
 from proxy.config.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
 from proxy.config.settings import Option, Settings, options
+from proxy.config.toml_errors import read_toml
 from proxy.errors import SettingsError
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
@@ -23,6 +24,8 @@ _KUBERNETES: Final = re.compile(
 """Variables that Kubernetes adds to a pod's environment for a Service named `gateway` or `gateway-…`."""
 
 OWN_FLAGS: Final = ("--config", "--check-config", "--help", "--help-all", "--version", "--print-completion")
+_NEVER_EMPTY: Final = ("FILE", "KEY", "SECRET|auto")
+"""An empty flag of these is a shell's variable that is not set, which must not switch protection off."""
 _LONGEST: Final = 10**100
 _SHOWN: Final = 200  # characters of an invalid value that its error shows
 
@@ -38,7 +41,7 @@ class Given(NamedTuple):
 def load(
     argv: Sequence[str],
     environ: Mapping[str, str],
-    read_file: Callable[[str], str] = lambda path: Path(path).read_text("utf-8-sig"),
+    read_file: Callable[[str], str] = read_text,
     *,
     prog: str = "python -m proxy",
 ) -> Settings:
@@ -61,6 +64,9 @@ def load(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for option, raw, source in given:
+        if source.startswith("flag ") and option.metavar in _NEVER_EMPTY and not raw.strip():
+            problems.append(f"{source} = '': is empty; write none for none")
+            continue
         try:
             values[option.name] = option.read(raw)
             sources[option.name] = source
@@ -80,11 +86,16 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
         problems.append(str(e))
         return {}
     names = [*OWN_FLAGS, *(option.flag for option in known.values())]
+    switches = {option.flag for option in known.values() if option.is_switch}
+    after_switch = {word: flag for flag, word in pairwise(argv) if flag in switches}
     after_flag = False
     for arg in unknown:
         name = arg.partition("=")[0]
         if arg.startswith("-"):
             problems.append(f"unknown flag {shown_word(name)}{hint(name, names, lambda name: known[name].flag)}")
+        elif arg in after_switch:
+            name = after_switch[arg]
+            problems.append(f"flag {name}: takes no value; {name.replace('--', '--no-', 1)} switches it off")
         elif not after_flag:  # the word after an unknown flag is its value
             problems.append(f"unexpected argument {shown_word(arg)}: settings are given as --flag VALUE")
         after_flag = arg.startswith("-") and "=" not in arg
@@ -95,20 +106,26 @@ def _from_file(
     path: str, read_file: Callable[[str], str], known: Mapping[str, Option], problems: list[str]
 ) -> Iterator[Given]:
     try:
-        table = tomllib.loads(read_file(path))
+        table = read_toml(read_file(path), known)
     except OSError as e:
         problems.append(f"file {path}: {e.strerror or e}")
         return
-    except (ValueError, RecursionError) as e:  # not TOML, not UTF-8, an invalid path, or deep nesting
+    except ValueError as e:  # not TOML, not UTF-8, too large, or an invalid path
         problems.append(f"file {path}: not a TOML file: {e}")
         return
     for key, raw in table.items():
-        if key in known:
+        inside = [name for name in raw if name in known] if isinstance(raw, dict) else []
+        if key in known and inside:  # after a table's heading every line is the table's
+            problems.append(
+                f"file {path}: {', '.join(inside)}: inside the table {key}; write settings above the line [{key}]"
+            )
+        elif key in known:
             yield Given(known[key], raw, f"file {path}: {key}")
         elif isinstance(raw, dict):
+            meant = f": write {', '.join(inside)} without this line" if inside else ""
             problems.append(
-                f"file {path}: unknown section [{_shown(key)[1:-1]}]{hint(key, known, str)}; settings are keys of "
-                "the file itself, without sections"
+                f"file {path}: unknown section [{_shown(key)[1:-1]}]{'' if inside else hint(key, known, str)}; "
+                f"settings are keys of the file itself, without sections{meant}"
             )
         else:
             problems.append(f"file {path}: unknown key {_shown(key)}{hint(key, known, str)}")
@@ -169,7 +186,11 @@ def _shown(raw: object) -> str:
         return "[" + ", ".join(map(_shown, raw)) + "]"
     if isinstance(raw, dict):
         return "a table"
+    if isinstance(raw, bool | float):
+        return str(raw).lower()
     if isinstance(raw, int) and abs(raw) > _LONGEST:  # CPython writes no number of more than 4,300 digits
         return f"a number of {raw.bit_length()} bits"
+    if isinstance(raw, int):
+        return str(raw)
     text = mask_url(str(raw))
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -501,9 +501,12 @@ def _split(text: str, right: str) -> SplitResult:
         raise ValueError(right)
     try:
         parts = urlsplit(text)
-        port = parts.port
     except ValueError:
         raise ValueError(right) from None
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{right}; the port is a number from 1 to 65535") from None
     if port == 0:
         raise ValueError("must not have port 0")
     return parts

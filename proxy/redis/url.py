@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
-from proxy.config import redis_hosts
+from proxy.config import redis_hosts, shown_path
 from proxy.errors import SettingsError
 from proxy.redis.resp import Login
 
@@ -125,6 +125,9 @@ def _read(url: str) -> tuple[RedisAddress, dict[str, Any]]:
             raise SettingsError("The Redis URL's protocol must be 2 or 3.")
         context = SSLConnection(**secure).ssl_context.get() if tls else None
     except (ValueError, TypeError, RedisError, OSError) as e:
+        unreadable = _unreadable(url)
+        if unreadable:
+            raise SettingsError(unreadable) from None
         reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
         raise SettingsError(
             f"Invalid Redis URL ({reason}); expected redis://HOST:6379/0, "
@@ -142,6 +145,17 @@ def _read(url: str) -> tuple[RedisAddress, dict[str, Any]]:
     )
     known = {name: options[name] for name in _OURS - _PLACE if name in options}
     return where, known | ({"ssl": True} | secure if tls else {})
+
+
+def _unreadable(url: str) -> str:
+    """What is wrong with the first of its files that cannot be read; empty: all can."""
+    for option, path in files_of(url).items():
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as e:
+            return f"{option} = {shown_path(path)}: {e.strerror or e}"
+    return ""
 
 
 def files_of(url: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from proxy.server.listener.descriptors import in_use, limit, places, raise_limit
 from proxy.server.listener.listener import Listener, source_of
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls, server_context
-from proxy.server.listener.unix_socket import unix_socket
+from proxy.server.listener.unix_socket import check_socket_path, unix_socket
 from proxy.server.offload.large import LargeRequests
 from proxy.server.openapi.handlers import ApiDocument
 from proxy.server.page.handlers import Page
@@ -46,6 +46,7 @@ __all__ = [
     "Sources",
     "Times",
     "Tracing",
+    "check_socket_path",
     "host_of",
     "hosts_of",
     "in_use",

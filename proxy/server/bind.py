@@ -139,5 +139,5 @@ async def listen_for_operators(
             runner, settings.admin_host, settings.admin_port, inherited, tls, settings.head_timeout, MAX_OPERATORS
         )
     except ListenError as e:
-        raise ListenError(f"{e} (admin_port = {settings.admin_port})") from e
+        raise ListenError(f"{e} (admin_port = {settings.admin_port})", "admin_port") from e
     return f"{'http' if tls is None else 'https'}://{host_of(settings.admin_host)}:{settings.admin_port}"

@@ -41,7 +41,7 @@ def bind(settings: Settings, workers: int, stack: ExitStack) -> Sockets:
         try:
             sockets.admin.extend(_listening(settings.admin_host, settings.admin_port, 1)[0])
         except ListenError as e:
-            raise ListenError(f"{e} (admin_port = {settings.admin_port})") from e
+            raise ListenError(f"{e} (admin_port = {settings.admin_port})", "admin_port") from e
     return sockets
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,34 @@ def test_list_stats_and_verify_speak_of_every_set(capsys: pytest.CaptureFixture[
 def test_calibrate_without_a_server_says_what_to_start(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "--url", "http://127.0.0.1:1"]) == 2
     assert "python -m proxy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "corpus: the following arguments are required: COMMAND; python -m corpus --help lists them\n"),
+        (["compose", "--sed", "1"], "corpus compose: unknown flag --sed; did you mean --seed?\n"),
+        (["compose", "--xyzzy=1"], "corpus compose: unknown flag --xyzzy; see python -m corpus compose --help\n"),
+        (["stats", "code"], "corpus stats: unexpected argument 'code': values are given as --flag VALUE\n"),
+        (["documents", "--count", "x"], "corpus documents: --count: invalid int value: 'x'\n"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert (ended.value.code, capsys.readouterr().err) == (2, said)
+
+
+def test_a_command_that_is_none_is_told_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["lst"])
+    said = capsys.readouterr().err
+    assert said.startswith("corpus: COMMAND: invalid choice: 'lst'")
+    assert "compose" in said
+    assert said.count("\n") == 1
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"corpus {version('streaming-gateway')}\n")

@@ -79,7 +79,7 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
     redis, gateway = free_port(), free_port()
     async with Engine(script, models=["smollm2"]) as engine:
         text = commands()
-        for old, new in ((VLLM, engine.url), ("6379", str(redis)), ("8443", str(gateway)), STOP):
+        for old, new in ((VLLM, engine.url), ("6390", str(redis)), ("8443", str(gateway)), STOP):
             assert old in text
             text = text.replace(old, new)
         cleanup = f"trap 'redis-cli -p {redis} shutdown nosave 2> /dev/null; kill $gateway 2> /dev/null' EXIT"

@@ -244,8 +244,13 @@ async def test_what_the_watchdog_heals_is_counted_and_logged(tmp_path: Path) -> 
 
 def test_an_app_has_its_url_by_where_it_listens() -> None:
     bare: dict[str, Any] = dict.fromkeys(App.__dataclass_fields__)
-    for host, url in (("/run/s", "unix:///run/s"), ("::1", "https://[::1]:5"), ("h", "https://h:5")):
-        assert App(**bare | {"host": host, "port": 5, "scheme": "https"}).url == url
+    for host, port, url in (
+        ("/run/s", 0, "unix:///run/s"),
+        ("gateway.sock", 0, "unix://gateway.sock"),
+        ("::1", 5, "https://[::1]:5"),
+        ("h", 5, "https://h:5"),
+    ):
+        assert App(**bare | {"host": host, "port": port, "scheme": "https"}).url == url
 
 
 @asynccontextmanager

@@ -82,10 +82,30 @@ def test_a_wrong_command_line_is_one_line_that_names_the_flag(
     assert "secret" not in told.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["new", "a b"], "name: must be 1 to 64 letters"),
+        (["new", "a", "--tenant", ""], "tenant: must be a text of 1 to 256 characters"),
+        (["new", "a", "--expires", "tomorrow"], "expires: must be a time with its offset"),
+        (
+            ["hash", "a"],
+            "a key has printable ASCII characters and no spaces; hash reads it from stdin: hash NAME < FILE",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_name_and_without_the_line_of_a_file(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith(f"proxy.keys: {said}")
+
+
 def test_a_key_that_no_header_can_hold_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for given in ("\u00e9\n", "a\x7fb\n", "", "a\tb"):
+    for given in ("\u00e9\n", "a\x7fb\n", "a\tb"):
         monkeypatch.setattr("sys.stdin", io.StringIO(given))
         assert main(["hash", "old"]) == 2
         assert capsys.readouterr().err == "proxy.keys: a key has printable ASCII characters and no spaces\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.program import check
 from proxy.resources import prepare
+from tests.kit.certificates import Authority
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,10 @@ from proxy.resources import prepare
         ({"tls_cert": "no-such"}, "tls_cert = 'no-such'"),
         ({"backend_api_key_file": "no-such"}, "backend_api_key_file = 'no-such'"),
         ({"listen_unix": "/no-such/s"}, "listen_unix = '/no-such/s': there is no folder /no-such"),
+        ({"listen_unix": "/usr"}, "listen_unix = '/usr': there is something that is no socket"),
+        ({"listen_unix": "/tmp/" + "x" * 120}, "the system takes no path over 107 bytes"),
+        ({"record_file": "/no-such/r"}, "record_file = '/no-such/r': there is no folder /no-such"),
+        ({"record_file": "/usr"}, "record_file = '/usr': is a folder"),
         ({"admission": "fleet"}, "admission = fleet needs redis or state_redis"),
         ({"admission": "fleet", "redis": "off"}, "admission = fleet needs redis or state_redis"),
     ],
@@ -96,3 +102,32 @@ def test_the_settings_are_shown_as_they_are_read_without_secrets() -> None:
     again = load(["--config", "x"], {}, read_file=lambda path: text.replace("redis://***@h", "redis://h"))
     assert again.backends == settings.backends
     assert (again.max_n, again.drain_timeout) == (3, settings.drain_timeout)
+
+
+def test_a_certificate_that_has_expired_is_warned_of(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    old, good = authority.issue("old", days=-1), authority.issue("good")
+    for issued, warned in ((old, True), (good, False)):
+        cert, key = str(issued.cert), str(issued.key)
+        _, warnings = check(Settings(tls_cert=cert, tls_key=key, backend_cert=cert, backend_key=key))
+        told = [
+            line for line in warnings if re.fullmatch(r"\w+: the certificate expired on \d{4}-\d\d-\d\d", line)
+        ]
+        assert [line.partition(":")[0] for line in told] == (["tls_cert", "backend_cert"] if warned else [])
+
+
+def test_a_wrong_keys_file_or_deny_list_is_told_by_its_setting(tmp_path: Path) -> None:
+    keys, deny = tmp_path / "keys.toml", tmp_path / "deny.txt"
+    keys.write_text("[[keys]]\nname = 'a'\nsha256 = 'x'\n")
+    deny.write_text("# nothing\n")
+    with pytest.raises(SettingsError) as e:
+        prepare(Settings(api_keys_file=str(keys), deny_file=str(deny)))
+    first, second = str(e.value).splitlines()
+    assert first.startswith(f"api_keys_file: {keys}:1: sha256: must be")
+    assert second.startswith(f"deny_file: {deny}: holds no rule")
+
+
+def test_a_recording_is_not_begun_by_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    prepare(Settings(record_file=str(path)))
+    assert not path.exists()

@@ -95,7 +95,7 @@ def test_a_file_is_text_in_utf_8_with_a_mark_or_without(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert read_file("deny_file", str(path)) == "h\u00e9"
     path.write_bytes(b"abc\xff")
-    with pytest.raises(SettingsError, match=rf"^deny_file = '{path}': is not UTF-8 \(byte 3\)$"):
+    with pytest.raises(SettingsError, match=rf"^deny_file = '{path}': is not UTF-8 \(line 1, byte 3\)$"):
         read_file("deny_file", str(path))
 
 

@@ -6,16 +6,22 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-import openai
 import pytest
 
 from proxy.app import App
 from tests.kit.client import get
 from tests.kit.engine import Engine
 from tests.kit.engine_turn import Turn
+from tests.kit.late import late
 from tests.kit.missing import lacking
 from tests.kit.running import gateway
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = late("openai")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

@@ -107,7 +107,8 @@ def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch
         (
             ListenError("Address already in use"),
             2,
-            "proxy: cannot listen on 127.0.0.1:8080: Address already in use\n",
+            "proxy: cannot listen on 127.0.0.1:8080: Address already in use; stop the program that listens there,"
+            " or choose another --port\n",
         ),
         (OSError(13, "Permission denied", "/x"), 2, "proxy: cannot start: Permission denied: /x\n"),
         (OSError(24, "Too many open files"), 2, "proxy: cannot start: Too many open files\n"),
@@ -137,18 +138,55 @@ def test_how_it_ends_is_its_exit_code_and_its_last_words(
     assert "--backend-api-key" in words.events[1][2]["detail"]
 
 
-def test_a_unix_socket_that_cannot_be_listened_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("argv", "error", "said"),
+    [
+        (["--listen-unix", "/run/s"], ListenError("x"), "/run/s: x"),
+        (
+            ["--port", "80"],
+            ListenError("Permission denied"),
+            "127.0.0.1:80: Permission denied; ports below 1024 are for root and for programs with"
+            " CAP_NET_BIND_SERVICE",
+        ),
+        (
+            ["--host", "2001:db8::1"],
+            ListenError("Cannot assign requested address"),
+            "[2001:db8::1]:8080: Cannot assign requested address; --host must be an address or a name of this"
+            " machine",
+        ),
+        (
+            ["--host", "gateway.example"],
+            ListenError("Name or service not known"),
+            "gateway.example:8080: Name or service not known; --host must be an address or a name of this machine",
+        ),
+        (
+            ["--admin-port", "9091", "--listen-unix", "/run/s"],
+            ListenError("Address already in use (admin_port = 9091)", "admin_port"),
+            "127.0.0.1:9091: Address already in use (admin_port = 9091); stop the program that listens there, or"
+            " choose another --admin-port",
+        ),
+        (
+            ["--admin-port", "9091", "--admin-host", "192.0.2.1"],
+            ListenError("Cannot assign requested address (admin_port = 9091)", "admin_port"),
+            "192.0.2.1:9091: Cannot assign requested address (admin_port = 9091); --admin-host must be an address"
+            " or a name of this machine",
+        ),
+    ],
+)
+def test_where_it_cannot_listen_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], error: ListenError, said: str
+) -> None:
     words = Words(monkeypatch)
 
     def run(coroutine: Any) -> None:
         coroutine.close()
-        raise ListenError("x")
+        raise error
 
     monkeypatch.setattr(program.uvloop, "run", run)
-    monkeypatch.setattr(sys, "argv", ["proxy", "--listen-unix", "/run/s"])
+    monkeypatch.setattr(sys, "argv", ["proxy", *argv])
     monkeypatch.setattr(program.os, "environ", {})
     assert entry.main() == 2
-    assert words.said[0][0] == "proxy: cannot listen on /run/s: x\n"
+    assert words.said[0][0] == f"proxy: cannot listen on {said}\n"
 
 
 def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from proxy.config import no_password, shown_path
+from proxy.config import no_password, pair_problem
 from proxy.errors import SettingsError
 
 
@@ -16,11 +16,7 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key or None, password=no_password("tls_key"))
     except OSError as e:  # ssl.SSLError is one
-        why = getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e)
-        shown = f"tls_cert = {shown_path(cert)}, tls_key = {shown_path(key)}"
-        raise SettingsError(
-            f"{shown}: {why}: must be files of a certificate chain and its unencrypted private key, in PEM form"
-        ) from None
+        raise SettingsError(pair_problem(("tls_cert", cert), ("tls_key", key), e)) from None
     return context
 
 

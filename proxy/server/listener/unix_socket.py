@@ -21,8 +21,7 @@ def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
     """A socket bound to the path, with that mode from its creation. A stale socket at the path is replaced;
     anything else there is left alone. At the end the path is removed, if it still is this socket. Raises
     SettingsError."""
-    if len(os.fsencode(path)) > MOST_BYTES:
-        raise SettingsError(f"listen_unix = {path!r}: the system takes no path over {MOST_BYTES} bytes")
+    check_socket_path(path)
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -45,15 +44,34 @@ def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
         sock.close()
 
 
-def _clear(path: str) -> None:
+def check_socket_path(path: str) -> None:
+    """Raises SettingsError where no socket can be bound; whether another program listens there is seen later."""
     try:
-        mode = os.lstat(path).st_mode
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        return  # settings may be checked in another locale than the gateway runs in
+    if size > MOST_BYTES:
+        raise SettingsError(f"listen_unix = {path!r}: the system takes no path over {MOST_BYTES} bytes")
+    mode = _mode(path)
+    if mode and not stat.S_ISSOCK(mode):
+        raise SettingsError(f"listen_unix = {path!r}: there is something that is no socket; it is left alone")
+
+
+def _mode(path: str) -> int:
+    """0: there is nothing."""
+    try:
+        return os.lstat(path).st_mode
     except FileNotFoundError:
-        return
+        return 0
+    except UnicodeEncodeError:
+        raise SettingsError(f"listen_unix = {path!r}: this locale cannot write the path") from None
     except OSError as e:
         raise SettingsError(f"listen_unix = {path!r}: {e.strerror or e}") from None
-    if not stat.S_ISSOCK(mode):
-        raise SettingsError(f"listen_unix = {path!r}: there is something that is no socket; it is left alone")
+
+
+def _clear(path: str) -> None:
+    if not _mode(path):
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

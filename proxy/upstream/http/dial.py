@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
 
-from proxy.config import no_password, shown_path
+from proxy.config import no_password, pair_problem, shown_path
 from proxy.errors import Code, GatewayError, SettingsError
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -183,25 +183,15 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
     except OSError as e:
         raise _unusable("backend_ca", ca, "one or more certificates in PEM form", e) from None
     if cert:
-        right = "a certificate and its unencrypted private key, in PEM form"
         try:
             context.load_cert_chain(cert, key or None, password=no_password("backend_key"))
         except OSError as e:
-            name = "backend_key" if key and _opens(cert) else "backend_cert"
-            raise _unusable(name, key if name == "backend_key" else cert, right, e) from None
+            raise SettingsError(pair_problem(("backend_cert", cert), ("backend_key", key), e)) from None
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _opens(path: str) -> bool:
-    try:
-        with open(path, "rb"):
-            return True
-    except OSError:
-        return False
 
 
 def _unusable(name: str, path: str, right: str, e: OSError) -> SettingsError:

@@ -65,6 +65,7 @@ def test_two_keys_of_one_tenant_are_two_callers_of_it() -> None:
     [
         ("", "holds no key"),
         ("x = [", "not a TOML file"),
+        ("[[keys]]\nname = team-a\n", "line 2: name: text, and a number with a unit, are in quotes"),
         ("x = " + "[" * 3000, "not a TOML file"),
         ("[keys]\n", "holds no key"),
         (f'a = 1\n[[keys]]\nname = "a"\nsha256 = "{A}"', "unknown key 'a'"),

@@ -7,9 +7,8 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from proxy.app import App
@@ -17,7 +16,13 @@ from proxy.errors import SettingsError
 from tests.kit.client import Answer, Connection, call, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.late import late
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = late("openai")
 
 CHAT = "/v1/chat/completions"
 Headers = Sequence[tuple[str, str]]

@@ -61,6 +61,11 @@ def test_the_environment_and_the_file_are_answered_in_their_own_names() -> None:
         "file x.toml: unknown key 'upstreams'; did you mean backends?",
         "file x.toml: unknown key 'processes'; did you mean workers?",
     ]
+    assert wrong(file="GATEWAY_PORT = 1\nPORT = 1") == [
+        "file x.toml: unknown key 'GATEWAY_PORT'; did you mean port?",
+        "file x.toml: unknown key 'PORT'; did you mean port?",
+    ]
+    assert wrong(["--PORT", "1"]) == ["unknown flag *** (6 characters); did you mean --port?"]
 
 
 def test_a_section_is_answered_by_what_it_would_hold_and_that_there_are_none() -> None:
@@ -68,8 +73,19 @@ def test_a_section_is_answered_by_what_it_would_hold_and_that_there_are_none() -
     assert wrong(file="[limits]\nrps = 1\n[gateway]\nport = 1\n") == [
         "file x.toml: unknown section [limits]; did you mean rate_limit_rps, rate_limit_tokens_per_minute or "
         f"rate_limit_streams?; {none}",
-        f"file x.toml: unknown section [gateway]; {none}",
+        f"file x.toml: unknown section [gateway]; {none}: write port without this line",
     ]
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_FOO", "GATEWAY_A", "GATEWAY_BAR"])
+def test_what_all_variables_begin_with_makes_none_alike(name: str) -> None:
+    assert loaded(environ={name: "1"}).warnings == (f"environment {name}: ignored: no such setting",)
+
+
+def test_a_misspelt_variable_is_answered_by_the_one_that_was_meant() -> None:
+    assert loaded(environ={"GATEWAY_API_KEY_FILE": "x"}).warnings == (
+        "environment GATEWAY_API_KEY_FILE: ignored: no such setting; did you mean GATEWAY_API_KEYS_FILE?",
+    )
 
 
 def test_a_section_s_name_is_bounded_and_shows_no_secret() -> None:

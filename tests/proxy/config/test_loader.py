@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -161,9 +162,92 @@ def test_a_file_that_is_not_toml_is_told(text: str) -> None:
     assert wrong(file=text)[0].startswith("file x.toml: not a TOML file: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "queue_timeout = 10s",
+            'line 1: queue_timeout: text, and a number with a unit, are in quotes: queue_timeout = "…"',
+        ),
+        (
+            "port = 1\r\nmax_body_bytes = 64MiB\r\n",
+            "line 2: max_body_bytes: text, and a number with a unit, are in",
+        ),
+        (
+            "max_inflight = auto",
+            "line 1: max_inflight: text, and a number with a unit, are in quotes: max_inflight = ",
+        ),
+        ("host = 0.0.0.0", "line 1: host: text, and a number with a unit, are in quotes: host = "),
+        ("port: 8080", "line 1: port: a setting is written port = VALUE"),
+        ("port = 1\nhost = 'a'\nport = 2", "line 3: port: is given twice"),
+        ('host = "a', "line 1: host: Unterminated string"),
+        ("backends = [http://a]", 'line 1: backends: Invalid value; a list is written backends = ["…", "…"]'),
+        ("backends = ['a' 'b']", 'line 1: backends: Unclosed array; a list is written backends = ["…", "…"]'),
+        ("host = 'a' 'b'", "line 1: host: Expected newline or end of document after a statement"),
+        ("port = ", "line 1: port: Invalid value"),
+        ("s3cret = s3cret", "Invalid value (at line 1, column 10)"),
+        ("models = {a = ", "line 1: models: Invalid value"),
+        ('backends = [\n"http://a",\n', "Invalid value (at end of document)"),
+        ("port = 1\n= 2\n", "Invalid statement (at line 2, column 1)"),
+        ("x = " + "[" * 3000 + "]" * 3000, "it is nested too deeply"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_told_by_the_line_and_the_setting(text: str, told: str) -> None:
+    (line,) = wrong(file=text)
+    assert line.startswith(f"file x.toml: not a TOML file: {told}")
+
+
+@pytest.mark.parametrize("table", ["models", "model_fallbacks"])
+def test_a_setting_below_a_table_of_names_is_no_name(table: str) -> None:
+    text = f'[{table}]\na = "m1"\napi_keys_file = "keys.toml"\nport = 8080\n'
+    assert wrong(file=text) == [
+        f"file x.toml: api_keys_file, port: inside the table {table}; write settings above the line [{table}]"
+    ]
+    assert loaded(file=f'port = 1\n[{table}]\na = "m1"\n').port == 1
+
+
+def test_a_file_in_another_encoding_or_without_an_end_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(b"port = 1\r\n# caf\xe9\r\n")
+    with pytest.raises(SettingsError) as caught:
+        load(["--config", str(path)], {})
+    assert str(caught.value) == f"file {path}: not a TOML file: is not UTF-8 (line 2, byte 15)"
+    with pytest.raises(SettingsError, match="is larger than 16777216 bytes"):
+        load(["--config", "/dev/zero"], {})
+
+
+def test_a_file_with_lines_of_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b'\xef\xbb\xbfport = 1\r\nqueue_timeout = "10s"\r\n')
+    settings = load(["--config", str(tmp_path / "x.toml")], {})
+    assert (settings.port, settings.queue_timeout) == (1, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("true", "true"), ("8080.5", "8080.5"), ("1e6", "1000000.0"), ("-1", "-1"), ('"x"', "'x'")]
+)
+def test_a_wrong_value_of_the_file_is_shown_as_it_is_written_there(text: str, shown: str) -> None:
+    assert wrong(file=f"port = {text}")[0].startswith(f"file x.toml: port = {shown}: must be ")
+
+
+@pytest.mark.parametrize("value", ["on", "maybe", "s3cret"])
+@pytest.mark.parametrize("flag", ["--page", "--metrics-key"])
+def test_a_word_after_a_switch_is_answered_by_how_to_switch_it_off(flag: str, value: str) -> None:
+    off = flag.replace("--", "--no-")
+    assert wrong([flag, value, "--port", "1"]) == [f"flag {flag}: takes no value; {off} switches it off"]
+
+
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize("flag", ["--api-keys-file", "--tls-cert", "--backend-api-key", "--cache-salt"])
+def test_an_empty_flag_does_not_switch_protection_off(flag: str, text: str) -> None:
+    assert wrong([flag, text]) == [f"flag {flag} = '': is empty; write none for none"]
+    assert loaded([flag, "none"]) == Settings()
+    name = flag.removeprefix("--").replace("-", "_")
+    assert loaded(file=f'{name} = ""') == Settings()  # as --check-config prints it
+
+
 def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds() -> None:
     assert wrong(file='port = [1, "a"]\n[redis]\npassword = "hunter2"') == [
-        "file x.toml: port = ['1', 'a']: must be a whole number from 0 to 65535, such as 8080",
+        "file x.toml: port = [1, 'a']: must be a whole number from 0 to 65535, such as 8080",
         "file x.toml: redis = a table: must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, "
         "unix:///path/to/socket, redis+sentinel://host1,host2/service/0 or redis+cluster://host1,host2",
     ]

@@ -85,7 +85,7 @@ def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting() -> No
     with pytest.raises(SettingsError) as refused:
         prepare(settings)
     first, second = str(refused.value).splitlines()
-    assert first.startswith("redis: Invalid Redis URL (No such file or directory)")
+    assert first == "redis: ssl_ca_certs = 'no-such-file': No such file or directory"
     assert second.startswith("state_redis: The Redis URL has the option 'colour', which is unknown")
     assert "secret" not in str(refused.value)
 

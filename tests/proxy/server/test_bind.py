@@ -41,9 +41,10 @@ async def test_a_port_of_operators_that_is_taken_is_named(engine: Engine) -> Non
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         port = sock.getsockname()[1]
-        with pytest.raises(ListenError, match=f"admin_port = {port}"):
+        with pytest.raises(ListenError, match=f"admin_port = {port}") as raised:
             async with gateway(engine, admin_port=port):
                 pass
+    assert raised.value.port == "admin_port"
 
 
 async def test_a_port_that_is_taken_is_told_without_its_address(engine: Engine) -> None:

@@ -33,8 +33,9 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ListenError, match="in use"):
             bind(replace(SETTINGS, port=port), 2, stack)
-        with pytest.raises(ListenError, match="admin_port"):
+        with pytest.raises(ListenError, match="admin_port") as raised:
             bind(replace(SETTINGS, admin_host="127.0.0.1", admin_port=port), 2, stack)
+        assert raised.value.port == "admin_port"
 
 
 def test_another_gateway_cannot_join_the_port() -> None:

@@ -6,10 +6,9 @@ import asyncio
 import json
 import os
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from openai import AsyncOpenAI, RateLimitError
 
 from proxy.access.caller import Caller, Rates
 from proxy.access.ratelimit.admission import admission_for
@@ -25,8 +24,14 @@ from proxy.wire.openai import decode
 from tests.kit.client import Answer, call, get, post_json, streaming
 from tests.kit.engine import Engine, full_backlog
 from tests.kit.engine_scripts import echo_script
+from tests.kit.late import late
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = late("openai")
 
 CHAT = "/v1/chat/completions"
 SAMPLED = {"temperature": 1}
@@ -97,12 +102,12 @@ async def test_the_official_client_sees_a_rate_limit_error(engine: Engine) -> No
     engine.auto(echo_script())
     async with (
         gateway(engine, rate_limit_rps=SLOW) as app,
-        AsyncOpenAI(base_url=app.url + "/v1", api_key="k", max_retries=0) as client,
+        openai.AsyncOpenAI(base_url=app.url + "/v1", api_key="k", max_retries=0) as client,
     ):
         ask: Any = HELLO
         raw = await client.chat.completions.with_raw_response.create(**ask)
         assert raw.headers["x-ratelimit-remaining-requests"] == "0"
-        with pytest.raises(RateLimitError) as caught:
+        with pytest.raises(openai.RateLimitError) as caught:
             await client.chat.completions.create(**ask)
         assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "rate_limit_error")
 
@@ -114,10 +119,10 @@ def nobody(request: object) -> Caller:
 async def test_the_official_client_does_not_repeat_a_prompt_that_can_never_pass(engine: Engine) -> None:
     async with (
         gateway(engine, rate_limit_tokens_per_minute=100) as app,
-        AsyncOpenAI(base_url=app.url + "/v1", api_key="k", max_retries=5) as client,
+        openai.AsyncOpenAI(base_url=app.url + "/v1", api_key="k", max_retries=5) as client,
     ):
         ask: Any = HELLO | {"messages": [{"role": "user", "content": "x" * 1000}]}
-        with pytest.raises(RateLimitError, match="shorter prompt"):
+        with pytest.raises(openai.RateLimitError, match="shorter prompt"):
             await client.chat.completions.create(**ask)
         assert b'gateway_rate_limited_total{limit="tokens"} 1\n' in (await get(app.url, "/metrics")).body
 

@@ -95,6 +95,35 @@ def test_wrong_files_are_told(tmp_path: Path) -> None:
         assert says in str(e.value)
 
 
+def test_each_wrong_file_is_told_by_its_setting_and_what_it_lacks(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    one, other = authority.issue("localhost"), authority.issue("other")
+    gone, empty, half = (str(tmp_path / name) for name in ("gone", "empty", "half.pem"))
+    Path(empty).touch()
+    Path(half).write_bytes(one.key.read_bytes().replace(b"M", b"!"))
+    cert, key = str(one.cert), str(one.key)
+    no_key, no_cert = "holds no private key in PEM form", "holds no certificate in PEM form"
+    for given, says in (
+        ((gone, key), f"tls_cert = '{gone}': No such file or directory"),
+        ((cert, gone), f"tls_key = '{gone}': No such file or directory"),
+        ((cert, str(tmp_path)), f"tls_key = '{tmp_path}': Is a directory"),
+        ((cert, ""), f"tls_cert = '{cert}': {no_key}, and tls_key is not set"),
+        ((key, cert), f"tls_cert = '{key}': {no_cert}; it is a private key: tls_key is for that"),
+        ((cert, cert), f"tls_key = '{cert}': {no_key}; it is a certificate: tls_cert is for that"),
+        ((empty, key), f"tls_cert = '{empty}': {no_cert}"),
+        ((cert, empty), f"tls_key = '{empty}': {no_key}"),
+        (
+            (cert, str(other.key)),
+            f"tls_key = '{other.key}': is not the key of tls_cert = '{cert}' (KEY_VALUES_MISMATCH)",
+        ),
+    ):
+        with pytest.raises(SettingsError) as e:
+            server_context(*given)
+        assert str(e.value) == says
+    with pytest.raises(SettingsError, match="must be a certificate chain and its private key, in PEM form"):
+        server_context(cert, half)
+
+
 @pytest.mark.e2e
 async def test_the_running_program_speaks_tls(engine: Engine, tmp_path: Path) -> None:
     authority = Authority(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import SettingsError
-from proxy.server.listener.unix_socket import unix_socket
+from proxy.server.listener.unix_socket import check_socket_path, unix_socket
 from tests.kit.client import Connection
 from tests.kit.engine import Engine
 from tests.kit.running import gateway
@@ -128,3 +128,22 @@ def test_the_mode_holds_where_the_folder_s_own_rules_are_others(
     path = tmp_path / "s"
     with unix_socket(str(path), 0o600):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_path_that_the_locale_cannot_write_passes_the_check_and_is_refused_by_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fsencode(path: str) -> bytes:
+        return path.encode("ascii")
+
+    def lstat(path: str) -> os.stat_result:
+        raise UnicodeEncodeError("ascii", path, 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr("proxy.server.listener.unix_socket.os.fsencode", fsencode)
+    monkeypatch.setattr("proxy.server.listener.unix_socket.os.lstat", lstat)
+    check_socket_path("/run/\u00fc")
+    with (
+        pytest.raises(SettingsError, match="this locale cannot write the path"),
+        unix_socket("/run/\u00fc", 0o600),
+    ):
+        pass
