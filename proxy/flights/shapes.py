@@ -235,7 +235,7 @@ class Shapes:
         answer = await self._answer(engine, model, endpoint, 0)
         framer = Framer(MOST_BYTES)  # no event can be larger: the answer is not
         frames = framer.feed(stream)
-        if not framer.clear:
+        if framer.pending:
             raise _Later("it ended a stream before it was complete")
         try:
             return shape_seen(frames, answer, endpoint)

@@ -130,24 +130,24 @@ class FrameTemplate:
     faster per token, but takes 0.7 ms to compile.)
     """
 
-    __slots__ = ("_back", "_front", "_short", "_start", "_stop")
+    __slots__ = ("back", "front", "start", "stop")
 
     def __init__(self) -> None:
-        self._front = self._back = b""
-        self._start = self._stop = 0  # offset of the text, and of its end from the frame's end
-        self._short = 0  # length of a frame without text
+        self.front = self.back = b""
+        self.start = self.stop = 0  # offset of the text, and of its end from the frame's end; 0: nothing is known
 
     def __contains__(self, frame: bytes) -> bool:
         # The front has no line end and the back only the two that end the event: the bytes are one event.
-        if not (len(frame) > self._short > 0 and frame.startswith(self._front) and frame.endswith(self._back)):
+        if not (frame.startswith(self.front) and frame.endswith(self.back)):
             return False
-        text = frame[self._start : self._stop]
+        text = frame[self.start : self.stop]
         # No quote, no line end, and no backslash at the end, which would escape the quote after it.
-        return 34 not in text and 10 not in text and 13 not in text and text[-1] != 92
+        return bool(text) and 34 not in text and 10 not in text and 13 not in text and text[-1] != 92
 
     def forget(self) -> None:
         """Recognise no frame until another one is learned."""
-        self._short = 0
+        self.front = self.back = b""
+        self.start = self.stop = 0
 
     def learn(self, frame: bytes) -> None:
         """Set the frame to compare with: one with content, and without usage, error or end."""
@@ -158,9 +158,8 @@ class FrameTemplate:
                 end = frame.find(b'"', start)
                 whole = frame.find(b"\n") == len(frame) - 2 and 13 not in frame
                 if end > start and whole and frame[end - 1] != 92 and not FINISH.search(frame):
-                    self._front, self._back = frame[:start], frame[end:]
-                    self._start, self._stop = start, end - len(frame)
-                    self._short = len(frame) - (end - start)
+                    self.front, self.back = frame[:start], frame[end:]
+                    self.start, self.stop = start, end - len(frame)
                 return
 
 

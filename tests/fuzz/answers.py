@@ -12,6 +12,7 @@ import h11
 
 from proxy.upstream.http.framing import InvalidResponse, Kind
 from proxy.upstream.http.response import ResponseParser
+from proxy.wire import chunk
 from proxy.wire.embeddings import (
     Unsplittable,
     Vector,
@@ -37,7 +38,8 @@ class Taken:
         assert not self.status, "a second head"
         self.status, self.headers = status, headers
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
+        assert wired in (b"", chunk(data)), "another chunk than that of its data"
         assert data, "a body of nothing"
         assert self.status, "a body before its head"
         self.data += data

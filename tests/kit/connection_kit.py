@@ -11,6 +11,7 @@ from typing import Any, cast
 from proxy.errors import GatewayError
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.read_budget import ReadBudget
+from proxy.wire import chunk
 
 HI = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 CHUNKED = b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -114,7 +115,8 @@ class Noting:
     def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         self._note("head", status)
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
+        assert wired in (b"", chunk(data)), "another chunk than that of its data"
         self._note("body", data)
 
     def end(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 
 from proxy.errors import GatewayError
+from proxy.wire import chunk
 from tests.kit.engine_turn import PATIENCE
 from tests.kit.patience import patience
 
@@ -28,7 +29,8 @@ class Taker:
         self.status, self.headers = status, headers
         self._changed.set()
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
+        assert wired in (b"", chunk(data)), "another chunk than that of its data"
         assert data, "a body of nothing"
         assert self.status, "a body before its head"
         assert not self.endings, "a body after the end"

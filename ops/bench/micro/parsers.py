@@ -48,7 +48,7 @@ class LastBytes:
     def head(self, status: int, headers: list[tuple[str, str]], known: object = None) -> None:
         pass
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         self.data = data
 
 

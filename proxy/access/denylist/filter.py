@@ -72,9 +72,9 @@ class FilteringIngest(Ingest):
         self._check = check
         self._checking: asyncio.Task[None] | None = None
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         if self.done or self.flight.mode is not Mode.STREAM:
-            super().body(data)
+            super().body(data, wired)
             return
         if self.vet is not None:
             stale = self.vet(data)
@@ -217,7 +217,7 @@ class FilteringIngest(Ingest):
                 if self._hit():
                     return
                 self._release()
-                self.surplus = frame is not frames[-1] or not self._framer.clear
+                self.surplus = frame is not frames[-1] or bool(self._framer.pending)
                 self._finish(frame)
                 return
             if self._look_at(frame, now):

@@ -272,8 +272,8 @@ class _NoTemplate(FrameTemplate):
 
     __slots__ = ()
 
-    def __contains__(self, frame: bytes) -> bool:
-        return False
+    def learn(self, frame: bytes) -> None:
+        pass
 
 
 class IdsIngest(Ingest):

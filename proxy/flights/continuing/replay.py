@@ -121,7 +121,7 @@ class Replay(Flight):
         on_joined, self._on_joined = self._on_joined, None
         return on_joined is None or on_joined()
 
-    def append_token(self, frame: bytes) -> None:
+    def append_token(self, frame: bytes, wired: bytes = b"") -> None:
         self.add(frame, same=True)
         self.flush()
 

@@ -58,7 +58,7 @@ class EventIngest(Ingest):
             self._take(seen, now)
             flight.add(frame)
             if seen.end:
-                self.surplus = frame is not frames[-1] or not self._framer.clear
+                self.surplus = frame is not frames[-1] or bool(self._framer.pending)
                 self.clean = True
                 self._land(self._head)
                 return

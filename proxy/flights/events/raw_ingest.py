@@ -50,7 +50,7 @@ class RawIngest(Ingest):
         super().__init__(flight, timeouts, callbacks)
         self._tap = UsageTap()
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         if self.done:
             return
         tap = self._tap
@@ -60,7 +60,7 @@ class RawIngest(Ingest):
             self.flight.reports(tap.usage)  # it may be abandoned before its end
         elif self._events:
             self.flight.counts_events(tap.events)
-        super().body(data)
+        super().body(data, wired)
 
 
 class _Counts(msgspec.Struct):

@@ -93,7 +93,7 @@ class MergedFlight(Flight):
             if content:
                 member.token(self.clock())
 
-    def append_token(self, frame: bytes) -> None:
+    def append_token(self, frame: bytes, wired: bytes = b"") -> None:
         self.add(frame, same=True)
         self.flush()
 

@@ -13,6 +13,7 @@ from proxy.upstream.http.dial import OURS, short_of, unreachable
 from proxy.upstream.http.framing import InvalidResponse
 from proxy.upstream.http.read_budget import SMALL, ReadBudget
 from proxy.upstream.http.response import KnownHead, ResponseParser
+from proxy.wire import SIZE_LINES
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a response whose receiver has all it needs
 
@@ -22,11 +23,12 @@ class Receiver(Protocol):
     before. None of these methods may raise.
 
     `body` is called once for each read with body bytes, whatever the number of chunks: chunk boundaries carry no
-    meaning. `known`: the head but for its Content-Length, where it has come before.
+    meaning. `wired`: its one HTTP chunk, where the read is one in the form of `proxy.wire.chunk`. `known`: the
+    head but for its Content-Length, where it has come before.
     """
 
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None: ...
-    def body(self, data: bytes) -> None: ...
+    def body(self, data: bytes, wired: bytes = b"") -> None: ...
     def end(self) -> None: ...
     def lost(self, error: GatewayError) -> None: ...
 
@@ -47,7 +49,7 @@ class _Nobody:
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         pass
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         pass
 
     def end(self) -> None:
@@ -143,7 +145,7 @@ class Connection(asyncio.Protocol):
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         """See `body`."""
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         """Bytes after the end of a response: their meaning is unknown."""
         self.abort()
 
@@ -195,6 +197,15 @@ class Connection(asyncio.Protocol):
         if answer is None:
             self._drop()  # unexpected bytes: they must not be taken for the next response
             return
+        size = len(data)
+        if answer.between and size < SMALL and not self._late:
+            line = SIZE_LINES[size]
+            if data.startswith(line) and data.endswith(b"\r\n"):  # one whole chunk: nearly every token
+                try:
+                    answer.to.body(data[len(line) : -2], data)
+                except Exception as e:  # noqa: BLE001 - as below
+                    self._fault(answer, e)
+                return
         self.received = True
         if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
             return

@@ -225,7 +225,7 @@ class _Answer:
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None:
         self._status = status
 
-    def body(self, data: bytes) -> None:
+    def body(self, data: bytes, wired: bytes = b"") -> None:
         if len(self._body) + len(data) <= MAX_POLL:
             self._body += data
         else:

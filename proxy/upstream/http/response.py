@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import httptools
@@ -41,22 +42,25 @@ _COMMON: Final = (
     "connection",
     "x-request-id",
 )
-MAX_KNOWN: Final = 256  # heads that are kept
+MAX_KNOWN: Final = 256  # heads that are kept, of each kind
 KNOWN_BYTES: Final = 1024  # of a head that is kept
 MAX_MADE: Final = 512  # of what is made of one head: two for each engine
+
+_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 _NAMES: Final = {form.encode(): name for name in _COMMON for form in (name, name.title())}
 """Names as engines write them, to lower case: the common headers need no decoding."""
 
 
 class KnownHead(msgspec.Struct, frozen=True, eq=False):
-    """A plain head that has come before, but for its Content-Length."""
+    """A head that has come before: a plain one but for its Content-Length, or one of a chunked body."""
 
     status: int
     before: tuple[tuple[str, str], ...]  # headers before that one
     after: tuple[tuple[str, str], ...]
     made: dict[Hashable, Any] = {}
     """What receivers have made of it, by keys of their own. See `keep`."""
+    framing: Framing | None = None  # of a chunked body
 
     def keep(self, key: Hashable, made: Any) -> None:
         """Have `made` under this key whenever such a head comes."""
@@ -66,6 +70,7 @@ class KnownHead(msgspec.Struct, frozen=True, eq=False):
 
 
 _KNOWN: Final[dict[bytes, KnownHead]] = {}
+_KNOWN_CHUNKED: Final[dict[bytes, KnownHead]] = {}
 """By their bytes: an engine's heads are the same for a second but for the length. Parsing one takes 8 µs."""
 
 
@@ -73,7 +78,7 @@ class Sink(Protocol):
     """The part of a Receiver that the parser calls."""
 
     def head(self, status: int, headers: list[tuple[str, str]], known: KnownHead | None = None) -> None: ...
-    def body(self, data: bytes) -> None: ...
+    def body(self, data: bytes, wired: bytes = b"") -> None: ...
 
 
 def _ignore(data: bytes) -> None:
@@ -90,6 +95,7 @@ class ResponseParser(msgspec.Struct, eq=False):
     framing: Framing | None = None  # None until the head is complete
     status: int = 0  # once the head is complete
     surplus: bool = False  # bytes came after the end
+    between: bool = False  # the next byte begins a chunk, or the end of a chunked body
     _headers: list[tuple[str, str]] = []
     _head_bytes: int = 0
     _head_done: bool = False
@@ -99,9 +105,13 @@ class ResponseParser(msgspec.Struct, eq=False):
     _overhead: int = 0
     _end: int = -1  # number of pieces of this read before the end, once it has come
     _pieces: list[bytes] = []
-    on_body: Callable[[bytes], None] | None = None  # as soon as there is a parser
+    _open: list[None] | None = None  # as soon as there is a parser: not empty within a chunk
+    on_body: Callable[[bytes], None] | None = None  # this and the next two: likewise
+    on_chunk_header: Callable[[], None] | None = None
+    on_chunk_complete: Callable[[], None] | None = None
     _parser: httptools.HttpResponseParser | None = None  # made for a head that is not plain
     _parse: Callable[[bytes], None] = _ignore
+    _closed: bool = False
 
     @property
     def until_close(self) -> bool:
@@ -110,20 +120,7 @@ class ResponseParser(msgspec.Struct, eq=False):
     def feed(self, data: bytes) -> bool:
         """True: the response has ended. Raises InvalidResponse, after the body before the fault has gone out."""
         if self._chunks:
-            # The path of every token: this is all, once per read, that is added to the parser's work.
-            try:
-                self._parse(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-                return self._chunks_over(data, _refused(e))
-            pieces = self._pieces
-            if self._end >= 0 or not pieces:
-                return self._chunks_over(data, None)
-            self._overhead = 0
-            if len(pieces) == 1:
-                self.to.body(pieces.pop())
-            else:
-                self._hand_out()
-            return False
+            return self._parse_chunks(data)
         if self.framing is None:
             return self._read_first(data) if self._parser is None else self._read_head(data)
         if self._left:
@@ -138,6 +135,7 @@ class ResponseParser(msgspec.Struct, eq=False):
     def close(self, to: Sink) -> None:
         """Release the parser, to break the reference cycle with it. A read under way is handed out to `to`."""
         self.to = to
+        self._closed, self.between = True, False
         if self._parser is not None:
             self._parser = None
             self._parse = _ignore
@@ -147,10 +145,7 @@ class ResponseParser(msgspec.Struct, eq=False):
     def _read_head(self, data: bytes) -> bool:
         """Feed a head exactly up to its end, so that all that follows is body or surplus."""
         if self._parser is None:
-            # httptools calls this for each chunk: a C function, no Python frame.
-            self.on_body = self._pieces.append
-            parser = self._parser = httptools.HttpResponseParser(self)
-            self._parse = parser.feed_data
+            self._begin_parser()
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also accepts RTSP, ICE and leading line breaks
@@ -168,15 +163,35 @@ class ResponseParser(msgspec.Struct, eq=False):
             if end < 0:
                 self._tail = whole[-3:]
                 return False
-            data = data[cut:]
+            head, data = data[:cut], data[cut:]
             if self._begin_body():
+                if self.between and self._head_bytes == cut <= KNOWN_BYTES:
+                    self._remember(head)
                 return self._first_body(data)
             # An interim response: the final one is still to come.
             self._tail, self._headers, self._head_done = b"", [], False
         return False
 
+    def _begin_parser(self) -> None:
+        # httptools calls these for each chunk: C functions, no Python frame.
+        self.on_body = self._pieces.append
+        within: list[None] = []
+        self._open = within
+        self.on_chunk_header, self.on_chunk_complete = partial(within.append, None), within.clear
+        parser = self._parser = httptools.HttpResponseParser(self)
+        self._parse = parser.feed_data
+
+    def _remember(self, head: bytes) -> None:
+        """Know this head of a chunked body from now on."""
+        if any(name == "x-request-id" for name, _ in self._headers):
+            return  # another one in each answer
+        if len(_KNOWN_CHUNKED) >= MAX_KNOWN:
+            _KNOWN_CHUNKED.clear()
+        _KNOWN_CHUNKED[head] = KnownHead(self.status, tuple(self._headers), (), framing=self.framing)
+
     def _read_first(self, data: bytes) -> bool:
-        """Feed the first bytes: a plain head with the length of its body is read here, all others by httptools."""
+        """Feed the first bytes: a plain head with the length of its body and a known one are read here, all others
+        by httptools."""
         if self.bodiless:
             return self._read_head(data)
         end = data.find(_END_OF_HEAD)
@@ -196,6 +211,14 @@ class ResponseParser(msgspec.Struct, eq=False):
                 self.to.head(known.status, headers, known)
                 body = data[end + 4 :]
                 return self._read_counted(body) if body else False
+        elif at < 0 <= end <= KNOWN_BYTES:
+            known = _KNOWN_CHUNKED.get(data[: end + 4])
+            if known is not None:
+                self.status, self.framing = known.status, known.framing
+                self._chunks = self.between = True
+                self.to.head(known.status, [*known.before], known)
+                body = data[end + 4 :]
+                return self.feed(body) if body else False
         head = _PLAIN.match(data)
         if head is None:
             return self._read_head(data)
@@ -247,7 +270,7 @@ class ResponseParser(msgspec.Struct, eq=False):
             return False
         self.framing, self.status = framing, status
         self._left = framing.length
-        self._chunks = framing.kind is _CHUNKED
+        self._chunks = self.between = framing.kind is _CHUNKED
         self.to.head(status, headers)
         return True
 
@@ -266,6 +289,25 @@ class ResponseParser(msgspec.Struct, eq=False):
         self._left = left
         self.to.body(data)
         return not left
+
+    def _parse_chunks(self, data: bytes) -> bool:
+        """Feed chunks to httptools."""
+        if self._parser is None:  # the head was a known one
+            if self._closed:
+                return False
+            self._begin_parser()
+            self._parse(_CHUNKED_HEAD)
+        try:
+            self._parse(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+            return self._chunks_over(data, _refused(e))
+        pieces = self._pieces
+        self.between = not self._open and data.endswith(b"\r\n")
+        if self._end >= 0 or not pieces:
+            return self._chunks_over(data, None)
+        self._overhead = 0
+        self._hand_out()
+        return False
 
     def _hand_out(self) -> None:
         pieces = self._pieces

@@ -26,7 +26,7 @@ from proxy.wire.sse import (
 def test_an_event_has_begun_that_is_or_is_no_comment(data: bytes, clear: bool, speaks: bool) -> None:
     framer = Framer(10)
     framer.feed(data)
-    assert (framer.clear, framer.speaks) == (clear, speaks)
+    assert (not framer.pending, framer.speaks) == (clear, speaks)
 
 
 def test_an_empty_event_at_the_very_beginning_is_one_however_lines_end_after_it() -> None:
