@@ -29,16 +29,19 @@ FLEET: dict[str, Any] = {"admission": "fleet", "max_inflight": LIMIT, "share": "
 
 
 class Counting:
-    """An engine that holds each request for some turns of the loop, and counts those at once."""
+    """An engine that holds each request for some turns of the loop, and counts those at once. `fills`: it holds
+    them until so many are there."""
 
-    def __init__(self, turns: int = 50) -> None:
+    def __init__(self, turns: int = 50, fills: int = 0) -> None:
         self.turns = turns
+        self.fills = fills
         self.now = self.most = self.answered = 0
 
     async def __call__(self, turn: Turn) -> None:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
+            await until(lambda: self.most >= self.fills)
             for _ in range(self.turns):
                 await asyncio.sleep(0)
             await turn.answer("hello")
@@ -76,7 +79,7 @@ def ceilings(*apps: App) -> list[int]:
 
 
 async def test_two_gateways_never_have_more_than_the_limit_together() -> None:
-    counting = Counting()
+    counting = Counting(fills=LIMIT)
     async with (
         redis_server() as path,
         Engine(counting) as engine,
@@ -147,7 +150,7 @@ async def test_a_killed_gateway_s_places_come_back_to_the_workers_of_another(tmp
 
 
 async def test_a_gateway_that_begins_without_redis_serves_after_the_time_of_a_lease(tmp_path: Path) -> None:
-    counting = Counting()
+    counting = Counting(fills=LIMIT)
     async with (
         Engine(counting) as engine,
         gateway(engine, redis=f"unix://{tmp_path}/none", log_to=tmp_path / "log", **FLEET) as one,

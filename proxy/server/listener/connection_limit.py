@@ -45,7 +45,7 @@ class ConnectionLimit:
     had a request. It is refused where all others have one.
 
     Connections of the same event-loop iteration have not been idle for different times: up to `UNDECIDED` of them
-    stay over the limit until the grace has passed."""
+    stay over the limit until the grace of each has passed."""
 
     def __init__(self, most: int, connections: Collection[Evictable], loop: asyncio.AbstractEventLoop) -> None:
         self.most = most
@@ -54,7 +54,7 @@ class ConnectionLimit:
         self._idle: deque[tuple[float, Evictable]] = deque()  # results of the latest search
         self._search_from = 0.0
         self._young = False  # the latest search found connections without a request yet, all within their grace
-        self._undecided: list[Evictable] = []
+        self._undecided: deque[tuple[float, Evictable]] = deque()  # since when
         self._timer: asyncio.TimerHandle | None = None
 
     def admit(self, newest: Evictable) -> bool:
@@ -63,7 +63,7 @@ class ConnectionLimit:
             return True
         if not self._young or len(self._undecided) >= UNDECIDED:
             return False
-        self._undecided.append(newest)
+        self._undecided.append((self._loop.time(), newest))
         if self._timer is None:
             self._timer = self._loop.call_later(GRACE_SECONDS, self._decide)
         return True
@@ -75,9 +75,14 @@ class ConnectionLimit:
 
     def _decide(self) -> None:
         self._timer = None
-        undecided, self._undecided = self._undecided, []
         self._search_from = 0.0
-        for connection in undecided:
+        while self._undecided:
+            since, connection = self._undecided[0]
+            left = since + GRACE_SECONDS - self._loop.time()
+            if left > 0:
+                self._timer = self._loop.call_later(left, self._decide)
+                return
+            self._undecided.popleft()
             try:
                 if not (connection.closing or self._make_room(connection) or connection.asks):
                     connection.refuse_full()

@@ -205,7 +205,9 @@ async def test_a_share_of_the_requests_is_cancelled_after_so_many_tokens(tmp_pat
     left = [record for record in seen.records if record.cancel]
     assert 0 < len(left) < 12
     assert {record.failure for record in left} == {"left"}
-    assert all(5 <= sum(event.kind == "content" for event in record.events) < 20 for record in left)
+    for record in left:
+        read = [event.user_ns for event in record.events if event.kind == "content"]
+        assert sum(at < read[-1] for at in read) < 5 <= len(read), "it left in the read of the fifth token"
     assert {record.failure for record in seen.records if not record.cancel} == {None}
     told = result(tmp_path)
     assert (told["completed"], told["failed"]) == (12 - len(left), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import pytest
@@ -70,6 +71,22 @@ async def test_where_all_come_to_ask_within_the_grace_the_silent_new_one_is_refu
     await asyncio.sleep(2 * GRACE_SECONDS)
     assert [client.refused for client in clients] == [False, False, True]
     assert closed(clients) == []
+
+
+@virtual
+async def test_one_that_comes_within_the_grace_of_another_has_its_own() -> None:
+    clients, limit = limited(2)
+    for _ in range(3):
+        assert limit.admit(Client(clients))
+    for client in clients[:2]:
+        client.asks = True
+    await asyncio.sleep(GRACE_SECONDS * 0.8)
+    assert limit.admit(Client(clients))
+    await asyncio.sleep(GRACE_SECONDS * 0.5)
+    assert [client.refused for client in clients] == [False, False, True, False]
+    clients[3].asks = True
+    await asyncio.sleep(GRACE_SECONDS)
+    assert [client.refused for client in clients] == [False, False, True, False]
 
 
 @virtual
@@ -192,7 +209,7 @@ async def test_who_is_undecided_is_decided_on_once_and_who_asks_or_left_meanwhil
     await asyncio.sleep(GRACE_SECONDS)
     await asyncio.sleep(0)
     assert [client.refused for client in idle] == [False] * 3
-    assert (limit._timer, limit._undecided) == (None, [])
+    assert (limit._timer, limit._undecided) == (None, deque())
 
 
 @virtual
