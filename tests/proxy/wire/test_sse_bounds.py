@@ -7,6 +7,7 @@ import pytest
 from proxy.errors import GatewayError
 from proxy.wire import sse
 from proxy.wire.sse import (
+    MOST_LINES,
     SIZES,
     ChunkCheck,
     Framer,
@@ -50,6 +51,18 @@ def test_an_event_of_just_the_limit_is_an_event_and_one_byte_more_is_refused(dat
         with pytest.raises(GatewayError, match=f"larger than {len(data) - 1} bytes"):
             [framer.feed(piece) for framer in [Framer(len(data) - 1)] for piece in pieces]
     assert Framer(len(data)).feed(b"x" * len(data)) == []
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_an_event_has_so_many_lines_at_most(end: bytes) -> None:
+    largest = (b"data: 1" + end) * (MOST_LINES - 1) + end
+    assert Framer(1 << 20).feed(largest + b"x") == [largest]
+    for step in (len(largest), 70_000):
+        framer, more = Framer(1 << 20), b"data: 1" + end + largest + b"x"
+        with pytest.raises(GatewayError, match=f"more than {MOST_LINES} lines"):
+            [framer.feed(more[at : at + step]) for at in range(0, len(more), step)]
+    single = b"data: 1\n\n" * MOST_LINES
+    assert len(Framer(1 << 20).feed(single)) == MOST_LINES
 
 
 @pytest.mark.parametrize(
