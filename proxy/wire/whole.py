@@ -24,6 +24,9 @@ _OPEN: Final = REASONS | {""}
 MAX_COUNTED: Final = 1024 * 1024
 """Bytes of a list of prompts up to which its items are counted."""
 
+SMALL: Final = 64 * 1024
+"""Bytes of an event whose numbers may have any length: 4 MiB of indexes of 4,299 digits take 80 ms."""
+
 _WRITTEN: Final = b'"finish_reason":"'
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _UNREADABLE: Final = (ValueError, RecursionError)
@@ -140,7 +143,7 @@ def take_event(frame: bytes, ended: dict[int, str], asked: int, *, content: bool
     choices, a choice was not asked for, has ended already and has `content` here, or ends by a reason that is not
     OpenAI's. `asked`: as in `lack_of`."""
     choices: Sequence[_Choice] | None = None
-    if frame.startswith(b"data: {") and frame.find(b"\n") == len(frame) - 2 and 13 not in frame:
+    if frame.startswith(b"data: {") and SMALL > len(frame) == frame.find(b"\n") + 2 and 13 not in frame:
         try:  # here and not in a function: several times a stream
             choices = _FRAME.decode(frame[6:-2]).choices
         except _BROKEN:
@@ -186,6 +189,8 @@ def _choices_of(frame: bytes) -> Sequence[_Choice] | None:
     data = data_of(frame)
     if not data or data.isspace():
         return ()
+    if len(data) > SMALL and long_number(data):
+        return None
     try:
         found = _FRAME.decode(data)
     except msgspec.ValidationError:

@@ -16,6 +16,7 @@ from proxy.wire.sse import DONE
 from proxy.wire.whole import (
     MAX_CHOICES,
     REASONS,
+    SMALL,
     asked_of,
     endings,
     lack_of,
@@ -188,6 +189,14 @@ def test_an_event_with_a_number_of_too_many_digits_is_none_of_an_answer(monkeypa
     monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was read"))
     event = b'data: {"choices":[{"index":0,"finish_reason":"stop"}],"a":NaN,"b":%b}\n\n' % (b"9" * 310)
     assert take_event(event, {}, 1, content=False) is not None
+    for text, good in ((b"9" * 310, False), (b'"%b"' % (b"9" * 310), True)):
+        ended: dict[int, str] = {}
+        filled = b'data: {"choices":[{"index":0,"finish_reason":"stop"}],"a":"%b","b":%b}\n\n' % (
+            b"x" * SMALL,
+            text,
+        )
+        assert (take_event(filled, ended, 1, content=False) is None) is good
+        assert ended == ({0: "stop"} if good else {})
 
 
 @pytest.mark.parametrize("offset", [0, 1, 17, 33])
