@@ -196,9 +196,14 @@ class Embedder:
         where that comes earlier."""
         request = self._requests.get(reader.flight)
         if request is not None and reader.flight.phase is Phase.QUEUED:
-            self._faults.safely(
-                "a request for embeddings that is joined", self.queue.joined, request, reader.caller
-            )
+            self._faults.safely("a request for embeddings that is joined", self._reads, request, reader.caller)
+
+    def _reads(self, request: EmbeddingRequest, caller: Hashable) -> None:
+        before = request.caller
+        self.queue.joined(request, caller)
+        if request.caller != before:
+            for item in request.missing():
+                self.store.change_turn(item)
 
     def close(self) -> None:
         """Fail every request, so that every array is cancelled at its engine."""
@@ -235,6 +240,7 @@ class Embedder:
                 calls.add(item.call)
             elif item.owner is not None and self.queue.sooner(request.caller, item.owner.caller):
                 self.queue.take_over(item, request)
+                self.store.change_turn(item)
         self._counts.joined(joined)
         self.queue.adds(request)
         self.queue.hurry(calls, request, request.caller)
