@@ -22,7 +22,7 @@ from proxy.access import (
     scope_of,
 )
 from proxy.access.denylist import ingest_for
-from proxy.access.ratelimit import Admission, admission_for
+from proxy.access.ratelimit import Admission, admission_for, limits_any
 from proxy.config import PRIORITIES, Settings, secrets_in
 from proxy.config.file_watch import Contents, FileWatch
 from proxy.errors import place_of, words_of
@@ -101,6 +101,9 @@ from proxy.workers import Member, OwnEngines, SharedAdmission
 _SHARED: Final = "an eviction or a restart there gives callers one burst more; --state-redis separates the two"
 
 
+LIMITS_MB: Final = 32
+"""Memory of the embedded Redis of limits: some 80,000 callers that were active within the time of their bursts.
+When it is full, each worker enforces its part of the limits."""
 ENGINE_LIMITS: Final = "engine limits"
 """What gateways share with `--admission fleet`, as the start lines say it."""
 
@@ -271,9 +274,13 @@ async def running(
         if settings.state_redis:
             shared_redis = await _deployment("state_redis", settings.state_redis, settings, log, metrics, stack)
             limits_state = other_state = RedisState("yours", shared_redis)
+        limits_redis = shared_redis
+        if member is not None and member.hello.limits_redis is not None:
+            limits_redis = await _deployment("limits", member.hello.limits_redis, settings, log, metrics, stack)
+            limits_state = other_state = RedisState("embedded", limits_redis)
         admission = await admission_for(
             settings,
-            shared_redis,
+            limits_redis,
             metrics,
             log,
             stack,
@@ -835,6 +842,28 @@ def _retry_rules(settings: Settings) -> RetryRules:
 def _at(where: str, e: BaseException) -> str:
     place = place_of(e)
     return f"{where} ({place})" if place else where
+
+
+async def redis_of_limits(settings: Settings, log: Log, stack: AsyncExitStack, *, keyed: bool) -> str | None:
+    """Start an embedded Redis for the limits that workers share, beside the embedded one of answers: that evicts
+    meters too, after 5 to 60 MB of answers within a second. None without limits, where they have a Redis of their
+    own, or where it does not start. `keyed`: callers may bring limits."""
+    from proxy.embedded.redis import EmbeddedRedis
+    from proxy.embedded.supervise import ChildFailed
+
+    if settings.state_redis or not limits_any(settings, keyed=keyed):
+        return None
+    redis = EmbeddedRedis(
+        LIMITS_MB,
+        lambda event, detail: log.event("info", f"embedded redis of limits {event}", detail=detail),
+        evicts=False,
+    )
+    stack.push_async_callback(redis.stop)
+    try:
+        return await redis.start()
+    except ChildFailed as e:
+        log.event("warning", "limits share the embedded redis of answers", detail=str(e))
+        return None
 
 
 async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:

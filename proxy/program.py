@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import uvloop
 
-from proxy.app import ENGINE_LIMITS, App, children, running, supervised_admission
+from proxy.app import ENGINE_LIMITS, App, children, redis_of_limits, running, supervised_admission
 from proxy.config import Settings, exposed, load, settings_as_toml
 from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
@@ -123,9 +123,12 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
     loop.set_exception_handler(faults.of_loop)
     with Signals() as signals:
         async with AsyncExitStack() as stack:
-            prepare(settings)  # its errors come before anything is bound
+            identity = prepare(settings).rules.identity  # its errors come before anything is bound
             sockets = bind(settings, workers, stack.enter_context(ExitStack()))
             engines, redis, redis_words = await children(settings, log, stack)
+            limits_redis = None
+            if redis_words == "embedded":
+                limits_redis = await redis_of_limits(settings, log, stack, keyed=identity.ring is not None)
             shared = await supervised_admission(settings, redis, log, stack)
             supervisor = Supervisor(
                 Parts(
@@ -133,6 +136,7 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
                     engines=engines,
                     redis=redis,
                     redis_words=redis_words,
+                    limits_redis=limits_redis,
                     arguments=sys.argv[1:],
                     drain=settings.drain_delay + settings.drain_timeout,
                     delay=settings.drain_delay,

@@ -30,8 +30,16 @@ class NotInstalled(SettingsError):
 class EmbeddedRedis:
     """A private server without persistence, which evicts the least recently used keys when it is full."""
 
-    def __init__(self, memory_mb: int, on_event: Callable[[str, str], None] = lambda event, detail: None) -> None:
+    def __init__(
+        self,
+        memory_mb: int,
+        on_event: Callable[[str, str], None] = lambda event, detail: None,
+        *,
+        evicts: bool = True,
+    ) -> None:
+        """`evicts`: False: when it is full it refuses to write."""
         self._memory_mb = memory_mb
+        self._policy = "allkeys-lru" if evicts else "noeviction"
         self._on_event = on_event
         self._child: Child | None = None
         self._home: Path | None = None
@@ -49,7 +57,7 @@ class EmbeddedRedis:
             "save": "",
             "appendonly": "no",
             "maxmemory": f"{self._memory_mb}mb",
-            "maxmemory-policy": "allkeys-lru",
+            "maxmemory-policy": self._policy,
             "daemonize": "no",
             "timeout": "0",
         }

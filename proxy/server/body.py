@@ -23,6 +23,9 @@ from proxy.wire.http import require_json, require_plain
 BODY_COST: Final = 2
 """Memory that one byte of a body costs until its request has ended: the body and the request decoded from it."""
 GRANULE: Final = 256 * 1024  # bytes by which the charge of a body of unknown length grows
+AHEAD: Final = 64 * 1024
+"""Bytes of a body of known length that are charged before they come, and as many again as have come: a client that
+announces 16 MiB and sends nothing holds little of the budget."""
 LEAST_FREE: Final = 4 * 1024
 
 
@@ -84,11 +87,14 @@ def body_if_buffered(
 
 
 async def read_body(request: Request, settings: Settings, held: Held | None = None, limit: int = 0) -> bytes:
-    """The complete body, within the limits of bytes and seconds, charged to `held` before it is read. Raises
-    GatewayError 400, 408, 413 or 503."""
+    """The complete body, within the limits of bytes and seconds, charged to `held` as it comes. Where all of it
+    does not fit at its begin it is refused then. Raises GatewayError 400, 408, 413 or 503."""
     largest = limit or settings.max_body_bytes
+    length = request.content_length
     if held is not None:
-        held.need(BODY_COST * (request.content_length or GRANULE))
+        held.need(BODY_COST * (length or GRANULE))
+        if length is not None and length > AHEAD:
+            held.resize(BODY_COST * AHEAD)
     expects = request.headers.get("expect", "").lower() == "100-continue" and request.version >= HttpVersion11
     if expects and request.transport is not None:  # RFC 9110 10.1.1: HTTP/1.0 has no 100
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -101,7 +107,7 @@ async def read_body(request: Request, settings: Settings, held: Held | None = No
                 if size > largest:
                     raise _too_large(largest)
                 if held is not None and BODY_COST * size > held.size:
-                    held.need(BODY_COST * (size + GRANULE))
+                    held.need(BODY_COST * (size + GRANULE if length is None else min(length, 2 * size + AHEAD)))
                 body.write(piece)
     except TimeoutError:
         raise GatewayError(

@@ -14,6 +14,7 @@ from proxy.access import PriorityPolicy
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import SLICE_BYTES, Held, Memory, Mode, Subscriber
+from proxy.flights.resuming import Turns
 from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early
@@ -39,6 +40,7 @@ class Responder:
         self._priority_policy = priority_policy
         self._memory = memory
         self._large = large
+        self._turns = Turns()
 
     # -- answers of the gateway's own -------------------------------------------------------------
 
@@ -121,8 +123,12 @@ class Responder:
         headers, limited = context.headers(reader), context.hold is not None
         passed = reader.flight.spec.event_api is not None  # its first events come before its first token
         every = self._keepalive if passed and context.request.version >= HttpVersion11 else 0.0
+        resumable = context.resumable
+        if resumable is not None and (resumable.numbered or resumable.after is not None):
+            writable = partial(self._writable_in_turn, context)
+            await self._turns.take()
         sent = await respond.stream(
-            context.request, reader, headers, writable, limited=limited, every=every, resumable=context.resumable
+            context.request, reader, headers, writable, limited=limited, every=every, resumable=resumable
         )
         context.begin_response(sent.status)
         return sent
@@ -160,6 +166,10 @@ class Responder:
         if context.unread is None and self._memory is not None:
             context.charge_unread(Held(self._memory, self._owner(context), "unread"))
         await respond.wait_writable(context.request, self._stall, context.unread)
+
+    async def _writable_in_turn(self, context: RequestContext) -> None:
+        await self.wait_writable(context)
+        await self._turns.take()
 
     def _owner(self, context: RequestContext) -> object:
         return self._priority_policy.current_fairness_key(context.caller, context.request)

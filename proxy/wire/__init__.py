@@ -21,7 +21,7 @@ This room imports no asyncio, no HTTP server and no socket. The load generator u
 """
 
 from proxy.wire.choices import Part, StreamSplit, split_body
-from proxy.wire.document import read
+from proxy.wire.document import long_number, read
 from proxy.wire.embeddings import (
     LARGE,
     SLICE,
@@ -177,6 +177,7 @@ __all__ = [
     "is_error",
     "joined",
     "lack_of",
+    "long_number",
     "note",
     "outgrows",
     "prompt_in",

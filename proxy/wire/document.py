@@ -93,8 +93,8 @@ def too_deep(body: bytes) -> bool:
 
 def long_number(body: bytes) -> str:
     """The beginning of a number with more than DIGITS digits in succession; empty: there is none. The text must be
-    valid JSON, and takes linear time. Digits in strings may be any number: they mostly show only in the second
-    step, as the first looks at each 31st byte."""
+    valid JSON; of another, all are found that a reader meets before it fails. Takes linear time. Digits in strings
+    may be any number: they mostly show only in the second step, as the first looks at each 31st byte."""
     if len(body) <= DIGITS or _SAMPLED.search(body[::_STRIDE]) is None:
         return ""
     text = body.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in body else body

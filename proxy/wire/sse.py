@@ -15,6 +15,8 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment (WHATWG HTML 9.2.6): every SSE client ignores it."""
 LAST_CHUNK: Final = b"0\r\n\r\n"
 BOM: Final = b"\xef\xbb\xbf"
+MOST_LINES: Final = 16_384
+"""Lines of one event: to split a million takes 0.2 s."""
 
 # An event ends at the second of two consecutive line ends; the first such pair counts. A CR is decided as soon as
 # possible:
@@ -59,8 +61,8 @@ class Framer:
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with its terminating blank line.
 
-        Raises GatewayError 502 where an event is larger than `max_frame` bytes, complete or not; frames of the
-        same call are then lost, as is the stream.
+        Raises GatewayError 502 where an event is larger than `max_frame` bytes, complete or not, or has more than
+        MOST_LINES; frames of the same call are then lost, as is the stream.
         """
         if self.pending or len(data) > self._max or 13 in data:
             return self._search(data)
@@ -93,6 +95,10 @@ class Framer:
                 break
             if stop - start > self._max:
                 raise self._too_large()
+            if stop - start > MOST_LINES and _lines(pending, start, stop) > MOST_LINES:
+                raise GatewayError(
+                    Code.UPSTREAM_TOO_LARGE, f"The engine sent an event of more than {MOST_LINES} lines."
+                )
             frames.append(bytes(pending[start:stop]))
             start = seen = stop
         del pending[:start]
@@ -104,6 +110,10 @@ class Framer:
 
     def _too_large(self) -> GatewayError:
         return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The engine sent an event larger than {self._max} bytes.")
+
+
+def _lines(data: bytearray, start: int, stop: int) -> int:
+    return data.count(b"\n", start, stop) + data.count(b"\r", start, stop) - data.count(b"\r\n", start, stop)
 
 
 def data_of(frame: bytes) -> bytes | None:
@@ -119,6 +129,11 @@ def data_of(frame: bytes) -> bytes | None:
 
 def is_comment(frame: bytes) -> bool:
     """Whether an event has neither data nor the type `error`."""
+    # These take 0.1 µs in place of 2: an engine may send 50,000 events in one read.
+    if frame.startswith(b"data:"):
+        return False
+    if b"data" not in frame and b"error" not in frame:
+        return True
     return data_of(frame) is None and b"error" not in (value.strip() for value in field_of(frame, b"event"))
 
 

@@ -30,6 +30,7 @@ class Hello(msgspec.Struct, tag="hello"):
     engines: list[str]  # URLs
     redis: str | None
     redis_words: str  # embedded, yours or off
+    limits_redis: str | None = None  # the embedded Redis of the workers' limits
     salt: bytes = b""  # the secret of `--cache-salt auto`
     first: bool = True  # no worker of this gateway is ready yet
 

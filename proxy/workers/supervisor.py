@@ -64,6 +64,7 @@ class Parts:
     engines: list[str]
     redis: str | None
     redis_words: str
+    limits_redis: str | None = None  # an embedded one of their own
     arguments: Sequence[str]  # of the command line
     drain: float  # seconds that a worker may take to drain
     delay: float  # seconds between the signal and the end of accepting
@@ -208,6 +209,7 @@ class Supervisor:
             engines=parts.engines,
             redis=parts.redis,
             redis_words=parts.redis_words,
+            limits_redis=parts.limits_redis,
             salt=self._salt,
             first=not self._begun,
         )

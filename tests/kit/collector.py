@@ -7,13 +7,24 @@ from __future__ import annotations
 import asyncio
 import gzip
 import importlib
+import threading
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from aiohttp import web
 
+THREADS = ("otel-end", "Otel")
 KINDS = {1: "internal", 2: "server", 3: "client"}
+
+
+def join_exporters() -> None:
+    """Wait for OpenTelemetry's threads. One that tries again uses the random numbers of the process, which
+    Hypothesis takes for those of a later test in it."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join(30)
+            assert not thread.is_alive(), f"{thread.name} has not ended"
 
 
 @dataclass(frozen=True)

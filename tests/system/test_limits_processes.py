@@ -20,6 +20,7 @@ from proxy.embedded.redis import server_binary
 from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_turn import Turn
 from tests.kit.redis_server import redis_server
 from tests.kit.running import HELLO, HELLO_STREAM, pause, until
 from tests.system.test_process import Gateway, proxy
@@ -133,3 +134,21 @@ async def test_with_redis_gone_in_the_middle_each_process_keeps_its_limit_and_no
             while await metric(one, "gateway_limits_local") or await metric(other, "gateway_limits_local"):
                 await pause()
             assert await fire(one, 15) <= BURST - sum(before)
+
+
+async def test_the_limits_of_workers_are_not_evicted_by_answers(engine: Engine) -> None:
+    message = {"role": "assistant", "content": "x" * 200_000}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+
+    async def large(turn: Turn) -> None:
+        await turn.respond(
+            200, {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        )
+
+    engine.auto(large)
+    flags = ("--workers", "2", "--redis", "auto", "--redis-memory-mb", "4", "--probe", "off", *RATE)
+    async with proxy("--backend", engine.url, *flags) as gateway:
+        bodies = [HELLO | {"seed": n} for n in range(2 * BURST)]
+        statuses = Counter([(await post_json(gateway.url, CHAT, body)).status for body in bodies])
+        assert statuses == {200: BURST, 429: BURST}
+        assert (await get(gateway.url, "/-/state")).json()["state_redis"]["is"] == "embedded"

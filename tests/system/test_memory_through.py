@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from proxy.app import App
 from proxy.flights.memory import Held
-from proxy.server.body import BODY_COST
+from proxy.server.body import AHEAD, BODY_COST
 from tests.kit.client import Connection, get, post_json, request_bytes
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
@@ -83,9 +84,19 @@ async def test_a_client_that_leaves_in_mid_upload_gives_its_memory_back(engine: 
     async with gateway(engine, memory_budget=64 * MIB) as app:
         async with await Connection.open(app.url) as client:
             await client.send(request_bytes("POST", CHAT, b"", [("Content-Length", str(MIB))]) + b"x" * 1000)
-            await until(lambda: app.memory.held == BODY_COST * MIB)
+            await until(lambda: app.memory.held == BODY_COST * AHEAD)
             await client.abort()
         await until(lambda: app.memory.held == 0)
+
+
+async def test_clients_that_announce_bodies_and_send_nothing_hold_little_of_the_budget(engine: Engine) -> None:
+    engine.auto(echo_script())
+    head = request_bytes("POST", CHAT, b"", [("Content-Length", str(16 * MIB))])
+    async with gateway(engine, memory_budget=80 * MIB) as app, AsyncExitStack() as stack:
+        for _ in range(32):
+            await (await stack.enter_async_context(await Connection.open(app.url))).send(head)
+        await until(lambda: app.memory.held == 32 * BODY_COST * AHEAD)
+        assert (await post_json(app.url, CHAT, large(3 * MIB))).status == 200
 
 
 async def test_the_rate_is_asked_before_a_large_body_is_read_and_once(engine: Engine) -> None:

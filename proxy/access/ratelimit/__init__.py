@@ -2,7 +2,7 @@
 all together. `Admission` makes a `Reservation` for each request; `LocalLimits` count in this process,
 `RedisLimits` across processes. A refusal is an error with OpenAI's rate-limit headers."""
 
-from proxy.access.ratelimit.admission import Admission, admission_for
+from proxy.access.ratelimit.admission import Admission, admission_for, limits_any
 from proxy.access.ratelimit.buckets import Claim, Limit, Limits, LocalLimits
 from proxy.access.ratelimit.limiter import Reservation
 
@@ -14,4 +14,5 @@ __all__ = [
     "LocalLimits",
     "Reservation",
     "admission_for",
+    "limits_any",
 ]

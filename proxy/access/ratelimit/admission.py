@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from proxy.access.caller import Rates
 from proxy.access.caller_address import Identify
 from proxy.access.context import AccessContext
-from proxy.access.ratelimit.buckets import LocalLimits, limits_of
+from proxy.access.ratelimit.buckets import Limits, LocalLimits, limits_of
 from proxy.access.ratelimit.limiter import Limiter
 from proxy.access.ratelimit.redis import RedisLimits
 from proxy.config import Settings
@@ -54,6 +54,29 @@ class Admission:
             await hold.allowed()
 
 
+def _bounds(settings: Settings) -> tuple[Rates, Limits]:
+    """The limits of a caller without its own, and those of all callers."""
+    default = Rates(
+        rps=settings.rate_limit_rps,
+        burst=settings.rate_limit_burst,
+        tokens_per_minute=settings.rate_limit_tokens_per_minute,
+        streams=settings.rate_limit_streams,
+    )
+    everyone = Rates(
+        rps=settings.global_limit_rps,
+        burst=settings.global_limit_burst,
+        tokens_per_minute=settings.global_limit_tokens_per_minute,
+        streams=settings.global_limit_streams,
+    )
+    return default, limits_of(everyone, Rates())
+
+
+def limits_any(settings: Settings, *, keyed: bool) -> bool:
+    """Whether some caller may have a limit. `keyed`: callers may bring limits of their own."""
+    default, everyone = _bounds(settings)
+    return keyed or everyone.any or limits_of(default, default).any
+
+
 async def admission_for(
     settings: Settings,
     redis: str | Deployment | None,
@@ -68,23 +91,9 @@ async def admission_for(
     """The settings' admission control; None without limits, so that requests pay nothing. `redis`: one that other
     processes have too, by the URL of one server or as a Deployment, which its owner starts. `keyed`: callers may
     bring limits of their own; `parts`: processes that divide the limits while they have no Redis in common."""
-    default = Rates(
-        rps=settings.rate_limit_rps,
-        burst=settings.rate_limit_burst,
-        tokens_per_minute=settings.rate_limit_tokens_per_minute,
-        streams=settings.rate_limit_streams,
-    )
-    everyone = limits_of(
-        Rates(
-            rps=settings.global_limit_rps,
-            burst=settings.global_limit_burst,
-            tokens_per_minute=settings.global_limit_tokens_per_minute,
-            streams=settings.global_limit_streams,
-        ),
-        Rates(),
-    )
-    if not (keyed or everyone.any or limits_of(default, default).any):
+    if not limits_any(settings, keyed=keyed):
         return None
+    default, everyone = _bounds(settings)
     shared = None
     if redis is not None:
 

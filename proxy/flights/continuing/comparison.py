@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Raw
 
-from proxy.wire import Usage, data_of, encode, unchunks, usage_of
+from proxy.wire import Usage, data_of, encode, long_number, unchunks, usage_of
 
 MOST_FRAMES: Final = 3000
 MOST_BYTES: Final = 4 * 1024 * 1024
@@ -186,7 +186,7 @@ class Comparison:
         self._bytes_left -= len(frame)
         if self._frames_left < 0 or self._bytes_left < 0 or self._ahead > MOST_AHEAD:
             raise Differs("another order of choices")
-        members = _object(data_of(frame) or b"{}")
+        members = _chunk(frame)
         for name in _HEAD:
             if name in members:
                 self._head.setdefault(name, members[name])
@@ -219,7 +219,7 @@ class Comparison:
     # -- the second -------------------------------------------------------------------------------
 
     def _rest(self, frame: bytes) -> bytes | None:
-        members = _object(data_of(frame) or b"{}")
+        members = _chunk(frame)
         if not self._next:
             self._read()  # whose head readers have
         choices = _OBJECTS.decode(members.get("choices", _NULL)) or ()
@@ -299,6 +299,14 @@ class Comparison:
 
 def _is_finish(content: Content) -> bool:
     return content[0] == _FINISH
+
+
+def _chunk(frame: bytes) -> dict[str, Raw]:
+    """The members of an event's data. Raises Differs for numbers whose reading would take quadratic time."""
+    data = data_of(frame) or b"{}"
+    if long_number(data):
+        raise Differs("a number of too many digits")
+    return _object(data)
 
 
 def _object(raw: Raw | bytes) -> dict[str, Raw]:

@@ -83,7 +83,7 @@ class Delivery:
             request = item.first()
             if request is not None and item.result is not None:
                 item.drop(request)
-                if request.gets(item, item.result):
+                if not request.over and request.gets(item, item.result):
                     self._landing = request, request.land()
         except Exception as e:  # noqa: BLE001 - one request's part must not end the others'
             if request is not None:

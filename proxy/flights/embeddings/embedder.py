@@ -6,7 +6,8 @@ It is given Flights and ends every one of them. Its arrays are separate Flights;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import chain, count
 from typing import Final
@@ -49,6 +50,10 @@ Parts = list[list[EmbeddingItem]]
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that a single item may have caused: an engine answers 500 to an input that it cannot compute. Any other
 status concerns the whole array."""
+
+DROPS: Final = 4096
+"""Items of requests that are over, given up in one turn of the loop: 9 ms. 300 clients with 2,048 inputs each that
+left at once held it for 1.3 s."""
 
 _A_TURN: Final = "a turn of the embeddings"
 _ARRAY: Final = "an array of embeddings"
@@ -129,6 +134,8 @@ class Embedder:
             handed_out=self._handed_out,
         )
         self._turn_due = False
+        self._drops = DROPS  # left in this turn
+        self._dropping: deque[tuple[EmbeddingRequest, list[EmbeddingItem]]] = deque()
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -136,7 +143,8 @@ class Embedder:
         return f"<Embedder {len(self._requests)} requests, {self.arrays!r}>"
 
     def __len__(self) -> int:
-        return len(self._requests) + len(self._items) + len(self._tasks) + len(self._delivery)
+        held = len(self._requests) + len(self._items) + len(self._dropping)
+        return held + len(self._tasks) + len(self._delivery)
 
     def __contains__(self, flight: Flight) -> bool:
         """Whether it is a request that the embedder serves."""
@@ -196,9 +204,14 @@ class Embedder:
         where that comes earlier."""
         request = self._requests.get(reader.flight)
         if request is not None and reader.flight.phase is Phase.QUEUED:
-            self._faults.safely(
-                "a request for embeddings that is joined", self.queue.joined, request, reader.caller
-            )
+            self._faults.safely("a request for embeddings that is joined", self._reads, request, reader.caller)
+
+    def _reads(self, request: EmbeddingRequest, caller: Hashable) -> None:
+        before = request.caller
+        self.queue.joined(request, caller)
+        if request.caller != before:
+            for item in request.missing():
+                self.store.change_turn(item)
 
     def close(self) -> None:
         """Fail every request, so that every array is cancelled at its engine."""
@@ -207,6 +220,7 @@ class Embedder:
             self._window.cancel()
         for request in tuple(self._requests.values()):
             self._fail(request, ending())
+        self._drop_waiting(len(self._dropping))
         self._delivery.clear()
 
     async def wait_closed(self) -> None:
@@ -235,6 +249,7 @@ class Embedder:
                 calls.add(item.call)
             elif item.owner is not None and self.queue.sooner(request.caller, item.owner.caller):
                 self.queue.take_over(item, request)
+                self.store.change_turn(item)
         self._counts.joined(joined)
         self.queue.adds(request)
         self.queue.hurry(calls, request, request.caller)
@@ -247,7 +262,9 @@ class Embedder:
 
     def _turn(self) -> None:
         self._turn_due = False
+        self._drops = DROPS
         try:
+            self._drop_waiting()
             self._delivery.turn()
             for request, begin in self.queue.arrived():
                 try:
@@ -495,11 +512,29 @@ class Embedder:
         request.flight.when_abandoned(None)
         where = "a request for embeddings that is over"
         self._faults.safely(where, self.queue.ends, request)
-        self._faults.safely(where, self._drop_items, request)
+        items = list(request.missing())
+        if not items:
+            return
+        self._soon()
+        if self._dropping or self._drops <= 0:
+            self._dropping.append((request, items))
+            return
+        self._drops -= len(items)
+        self._faults.safely(where, self._drop_items, request, items)
 
-    def _drop_items(self, request: EmbeddingRequest) -> None:
+    def _drop_waiting(self, least: int = 0) -> None:
+        """Drop the items of requests that were over when this turn had dropped enough, of `least` at any rate."""
+        while self._dropping and (self._drops > 0 or least > 0):
+            request, items = self._dropping.popleft()
+            least -= 1
+            self._drops -= len(items)
+            self._faults.safely("a request for embeddings that is over", self._drop_items, request, items)
+        if self._dropping:
+            self._soon()
+
+    def _drop_items(self, request: EmbeddingRequest, items: Sequence[EmbeddingItem]) -> None:
         calls: set[ArrayCall] = set()
-        for item in request.missing():
+        for item in items:
             try:
                 call = self._drop_item(item, request)
             except Exception as e:  # noqa: BLE001 - the other items are given up too

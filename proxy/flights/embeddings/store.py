@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import zip_longest
 from typing import Final
 
 from proxy.flights.embeddings.items import EmbeddingItem, Origin, Result
-from proxy.flights.queue.lookups import LookupBatcher
+from proxy.flights.queue.lookups import FairLookups
+from proxy.flights.spec import tenant_of
 from proxy.redis import Cache, Stored, wall_clock
 from proxy.wire import Unsplittable
 
@@ -41,7 +42,7 @@ class ItemStore:
         self._looked = looked
         self._on_lost = lost
         self._on_fault = on_fault
-        self._lookups: LookupBatcher[EmbeddingItem] = LookupBatcher(max_batch=max_batch)
+        self._lookups: FairLookups[EmbeddingItem] = FairLookups(max_batch=max_batch)
 
     def __len__(self) -> int:
         return len(self._lookups)
@@ -53,20 +54,24 @@ class ItemStore:
         """Queue an item for a look-up. False: there is no store, or the item must be fresh."""
         if self._cache is None or item.fresh or not self._cache.available:
             return False
-        self._lookups.add(item, 0.0)  # without a window
+        self._lookups.add(item, _caller_of(item))
         return True
+
+    def change_turn(self, item: EmbeddingItem) -> None:
+        """An item that is queued for a look-up may have another owner."""
+        self._lookups.move(item, _caller_of(item))
 
     def waits(self, item: EmbeddingItem) -> bool:
         """Whether it is queued for a look-up, or is being looked up."""
-        return item in self._lookups.arrived or item in self._lookups.looking
+        return item in self._lookups
 
     def discard(self, item: EmbeddingItem) -> bool:
         """Remove an item. True if it was here."""
         return self._lookups.discard(item)
 
     def look(self) -> None:
-        """Start a round trip for all queued items, unless one is under way."""
-        batch = self._lookups.due(0.0)
+        """Start a round trip for queued items, callers in turn, unless one is under way."""
+        batch = self._lookups.due()
         if not batch or self._cache is None:
             return
         try:
@@ -127,3 +132,7 @@ class ItemStore:
         except Exception as e:  # noqa: BLE001 - it is served though it is not stored
             self._on_fault("the store of an embedding", e)
             settled()
+
+
+def _caller_of(item: EmbeddingItem) -> Hashable:
+    return None if item.owner is None else tenant_of(item.owner.caller)

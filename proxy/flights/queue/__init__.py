@@ -2,8 +2,9 @@
 
 A `Ticket` holds what decides a request's turn. `RequestQueue` holds all that waits, within one limit. Its
 `FairQueue` orders by class, and within a class by deficit round robin between tenants and their users.
-`LookupBatcher` forms batches of look-ups, and `Shares` decides which queued request makes room in a full queue. A
-`PoolQueue` is a summary of the requests that are queued for an engine, for other processes.
+`LookupBatcher` and, by caller, `FairLookups` form batches of look-ups, and `Shares` decides which queued request
+makes room in a full queue. A `PoolQueue` is a summary of the requests that are queued for an engine, for other
+processes.
 """
 
 from proxy.flights.queue.request_queue import RequestQueue

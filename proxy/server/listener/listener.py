@@ -46,7 +46,7 @@ from proxy.server.listener.peer_closed import peer_closed
 from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
 from proxy.server.listener.request import Request, head_bytes, read_request
 from proxy.server.listener.timeouts import Over, Times, Watched
-from proxy.server.listener.unreadable import HeadTooLarge, error_for, final_response
+from proxy.server.listener.unreadable import HeadTooLarge, OtherProtocol, error_for, final_response
 from proxy.telemetry import raised, unawaited
 from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds, Target
@@ -63,6 +63,7 @@ READ_BYTES = 32 * 1024
 AT_ONCE = 4 * 1024  # bytes; a smaller read is handled at once: nearly every request
 
 BLANK = b"\r\n\r\n"
+PROTOCOL_BYTES = len(b" RTSP/1.0")  # at the end of a request line
 
 Handler = Callable[[Request], Awaitable[bool]]
 """Answers a request completely. True: the connection may be kept. It is cancelled where the client leaves."""
@@ -95,6 +96,7 @@ class ClientConnection(RequestHandler):
     _head = 0  # bytes of an incomplete head
     _late = b""  # bytes read but not handled yet: reading is paused until they are
     _fed = b""  # the last bytes of an incomplete head that were given to the parser
+    _line: bytes | None = b""  # the end of an incomplete request line; None: it is complete, its head is not
     _key = b""  # by which the head of the next request would be known
     _last_key = 0  # the hash of that of the latest request
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was parsed
@@ -107,7 +109,7 @@ class ClientConnection(RequestHandler):
         # As attributes of the instance they are read in a twentieth of the time: each is read once a request.
         self._late, self.opening, self._head, self._sliced = self._late, self.opening, self._head, self._sliced
         self._body, self._fed, self._left, self._chunks = self._body, self._fed, self._left, self._chunks
-        self._key, self._last_key = self._key, self._last_key
+        self._key, self._last_key, self._line = self._key, self._last_key, self._line
         self.leaving, self.write_paused, self._payload = self.leaving, self.write_paused, self._payload
         super().connection_made(transport)
         assert self._task_handler is not None
@@ -204,6 +206,14 @@ class ClientConnection(RequestHandler):
                 size = len(data) if end < 0 else end + 4 - len(fed)
                 if end < 0 or fed:
                     self._fed = whole[-3:] if end < 0 else b""
+                if self._line is not None and not self._upgraded and self._is_other_protocol(data[:size]):
+                    self._request_count += 1
+                    messages.append((_ErrInfo(400, OtherProtocol("not HTTP"), ""), EMPTY_PAYLOAD))
+                    if self._waiter is not None and not self._waiter.done():
+                        self._waiter.set_result(None)
+                    return
+                if end >= 0:
+                    self._line = b""
             piece, data = (data, b"") if size == len(data) else (data[:size], data[size:])
             if self._upgraded:
                 super().data_received(piece)  # after a CONNECT: aiohttp keeps a bounded part of it
@@ -237,6 +247,18 @@ class ClientConnection(RequestHandler):
                     parser.set_upgraded(False)
             if not data:
                 return
+
+    def _is_other_protocol(self, data: bytes) -> bool:
+        """Whether these bytes of a head end its request line with RTSP or ICE: aiohttp's parser accepts both, and
+        does not say so."""
+        line = self._line + data if self._line else data.lstrip(b"\r\n")
+        stop = line.find(b"\r")
+        if stop < 0:
+            self._line = line[-PROTOCOL_BYTES:]
+            return False
+        self._line = None
+        version = line[max(0, stop - PROTOCOL_BYTES) : stop]
+        return b" RTSP/" in version or b" ICE/" in version
 
     def deliver(self) -> int:
         """Handle a slice of the bytes read. Returns its size."""

@@ -19,6 +19,10 @@ class HeadTooLarge(BadHttpMessage):
     """A request's line and header fields are larger together than is allowed."""
 
 
+class OtherProtocol(BadHttpMessage):
+    """The request line ends with the version of another protocol than HTTP."""
+
+
 def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
     """The error for a request that aiohttp's parser refused. `proxied`: it began like a PROXY protocol header."""
     if isinstance(exc, HeadTooLarge):
@@ -27,6 +31,8 @@ def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
     if "Too many headers" in str(exc):
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
+    if isinstance(exc, OtherProtocol):
+        return GatewayError(Code.INVALID_VALUE, "The request line must end with HTTP/1.1.")
     if "Invalid HTTP version" in str(exc) and "HTTP/1." in str(exc):
         return GatewayError(Code.HTTP_VERSION, "Only HTTP/1.1 and HTTP/1.0 are supported: send HTTP/1.1.")
     why = "Malformed HTTP/1.1 request."

@@ -15,6 +15,11 @@ from proxy.wire.sse import data_of, field_of
 NOT_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+SMALL: Final = 64 * 1024
+"""Bytes of a part of an event, or of a body, that is read as a value: 4 MiB of long integers take 90 ms."""
+NO_PART: Final = msgspec.Raw(b"null")
+
+
 class Seen(msgspec.Struct, frozen=True, gc=False):
     """What an event says, or a whole body."""
 
@@ -87,6 +92,16 @@ def event_data(frame: bytes) -> bytes | Seen:
     if data is not None:
         return data
     return ERROR if b"error" in (value.strip() for value in field_of(frame, b"event")) else IDLE
+
+
+def value_of(part: msgspec.Raw) -> Any:
+    """The value of a small part; None for one that is large or cannot be read."""
+    if len(bytes(part)) > SMALL:
+        return None
+    try:
+        return msgspec.json.decode(part)
+    except NOT_JSON:
+        return None
 
 
 def plausible(count: object) -> int:

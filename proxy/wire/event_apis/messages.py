@@ -12,6 +12,7 @@ from proxy.wire.event_apis.event_api import (
     CONTENT,
     ERROR,
     IDLE,
+    NO_PART,
     NOT_JSON,
     NOTHING,
     OPENING,
@@ -19,6 +20,7 @@ from proxy.wire.event_apis.event_api import (
     Seen,
     is_under,
     plausible,
+    value_of,
     words_in,
 )
 from proxy.wire.frames import Usage
@@ -31,11 +33,16 @@ _IN: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_t
 
 class _Event(msgspec.Struct):
     type: str = ""
-    usage: Any = None
-    message: Any = None
+    usage: msgspec.Raw = NO_PART
+    message: msgspec.Raw = NO_PART
+
+
+class _Message(msgspec.Struct):
+    usage: msgspec.Raw = NO_PART
 
 
 _EVENT: Final = msgspec.json.Decoder(_Event)
+_MESSAGE: Final = msgspec.json.Decoder(_Message)
 
 
 def is_messages(path: str) -> bool:
@@ -56,10 +63,13 @@ class MessagesApi(EventApi):
             case "ping":
                 return IDLE
             case "message_start":
-                usage = event.message.get("usage") if isinstance(event.message, dict) else None
+                try:
+                    usage = value_of(_MESSAGE.decode(event.message).usage)
+                except NOT_JSON:
+                    return OPENING
                 return Seen(opening=True, prompt=_prompt(usage)) if usage else OPENING
             case "message_delta":
-                return Seen(usage=_usage(event.usage))
+                return Seen(usage=_usage(value_of(event.usage)))
             case "message_stop":
                 return Seen(end=True)
             case "error":
@@ -68,7 +78,7 @@ class MessagesApi(EventApi):
 
     def read_body(self, body: bytes) -> Seen:
         try:
-            return Seen(usage=_usage(_EVENT.decode(body).usage))
+            return Seen(usage=_usage(value_of(_EVENT.decode(body).usage)))
         except NOT_JSON:
             return NOTHING
 

@@ -11,12 +11,14 @@ from proxy.errors import GatewayError
 from proxy.wire.event_apis.event_api import (
     CONTENT,
     ERROR,
+    NO_PART,
     NOT_JSON,
     NOTHING,
     EventApi,
     Seen,
     is_under,
     plausible,
+    value_of,
     words_in,
 )
 from proxy.wire.frames import Usage
@@ -27,18 +29,17 @@ _DELTA: Final = re.compile(rb"event: response\.[a-z_.]{1,64}\.delta\n")
 _OPENING: Final = frozenset({"response.created", "response.queued", "response.in_progress"})
 _END: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _NO_ID: Final = ("compact", "input_tokens")  # methods in the place of an id
-_NULL: Final = msgspec.Raw(b"null")
 
 
 class _Event(msgspec.Struct):
     type: str = ""
-    response: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
+    response: msgspec.Raw = NO_PART
+    error: msgspec.Raw = NO_PART
 
 
 class _Response(msgspec.Struct):
-    id: Any = None
-    usage: Any = None
+    id: msgspec.Raw = NO_PART
+    usage: msgspec.Raw = NO_PART
 
 
 _EVENT: Final = msgspec.json.Decoder(_Event)
@@ -105,12 +106,13 @@ def _response(data: bytes | msgspec.Raw) -> Seen:
         response = _RESPONSE.decode(data)
     except NOT_JSON:
         return NOTHING
-    usage, tokens = response.usage, None
+    usage, tokens = value_of(response.usage), None
     if isinstance(usage, dict) and "output_tokens" in usage:
         prompt, completion = plausible(usage.get("input_tokens")), plausible(usage["output_tokens"])
         tokens = Usage(prompt, completion, prompt + completion)
-    known = isinstance(response.id, str) and 0 < len(response.id) <= LONGEST_ID
-    return Seen(usage=tokens, id=response.id if known else None)
+    name = value_of(response.id)
+    known = isinstance(name, str) and 0 < len(name) <= LONGEST_ID
+    return Seen(usage=tokens, id=name if known else None)
 
 
 RESPONSES: Final = ResponsesApi()

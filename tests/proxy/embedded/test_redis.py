@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 
 from proxy.embedded import redis as embedded
 from proxy.embedded.redis import EmbeddedRedis, NotInstalled
@@ -49,6 +50,20 @@ async def test_it_has_no_tcp_port_and_bounded_memory_and_keeps_nothing_on_disk(
         settings = await client.config_get("*")
     asked = ("port", "maxmemory", "maxmemory-policy", "save", "appendonly")
     assert [settings[name] for name in asked] == ["0", str(16 << 20), "allkeys-lru", "", "no"]
+
+
+async def test_one_that_evicts_nothing_refuses_to_write_when_it_is_full() -> None:
+    redis = EmbeddedRedis(4, evicts=False)
+    url = await redis.start()
+    try:
+        async with Redis.from_url(url) as client:
+            await client.hset("meter", "r", 1)
+            with pytest.raises(OutOfMemoryError):
+                for n in range(100):
+                    await client.set(str(n), b"x" * 100_000, ex=600)
+            assert await client.hget("meter", "r") == b"1"
+    finally:
+        await redis.stop()
 
 
 async def test_its_directory_is_private(running: tuple[EmbeddedRedis, str]) -> None:

@@ -19,7 +19,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Held, Memory
 from proxy.flights.spec import Items, Mode
-from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_if_buffered, free_body, read_body
+from proxy.server.body import AHEAD, BODY_COST, GRANULE, LEAST_FREE, body_if_buffered, free_body, read_body
 from proxy.server.context import RequestContext
 from proxy.server.listener.request import AT_HAND, Request
 from tests.kit.clock import virtual
@@ -273,6 +273,12 @@ async def test_a_body_is_charged_before_it_is_read_and_as_it_grows() -> None:
     known = Watched(b"x" * 100, length=100)
     assert await read_body(cast(Request, known), settings, held) == b"x" * 100
     assert sizes == [BODY_COST * 100] * 2
+    sizes.clear()
+    held.release()
+    pieces = [b"x", b"x" * AHEAD, b"x" * 7 * AHEAD, b"x" * (2 * AHEAD - 1)]
+    slow = Watched(*pieces, length=10 * AHEAD)
+    assert await read_body(cast(Request, slow), settings, held) == b"".join(pieces)
+    assert sizes == [BODY_COST * size for size in (AHEAD, AHEAD, 3 * AHEAD + 2, 10 * AHEAD, 10 * AHEAD)]
     sizes.clear()
     held.release()
     grows = Watched(b"x" * GRANULE, b"y", b"z" * 5)

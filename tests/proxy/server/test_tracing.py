@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.client import post_json, streaming
-from tests.kit.collector import Collector
+from tests.kit.collector import Collector, join_exporters
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.missing import module
@@ -264,9 +264,13 @@ async def test_a_collector_that_hangs_or_is_away_harms_no_request_and_not_the_en
     collector.frozen = frozen
     if not frozen:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     engine.auto(echo_script())
-    async with gateway(engine, trace="otlp", drain_timeout=0.2, log_to=tmp_path / "log") as app:
-        assert (await post_json(app.url, CHAT, HELLO)).status == 200
+    try:
+        async with gateway(engine, trace="otlp", drain_timeout=0.2, log_to=tmp_path / "log") as app:
+            assert (await post_json(app.url, CHAT, HELLO)).status == 200
+    finally:
+        await asyncio.to_thread(join_exporters)
     assert collector.spans == []
     assert [line["detail"] for line in lines(tmp_path / "log") if line["msg"] == "tracing"]
 

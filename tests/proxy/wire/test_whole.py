@@ -16,6 +16,7 @@ from proxy.wire.sse import DONE
 from proxy.wire.whole import (
     MAX_CHOICES,
     REASONS,
+    SMALL,
     asked_of,
     endings,
     lack_of,
@@ -26,6 +27,7 @@ from proxy.wire.whole import (
     whole_streams,
 )
 from tests.golden import load, names
+from tests.kit.cpu import cpu_seconds
 
 GENERATED = ("/v1/chat/completions", "/v1/completions")
 
@@ -181,6 +183,44 @@ def test_a_vector_with_a_number_that_is_no_float_is_not_whole(number: str) -> No
         assert read_body(body, "embeddings", 1)[1] is not None
     except msgspec.MsgspecError:
         pass  # no JSON
+
+
+def test_an_event_with_a_number_of_too_many_digits_is_none_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was read"))
+    event = b'data: {"choices":[{"index":0,"finish_reason":"stop"}],"a":NaN,"b":%b}\n\n' % (b"9" * 310)
+    assert take_event(event, {}, 1, content=False) is not None
+    for text, good in ((b"9" * 310, False), (b'"%b"' % (b"9" * 310), True)):
+        ended: dict[int, str] = {}
+        filled = b'data: {"choices":[{"index":0,"finish_reason":"stop"}],"a":"%b","b":%b}\n\n' % (
+            b"x" * SMALL,
+            text,
+        )
+        assert (take_event(filled, ended, 1, content=False) is None) is good
+        assert ended == ({0: "stop"} if good else {})
+
+
+@pytest.mark.parametrize("offset", [0, 1, 17, 33])
+@pytest.mark.parametrize("number", ["9" * 309, "-" + "9" * 309, "9" * 310, "9" * 4299, "9" * 310 + "e-1"])
+def test_a_vector_with_an_integer_that_is_no_float_is_not_whole(number: str, offset: int) -> None:
+    for numbers in (number, f"1,{number},2"):
+        body = b'{"data":[{"index":0,"embedding":[%b%b]}]}' % (b" " * offset, numbers.encode())
+        assert read_body(body, "embeddings", 1)[1] is not None
+
+
+def test_a_vector_of_long_integers_takes_linear_time() -> None:
+    body = b'{"data":[{"index":0,"embedding":[%b1]}]}'
+
+    def seconds(number: bytes) -> float:
+        text = body % ((number + b",") * (1_000_000 // len(number)))
+        return min(cpu_seconds(lambda: read_body(text, "embeddings", 1)) for _ in range(3))
+
+    assert seconds(b"9" * 4299) < 3 * seconds(b"1" * 300)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 308, "-1" + "0" * 308])
+def test_a_vector_may_have_the_largest_integers_that_are_floats(number: str) -> None:
+    body = b'{"data":[{"index":0,"embedding":[%b]}]}' % number.encode()
+    assert read_body(body, "embeddings", 1)[1] is None
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "1e-05", "1.5E-7", "2e3", "1E+2", "-0.0"])

@@ -242,6 +242,8 @@ TOLD: dict[str, tuple[list[bytes], list[bytes], str]] = {
         "compared",
     ),
     "not UTF-8": ([say("a")], [b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n'], "cannot be compared"),
+    "long": ([say("a")], [b'data: {"choices":[{"index":%b}]}\n\n' % (b"9" * 310)], "too many digits"),
+    "long first": ([b'data: {"choices":[],"x":[%b]}\n\n' % (b"9" * 310)], [say("a")], "too many digits"),
     "deep": ([say("a")], [b'data: {"choices":%b}\n\n' % (b"[" * 100_000)], "cannot be compared"),
 }
 

@@ -366,3 +366,39 @@ def test_of_large_requests_that_come_at_once_one_begins_in_a_turn_and_a_small_on
     for reader in [*readers, small]:
         reader.leave()
     assert (len(stage.embedder), stage.memory.held, stage.faults) == (0, 0, [])
+
+
+def test_what_many_clients_leave_at_once_is_given_up_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.flights.embeddings.embedder.DROPS", 3)
+    stage = Stage(items=1)
+    first = stage.ask("first", caller="first")
+    stage.loop.turn()
+    readers = [stage.ask(texts(name, 3), caller=name) for name in "abcd"]
+    both = stage.ask(["b0", "c2"], caller="stays")
+    stage.loop.turn()
+    assert len(stage.embedder.arrays) == 12
+    for reader in readers:
+        reader.leave()
+    assert all(reader.flight.ended for reader in readers)
+    left = [len(stage.embedder.arrays)]
+    while left[-1] > 2:
+        stage.loop.soon.pop(0)()
+        left.append(len(stage.embedder.arrays))
+    assert left == [9, 7, 5, 2]
+    finish(stage)
+    assert vectors(both) == [vector("b0"), vector("c2")]
+    assert [array for array in stage.arrays if array not in (["first"], ["b0"], ["c2"])] == []
+    for reader in (first, both):
+        reader.leave()
+    assert (len(stage.embedder), stage.memory.held, stage.faults) == (0, 0, [])
+    stage.close()
+
+
+def test_at_the_end_all_of_it_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.flights.embeddings.embedder.DROPS", 1)
+    stage = Stage(items=1)
+    readers = [stage.ask(texts(name, 3), caller=name) for name in "abcd"]
+    stage.loop.turn()
+    stage.close()
+    assert [code_of(reader) for reader in readers] == [Code.SHUTTING_DOWN] * 4
+    assert (len(stage.embedder), stage.memory.held, stage.sent, stage.faults) == (0, 0, [], [])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
 
-from proxy.flights.embeddings.items import BatchKey, EmbeddingItem, Origin, Result
+from proxy.flights.embeddings.items import BatchKey, EmbeddingItem, EmbeddingRequest, Origin, Result
 from proxy.flights.embeddings.store import ItemStore
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Vector, envelope_of, take_apart
@@ -56,10 +57,15 @@ class Desk:
     def _looked(self) -> None:
         self.turns += 1
 
-    def add(self, name: str, *, fresh: bool = False) -> EmbeddingItem:
+    def add(self, name: str, *, fresh: bool = False, caller: str = "") -> EmbeddingItem:
         made = EmbeddingItem(name.encode(), BatchKey("m", b"", "text", ()), b'"a"', 1, fresh)
+        made.move_to(owner(caller) if caller else None)
         self.store.add(made)
         return made
+
+
+def owner(caller: str) -> EmbeddingRequest:
+    return cast("EmbeddingRequest", SimpleNamespace(caller=caller))
 
 
 def kept(body: bytes = BODY) -> Stored:
@@ -78,6 +84,19 @@ def test_all_that_wait_are_one_round_trip_and_the_next_waits_for_its_end() -> No
     desk.store.look()
     assert desk.redis.asked[1][0] == [b"c"]
     assert desk.batches == [2, 1]
+
+
+def test_many_items_of_one_caller_do_not_delay_the_look_up_of_another_s() -> None:
+    desk = Desk(max_batch=3)
+    heavy = [desk.add(f"h{n}", caller="heavy") for n in range(9)]
+    desk.add("l0", caller="light")
+    heavy[8].move_to(owner("other"))  # it is wanted by a caller who has fewer
+    desk.store.change_turn(heavy[8])
+    desk.store.look()
+    assert desk.redis.asked[0][0] == [b"h0", b"l0", b"h8"]
+    desk.redis.asked[0][1]([None] * 3)
+    desk.store.look()
+    assert desk.redis.asked[1][0] == [b"h1", b"h2", b"h3"]
 
 
 def test_a_batch_that_everyone_left_is_in_nobody_s_way_and_its_answer_is_nobody_s() -> None:

@@ -39,3 +39,33 @@ async def test_a_client_that_still_sends_reads_why_it_was_refused() -> None:
     async with serving(max_header=1024, max_head=3000) as (url, _), await Connection.open(url) as client:
         await client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + MANY * 200)  # closing at once would reset it
         assert error_of(await client.read()) == (431, "headers_too_large")
+
+
+BEFORE = {"first": b"", "after a line": b"\r\n", "after a request": request_bytes("POST", "/one", b"{}")}
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize("step", [None, 1, 7], ids=["at once", "byte by byte", "in pieces"])
+@pytest.mark.parametrize(
+    "line", [b"POST /two RTSP/1.0", b"GET /two RTSP/1.1", b"SOURCE /two ICE/1.0", b"GET /two RTSP/2.0"]
+)
+async def test_a_request_of_another_protocol_is_refused_and_its_connection_closed(
+    line: bytes, step: int | None, before: bytes
+) -> None:
+    request = line + b"\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    async with serving() as (url, _), await Connection.open(url) as client:
+        await client.send(before + request + request_bytes("GET", "/three"), step=step)
+        if before.startswith(b"POST"):
+            assert (await client.read()).body == b"/one"
+        answer = await client.read()
+        assert error_of(answer) == (400, "invalid_value")
+        assert answer.json()["error"]["message"] == "The request line must end with HTTP/1.1."
+        assert await client.at_eof()
+
+
+async def test_a_target_may_name_another_protocol() -> None:
+    async with serving() as (url, _), await Connection.open(url) as client:
+        for step in (None, 1):
+            for path in ("/RTSP/1.0", "/a/ICE/1.0", "/RTSP"):
+                await client.send(request_bytes("POST", path, b"{}"), step=step)
+                assert (await client.read()).body == path.encode()

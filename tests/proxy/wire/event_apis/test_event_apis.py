@@ -154,3 +154,19 @@ def test_paths() -> None:
     assert not is_responses("/v1/responsesx/r")
     named = {"": None, "/r": "r", "/r/cancel": "r", "/compact": None, "/input_tokens": None}
     assert {rest: response_named("/v1/responses" + rest) for rest in named} == named
+
+
+LONG = [*[int("9" * 4000)] * 20, 7]
+
+
+@pytest.mark.parametrize("usage", [{"input_tokens": 3, "output_tokens": 4, "x": LONG}, LONG, "u" * 70_000])
+def test_a_part_that_is_large_is_not_read_and_the_event_is_what_it_is(usage: Any) -> None:
+    start = {"type": "message_start", "message": {"usage": usage}}
+    assert MESSAGES.read_event(frame(start)) == Seen(opening=True)
+    assert MESSAGES.read_event(frame({"type": "message_delta", "usage": usage})) == Seen()
+    assert MESSAGES.read_body(json.dumps({"usage": usage}).encode()) == Seen()
+    done = {"type": "response.completed", "response": {"id": "resp_1", "usage": usage}}
+    assert RESPONSES.read_event(frame(done)) == Seen(end=True, id="resp_1")
+    assert RESPONSES.read_body(json.dumps({"id": usage, "usage": {"output_tokens": 4}}).encode()) == Seen(
+        usage=Usage(0, 4, 4)
+    )

@@ -214,3 +214,16 @@ def test_a_silent_stream_of_llama_cpp_is_refused_and_its_time_may_go_on() -> Non
         llama.body([], "chat", forced_tool=False)
     with pytest.raises(Unfoldable, match="tool calls of llama"):
         llama.body([], "chat", forced_tool=True)
+
+
+LONG = "9" * 310
+
+
+@pytest.mark.parametrize("arguments", [LONG, f"[{','.join([LONG] * 1000)}]", f'{{"a": [{LONG}'])
+def test_a_call_with_a_number_of_too_many_digits_is_refused_before_it_is_read(
+    arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = chunks_of(vllm({"tool_calls": [call(0, arguments)]}))
+    monkeypatch.setattr(json, "loads", lambda text: pytest.fail("it was read"))
+    with pytest.raises(Odd, match="spell in another way"):
+        fold(frames_of(chunks), "chat", forced_tool=True)
