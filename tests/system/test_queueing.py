@@ -304,7 +304,7 @@ async def test_a_full_queue_says_429_to_who_has_its_share_and_503_to_who_is_alon
 
 
 async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
-    async with gateway(engine, max_inflight=0) as app:
+    async with gateway(engine, pace_ttft_ms=60_000) as app:
         (backend,) = app.backends.all
         assert backend.adaptive_limit is not None
         assert backend.max_inflight == backend.adaptive_limit.limit
