@@ -289,10 +289,10 @@ class Settings:
     breaker_max_seconds: float = _seconds(30.0, "Longest time a breaker stays open before a probe.", low=0.01)
     # Admission and queue
     max_inflight: int = _setting(
-        256,
+        0,
         values.whole_or("auto", 1, 10**6, example="256"),
         "N|auto",
-        "Most requests in flight at one engine; `auto` adapts it to keep the batch full and the queue short.",
+        "Most requests in flight at one engine; `auto`: as many as it runs, where it reports its load, else 256.",
     )
     admission: Literal["local", "fleet"] = _choice(
         "local",

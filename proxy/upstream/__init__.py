@@ -10,8 +10,8 @@ A reader meets, in this order:
 - A `Breaker` is a circuit breaker with the usual three `State`s; the failures of one caller alone do not open
   it, but start a `Checkup` by requests of the gateway's own.
 - `RetryRules` say what is retried, a `Budget` how often; `retry_after` reads an engine's wish.
-- `AdaptiveLimit` finds an engine's concurrency limit, from a `LoadReport` or from TTFT; `LimitTicker` and
-  `LoadPoller` run it.
+- `AdaptiveLimit` finds an engine's concurrency limit, from its `LoadReport`s or, with an objective, from TTFT;
+  `LimitTicker` and `LoadPoller` run it.
 - `Build` and `Abilities` are what an engine is and what it was seen to do.
 - `HealthChecks` ask each engine every few seconds whether it is up and what it serves.
 - `Fleet` makes the engines from settings and changes them; `watch` runs the tasks that observe them. A `Discovery`

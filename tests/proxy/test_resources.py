@@ -30,7 +30,7 @@ from tests.kit.certificates import Authority
         ({"proxy_protocol": True, "trusted_proxies": ("::1",), "tls_cert": "c"}, "not supported with tls_cert"),
         ({"rate_limit_burst": 5}, "rate_limit_burst needs rate_limit_rps"),
         ({"global_limit_burst": 5, "rate_limit_rps": 1.0}, "global_limit_burst needs global_limit_rps"),
-        ({"pace_ttft_ms": 5.0}, "pace_ttft_ms needs max_inflight = auto"),
+        ({"pace_ttft_ms": 5.0, "max_inflight": 256}, "pace_ttft_ms needs max_inflight = auto"),
         ({"tls_key": "k"}, "tls_key needs tls_cert"),
         ({"api_keys_file": "no-such"}, "api_keys_file = 'no-such': No such file"),
         ({"deny_file": "."}, "deny_file = '.': Is a directory"),

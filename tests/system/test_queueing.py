@@ -303,8 +303,20 @@ async def test_a_full_queue_says_429_to_who_has_its_share_and_503_to_who_is_alon
         assert "light" in (await line.order())[:2]
 
 
+async def test_by_default_an_engine_s_report_adapts_its_limit_and_one_without_a_report_has_256_places(
+    engine: Engine,
+) -> None:
+    async with Engine() as full:
+        full.metrics = b"vllm:num_requests_running 8\nvllm:num_requests_waiting 9\n"
+        async with gateway(full, engine, load_seconds=0.01) as app:
+            adapted, fixed = app.backends.all
+            assert (adapted.max_inflight, fixed.max_inflight) == (256, 256)
+            await until(lambda: adapted.max_inflight == 128)
+            assert fixed.max_inflight == 256
+
+
 async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
-    async with gateway(engine, max_inflight=0) as app:
+    async with gateway(engine, pace_ttft_ms=60_000) as app:
         (backend,) = app.backends.all
         assert backend.adaptive_limit is not None
         assert backend.max_inflight == backend.adaptive_limit.limit

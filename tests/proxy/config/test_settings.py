@@ -41,7 +41,8 @@ def test_flags_and_twins_are_named_alike_but_for_those_that_are_told() -> None:
 
 @pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
 def test_a_default_is_one_that_the_reader_would_take(option: Option) -> None:
-    assert option.read(option.default) == option.default
+    if option.name != "max_inflight":  # `auto` is 0 here; from a user, 0 may mean anything, and is an error
+        assert option.read(option.default) == option.default
     if option.default != ():
         assert option.read(option.shown_default) == option.default
 

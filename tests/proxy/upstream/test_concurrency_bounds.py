@@ -1,4 +1,4 @@
-"""The pacer at its bounds: samples, floors, cuts and growth, one tick at a time."""
+"""The adaptive limit at its bounds: samples, cuts and growth, one tick at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import pytest
 
 from proxy.upstream.concurrency import (
     CUT,
-    FLOOR_TICKS,
     GROWTH,
     KV_FULL,
     MIN_SAMPLES,
     MOST,
     NEAR,
     START,
-    TOLERANCE,
     AdaptiveLimit,
 )
 from proxy.upstream.load import LoadReport
@@ -33,7 +31,7 @@ def report(running: float, waiting: float = 0.0, kv: float = 0.1) -> LoadReport:
 def settled(limit: int, **more: float) -> AdaptiveLimit:
     """One whose engine has been seen to be full."""
     adaptive_limit = AdaptiveLimit(limit, **more)  # type: ignore[arg-type]
-    adaptive_limit._probing = False
+    adaptive_limit._ran = 0.0
     return adaptive_limit
 
 
@@ -74,28 +72,23 @@ def test_after_a_cut_what_was_sent_before_it_says_nothing() -> None:
     assert adaptive_limit.tick(102.0, reached=True, report=None) == 2
 
 
-@pytest.mark.parametrize(("times", "limit"), [(1.0, 20), (TOLERANCE, 20), (TOLERANCE * 1.25, 8), (99.0, 5)])
-def test_without_reports_a_first_token_over_twice_the_floor_is_a_queue(times: float, limit: int) -> None:
-    adaptive_limit = AdaptiveLimit(10)
-    seen(adaptive_limit, *[0.1] * 3)
-    adaptive_limit.tick(0.0, reached=False, report=None)
-    seen(adaptive_limit, *[0.1 * times] * 3)
+@pytest.mark.parametrize(("ttft", "limit"), [(0.01, 20), (NEAR, 20), (NEAR + 0.01, 10), (2.0, 5)])
+def test_without_reports_an_objective_alone_decides(ttft: float, limit: int) -> None:
+    adaptive_limit = AdaptiveLimit(10, objective=1.0)
+    seen(adaptive_limit, *[ttft] * 3)
     assert adaptive_limit.tick(1.0, reached=True, report=None) == limit
 
 
-def test_a_floor_is_forgotten_after_so_many_ticks() -> None:
-    adaptive_limit = settled(10)
-    for at, ttft in enumerate([0.1, *[0.15] * (FLOOR_TICKS - 1)]):
-        seen(adaptive_limit, *[ttft] * 3)
-        adaptive_limit.tick(float(at), reached=False, report=None)
-    assert (min(adaptive_limit._floors), len(adaptive_limit._floors)) == (0.1, FLOOR_TICKS)
-    seen(adaptive_limit, *[0.15] * 3)
-    adaptive_limit.tick(99.0, reached=False, report=None)
-    assert (min(adaptive_limit._floors), len(adaptive_limit._floors)) == (0.15, FLOOR_TICKS)
+@pytest.mark.parametrize(("before", "after"), [(7, 14), (200, START), (START, START), (400, 400)])
+def test_without_either_it_comes_back_to_where_it_begins(before: int, after: int) -> None:
+    assert AdaptiveLimit(before).tick(0.0, reached=False, report=None) == before
+    assert AdaptiveLimit(before).tick(0.0, reached=True, report=None) == after
 
 
-def test_answers_of_one_tick_are_bounded() -> None:
-    adaptive_limit = AdaptiveLimit(10)
+def test_answers_of_one_tick_are_bounded_and_kept_for_an_objective_only() -> None:
+    adaptive_limit, plain = AdaptiveLimit(10, objective=9.0), AdaptiveLimit(10)
+    seen(plain, 1.0)
+    assert plain._ttfts == []
     seen(adaptive_limit, *[1.0] * 2000)
     assert len(adaptive_limit._ttfts) == 1024
 
@@ -137,25 +130,54 @@ def test_it_stays_within_its_bounds() -> None:
     assert adaptive_limit.tick(0.0, reached=True, report=None) == 1
 
 
-def test_who_leaves_after_twice_the_floor_says_that_it_is_slow() -> None:
-    adaptive_limit = AdaptiveLimit(10)
-    seen(adaptive_limit, *[0.5] * 3)
-    adaptive_limit.tick(0.0, reached=False, report=None)
-    adaptive_limit.abandoned(0.0, 1.0)
-    assert adaptive_limit._ttfts == []
-    adaptive_limit.abandoned(0.0, 1.1)
-    assert adaptive_limit._ttfts == [1.1]
+@pytest.mark.parametrize(
+    ("ran", "running", "after"),
+    [(0, 0, 22), (30, 0, 30), (99, 0, 40), (0, 30, 30), (21, 20, 22), (math.inf, 0, 40)],
+)
+def test_it_doubles_up_to_what_the_engine_has_run(ran: float, running: float, after: int) -> None:
+    adaptive_limit = settled(20)
+    adaptive_limit._ran = ran
+    assert adaptive_limit.tick(0.0, reached=True, report=report(running)) == after
+
+
+def test_a_report_counts_once_however_late_the_next_one_is() -> None:
+    adaptive_limit = AdaptiveLimit(100)
+    queued, empty = report(10.0, 90.0), report(10.0)
+    assert [adaptive_limit.tick(0.0, reached=True, report=queued) for _ in range(3)] == [50, 50, 50]
+    assert adaptive_limit.tick(0.0, reached=True, report=report(10.0, 90.0)) == 25
+    assert [adaptive_limit.tick(0.0, reached=True, report=empty) for _ in range(3)] == [27, 27, 27]
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "after"),
+    [
+        (math.inf, report(50.0, 9.0), 50.0),
+        (100.0, report(50.0, 9.0), 100 * CUT),
+        (51.0, report(50.0, 9.0), 50.0),
+        (100.0, report(50.0, 5.0), 100.0),
+        (40.0, report(50.0, 5.0), 50.0),
+        (100.0, report(50.0, kv=KV_FULL), 0.0),
+    ],
+)
+def test_what_it_has_run_is_kept_and_each_queue_makes_it_less_sure(
+    before: float, said: LoadReport, after: float
+) -> None:
+    adaptive_limit = settled(60)
+    adaptive_limit._ran = before
+    adaptive_limit.tick(0.0, reached=True, report=said)
+    assert adaptive_limit._ran == after
+
+
+@pytest.mark.parametrize("said", [report(50.0, 9.0), report(50.0, 0.0)])
+def test_with_an_objective_what_it_has_run_is_no_measure(said: LoadReport) -> None:
+    adaptive_limit = settled(60, objective=1.0)
+    adaptive_limit.tick(0.0, reached=True, report=said)
+    assert adaptive_limit._ran == 0.0
+
+
+def test_who_leaves_after_the_objective_says_that_it_is_slow() -> None:
     hurried = AdaptiveLimit(10, objective=0.3)
     hurried.abandoned(0.0, 0.3)
     hurried.abandoned(0.0, 0.4)
     assert hurried._ttfts == [0.4]
     assert math.isinf(AdaptiveLimit()._objective)
-
-
-def test_first_tokens_that_take_no_time_at_all_are_no_queue() -> None:
-    adaptive_limit = AdaptiveLimit(10)
-    seen(adaptive_limit, *[0.0] * 3)
-    assert adaptive_limit.tick(0.0, reached=False, report=None) == 5, (
-        "a floor of nothing says that all of it is a queue"
-    )
-    assert adaptive_limit.limit == 5
