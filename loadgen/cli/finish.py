@@ -140,9 +140,9 @@ def judge(
         run.warnings.append(
             f"{resent} of the requests were sent again because the server had closed their kept-alive connection"
         )
-    end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
-    due_times = [record.due_ns for record in records if not record.warmup]
-    run.duration_ns = max(end_times) - min(due_times) if end_times else 0
+    measured = [record for record in records if not record.warmup]
+    over = [at for record in measured for at in (record.end_ns, record.closed_ns) if at is not None]
+    run.duration_ns = max(over) - min(record.due_ns for record in measured) if over else 0
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float, *, lost: bool = False) -> int:

@@ -94,6 +94,7 @@ class Client:
                 exchange.fail("timeout", f"no complete response within {limit or 0:g} s (--request-timeout)")
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
+            exchange.ended_ns = time.monotonic_ns()
             self.open.pop(exchange, None)
             if leaving is not None:
                 leaving.cancel()

@@ -77,6 +77,8 @@ def decode_exchange(
     if reads:
         record.head_ns = times_of(reads[0], 0, clock)[0]
         record.end_ns = times_of(reads[-1], 0, clock)[0]
+    if exchange.ended_ns and not exchange.complete:
+        record.closed_ns = clock.since_start(exchange.ended_ns)
     body = exchange.body
     if exchange.status is not None and not 200 <= exchange.status < 300:
         _set(record, "status", f"{exchange.status}: {_words(body)}")

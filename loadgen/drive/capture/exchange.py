@@ -32,6 +32,7 @@ class Exchange:
         "content_type",
         "count",
         "detail",
+        "ended_ns",
         "failure",
         "first_ns",
         "last_ns",
@@ -53,6 +54,7 @@ class Exchange:
         self.last_ns = 0  # of the last data, for the idle limit
         self.tx_ns = 0  # CLOCK_REALTIME, by the kernel; 0: unknown
         self.wrote_ns = 0
+        self.ended_ns = 0  # when it had ended or failed; 0: it was never sent
         self.connect_ns: int | None = None
         self.status: int | None = None
         self.content_type = ""

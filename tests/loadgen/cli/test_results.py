@@ -15,8 +15,8 @@ from loadgen.analysis import Bin, in_order, measure_records, summarise
 from loadgen.cli.terminal.results import histogram_lines, table_lines, text_of
 from loadgen.record import Record, Run
 from loadgen.report import Table, View, report_of
-from tests.kit.engine import Engine
-from tests.kit.engine_scripts import timed_script
+from tests.kit.engine import Engine, Script, Turn
+from tests.kit.engine_scripts import echo_script, timed_script
 from tests.loadgen.cli.test_cli import LENIENT, ROOT, Start, echo, start
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
@@ -180,3 +180,48 @@ async def test_a_run_by_duration_lets_requests_end_and_exits_0(start: Start) -> 
         assert code == 0, said
         assert "had not ended when the run did" in said
         assert "cancelled" in {record.failure for record in cut.records()}
+
+
+def hanging_after(count: int) -> Script:
+    """Answers so many requests at once, and the others never."""
+    script, seen = echo_script(tokens=5), 0
+
+    async def answer(turn: Turn) -> None:
+        nonlocal seen
+        seen += 1
+        await (script(turn) if seen <= count else asyncio.Event().wait())
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (("--num-prompts", "24", "--request-timeout", "1"), 1),
+        (("--num-prompts", "1000", "--max-seconds", "0.8", "--grace-seconds", "0.2"), 0),
+    ],
+)
+async def test_the_time_for_which_a_server_hung_is_in_the_rates_and_its_requests_are_in_flight_once(
+    start: Start, end: tuple[str, ...], code: int
+) -> None:
+    """The last bytes came after some milliseconds: by them 20 responses in a second were a thousand a second."""
+    async with Engine(hanging_after(20)) as engine:
+        process = await start("run", "--base-url", engine.url, "--max-concurrency", "4", *end, *LENIENT)
+        exit_code, said = await process.wait()
+    assert exit_code == code, said
+    result = json.loads((process.folder() / "result.json").read_bytes())
+    assert result["completed"] == 20
+    assert 0.9 < result["duration"]
+    assert result["request_throughput"] == pytest.approx(20 / result["duration"])
+    assert result["max_concurrent_requests"] == 4
+
+
+async def test_requests_that_time_out_one_after_another_are_in_flight_one_at_a_time(start: Start) -> None:
+    async with Engine(hanging_after(0)) as engine:
+        words = ("--max-concurrency", "2", "--num-prompts", "8", "--request-timeout", "0.2")
+        process = await start("run", "--base-url", engine.url, *words, *LENIENT)
+        exit_code, said = await process.wait()
+    assert exit_code == 1, said
+    result = json.loads((process.folder() / "result.json").read_bytes())
+    assert (result["failed"], result["max_concurrent_requests"]) == (8, 2)
+    assert result["duration"] >= 0.8
