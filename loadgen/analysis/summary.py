@@ -164,8 +164,8 @@ def rate_of(stage: str) -> float | None:
 
 
 def _length(requests: Sequence[Measured], stage: str) -> float:
-    """Seconds from the first due to the last response, but at least those in which a stage's arrivals came: one answer
-    in 170 ms is not 5.9 requests per second."""
+    """Seconds from the first due to the last response, but at least those in which a stage's arrivals came: one
+    answer in 170 ms is not 5.9 requests per second."""
     start, end = window(requests, responses=True)
     rate = rate_of(stage)
     return max((end - start) / SECOND, len(requests) / rate if rate else 0.0)

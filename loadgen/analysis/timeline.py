@@ -27,8 +27,8 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def window(requests: Iterable[Measured], *, responses: bool = False) -> tuple[int, int]:
-    """From the first due to when the last request was over, in nanoseconds; (0, 0) without requests. `responses`: to
-    the last byte of a response, without the time that was waited for those that did not end."""
+    """From the first due to when the last request was over, in nanoseconds; (0, 0) without requests. `responses`:
+    to the last byte of a response, without the time that was waited for those that did not end."""
     starts, ends = [], []
     for request in requests:
         starts.append(request.due_ns)

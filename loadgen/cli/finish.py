@@ -135,12 +135,13 @@ def judge(
     if known is not None:
         run.lag.floor_ms = known.floor_ms
         run.warnings += beyond_calibration(known, records, workers=run.workers)
-    resent = sum(record.resent for record in records if not record.warmup)
+    measured = [record for record in records if not record.warmup]
+    resent = [record.resent for record in measured if record.resent]
     if resent:
         run.warnings.append(
-            f"{resent} of the requests were sent again because the server had closed their kept-alive connection"
+            f"{len(resent)} of the requests were sent again ({count(sum(resent), 'time')} altogether) because the "
+            "server had closed their kept-alive connection"
         )
-    measured = [record for record in records if not record.warmup]
     over = [at for record in measured for at in (record.end_ns, record.closed_ns) if at is not None]
     run.duration_ns = max(over) - min(record.due_ns for record in measured) if over else 0
 

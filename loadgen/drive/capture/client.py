@@ -218,7 +218,7 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ClientConnectorError):
         return "refused", _connecting_failed(error)
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "truncated", f"the connection ended in the middle of the response: {_reason(error)}"
+        return "truncated", "the connection ended in the middle of the response"
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):
         return "garbage", f"not HTTP: {error.message or error}"
     if isinstance(error, _GONE):
