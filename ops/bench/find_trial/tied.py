@@ -1,6 +1,6 @@
-"""Ties a command to its parent, `python -m ops.bench.find_trial.tied COMMAND…`: when the standard input ends, as it
-does whatever ends the parent, SIGKILL included, the process group is killed. The parent starts it in a session of
-its own."""
+"""Ties a command to its parent, `python -m ops.bench.find_trial.tied COMMAND…`: when the standard input ends, as
+it does whatever ends the parent, SIGKILL included, the process group is killed. The parent starts it in a session
+of its own."""
 
 from __future__ import annotations
 
