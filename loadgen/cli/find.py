@@ -279,8 +279,8 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     run.found = msgspec.to_builtins(found)
     run.focus = _nearest(found, [record.stage for record in records])
     run.sent_stats = sent_stats(open_workload(job.workload), job.num_prompts, len(records))
-    lost = finished(args, folder, run, warm + records, stages.worker_errors, open_loop=found.by == "rate")
-    return exit_code(run, found, lost=lost)
+    reported = finished(args, folder, run, warm + records, stages.worker_errors, open_loop=found.by == "rate")
+    return exit_code(run, found, lost=reported.lost)
 
 
 async def searched(

@@ -25,7 +25,7 @@ from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
 from loadgen.errors import UsageError
 from loadgen.record import Record
-from loadgen.report import objectives
+from loadgen.report import Files, objectives
 from loadgen.secrets import Hide
 from loadgen.spec import Http
 
@@ -99,15 +99,18 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
         _, records, stages, found = await searched(full, job, run, hide, view, file, say=False)
     run.start_unix_ns, run.found = stages.start_unix_ns, msgspec.to_builtins(found)
     finish.judge(run, records, stages.worker_errors, flags.limits_of(full), open_loop=False)
-    (folder / store.RUN).write_bytes(store.encoded_run(run))
+    files = Files(folder)
+    files.write(store.RUN, store.encoded_run(run))
+    lost = [*([file.warning] if file.warning else []), *(f"could not write {text}" for text in files.lost)]
     for sentence in sentences(look, records, found, parse_goodput(args.goodput)):
         print(sentence)
     if run.invalid:
         print(f"The measurement is rough: {'; '.join(run.invalid[:1])}.", file=sys.stderr)
-    print(f"python -m loadgen report {folder} writes the whole report", file=sys.stderr)
+    for text in lost or [f"python -m loadgen report {folder} writes the whole report"]:
+        print(text, file=sys.stderr)
     if run.interrupted:
         return finish.INTERRUPTED
-    return finish.OK if any(record.failure is None for record in records) else finish.FAILED
+    return finish.OK if not lost and any(record.failure is None for record in records) else finish.FAILED
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:

@@ -158,6 +158,44 @@ async def test_a_full_disk_costs_files_and_no_figures(echo: Engine, tmp_path: Pa
     assert all(json.loads(line) for line in left["events.jsonl"].splitlines()), "whole lines only"
 
 
+async def said_on_a_full_disk(*words: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def test_repeats_on_a_full_disk_are_all_counted(echo: Engine, tmp_path: Path) -> None:
+    words = ("--base-url", echo.url, "--num-prompts", "100", "--repeat", "2", "--result-dir", str(tmp_path))
+    code, said = await said_on_a_full_disk(*limited(4, "run", *words))
+    assert (code, "Traceback" in said) == (1, False), said
+    assert "could not write result.json: File too large" in said
+    assert "# 2 runs of the same load" in said
+    assert "| median_ttft_ms " in said
+
+
+async def test_a_full_disk_spoils_no_line_of_an_older_result_file(echo: Engine, tmp_path: Path) -> None:
+    older = b'{"older": "%b"}' % (b"x" * 4000)
+    (tmp_path / "all.jsonl").write_bytes(older)
+    words = ("--base-url", echo.url, "--num-prompts", "20", "--append-result", "--result-filename", "all.jsonl")
+    code, said = await said_on_a_full_disk(*limited(4, "run", *words, "--result-dir", str(tmp_path)))
+    assert code == 1, said
+    assert "could not write vLLM's result file: " in said
+    assert "all.jsonl: File too large" in said
+    assert (tmp_path / "all.jsonl").read_bytes() == older
+
+
+async def test_a_quick_look_on_a_full_disk_promises_no_report(echo: Engine, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "loadgen", "quick", echo.url, "--goodput", "e2el:0.001"]
+    limit = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "-"]
+    code, said = await said_on_a_full_disk(*limit, *words, "--result-dir", str(tmp_path))
+    assert (code, "Traceback" in said) == (1, False), said
+    assert "could not write all of events.jsonl: File too large" in said
+    assert "writes the whole report" not in said
+    assert "One user alone waits" in said
+
+
 async def test_a_run_by_duration_lets_requests_end_and_exits_0(start: Start) -> None:
     async with Engine(timed_script(ttft=0.05, itl=0.6, tokens=2)) as engine:
         words = (
