@@ -31,7 +31,16 @@ class Kind(StrEnum):
 
 GENERATED = frozenset({Kind.CONTENT, Kind.REASONING, Kind.TOOL, Kind.WHOLE})
 
-MAX_ANSWER = 65_536
+
+def writable(text: str) -> str:
+    """A text that can be encoded: JSON may hold halves of surrogate pairs, alone or one in each of two chunks. Two
+    that follow each other are one character; one alone is U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
 
 FRESH = frozenset({None, "miss", "merged", "bypass"})
 """Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
