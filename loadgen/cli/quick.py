@@ -102,7 +102,7 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
     files = Files(folder)
     files.write(store.RUN, store.encoded_run(run))
     lost = [*([file.warning] if file.warning else []), *(f"could not write {text}" for text in files.lost)]
-    for sentence in sentences(look, records, found, parse_goodput(args.goodput)):
+    for sentence in sentences(look, records, found, parse_goodput(args.goodput), interrupted=run.interrupted):
         print(sentence)
     if run.invalid:
         print(f"The measurement is rough: {'; '.join(run.invalid[:1])}.", file=sys.stderr)
@@ -177,14 +177,18 @@ async def _kind(client: Client, url: str) -> str:
     return "an OpenAI-compatible server"
 
 
-def sentences(look: _Look, records: list[Record], found: Found, slos: dict[str, float]) -> list[str]:
-    """Three sentences for anybody."""
+def sentences(
+    look: _Look, records: list[Record], found: Found, slos: dict[str, float], *, interrupted: bool = False
+) -> list[str]:
+    """Three sentences for anybody; two where Ctrl-C came before one user was answered."""
     first = f"This is {look.kind} at {look.url}, serving {look.model}."
     alone = [
         request
         for request in in_order(measure_records(records))
         if request.stage == "1 user" and request.ttft is not None and request.completed
     ]
+    if not alone and interrupted:
+        return [first, "It was interrupted before a user was answered, so nothing else is known."]
     if not alone:
         failed = next((record for record in records if record.failure), None)
         why = f": {failed.detail or failed.failure}" if failed else ""
@@ -197,7 +201,8 @@ def sentences(look: _Look, records: list[Record], found: Found, slos: dict[str, 
     rates = sorted(request.tokens_per_second for request in alone if request.tokens_per_second is not None)
     speed = f", then {digits(rates[len(rates) // 2])} tokens per second" if rates else ""
     second = f"One user alone waits {digits(ttfts[len(ttfts) // 2])} ms for the first token{speed}."
-    return [first, second, _third(found, objectives(slos))]
+    third = "It was interrupted, so nothing is known of several users."
+    return [first, second, third if interrupted else _third(found, objectives(slos))]
 
 
 def _third(found: Found, aims: str) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from loadgen.cli.report import main_report
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.loadgen.cli.test_results import hanging_after
 from tests.loadgen.kit.program import program
 from tests.loadgen.kit.servers import serving, whole
 
@@ -263,6 +266,23 @@ async def test_quick_says_three_sentences(tmp_path: Path) -> None:
     assert f"This is vLLM at {engine.url}, serving m1." in lines
     assert any(line.startswith("One user alone waits ") and "tokens per second" in line for line in lines)
     assert any("users at once get TTFT ≤ 150 ms" in line for line in lines), said
+
+
+@pytest.mark.parametrize("answered", [0, 8])
+async def test_quick_that_is_interrupted_says_only_what_it_saw(tmp_path: Path, answered: int) -> None:
+    """It called the server too slow, or the user's answers no streams."""
+    async with Engine(hanging_after(answered)) as engine:
+        command = program("quick", engine.url, "--result-dir", str(tmp_path))
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=STDOUT)
+        await engine.until(lambda: engine.generations > answered)
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+    said = output.decode()
+    assert process.returncode == 130, said
+    assert "It was interrupted" in said
+    assert ("One user alone waits" in said) is bool(answered)
+    for false in ("too slow", "was answered as a stream", "users at once"):
+        assert false not in said
 
 
 async def test_quick_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
