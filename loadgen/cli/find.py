@@ -330,7 +330,8 @@ async def searched(
 
 
 def line_of(stage: Stage, by: str, allowed: float) -> str:
-    load = f"{stage.load:8.4g} {'req/s' if by == 'rate' else 'users'}"
+    unit = "req/s" if by == "rate" else "user" if stage.load == 1 else "users"
+    load = f"{stage.load:8.4g} {unit}"
     cut = " (ended early)" if stage.aborted else ""
     verdict = "met" if stage.share <= allowed and not stage.aborted else "missed"
     return f"{load}: {percent(1 - stage.share)} of {amount(len(stage))} good, {verdict}{cut}"
