@@ -165,7 +165,8 @@ def _write(folder: Path, records: Iterable[Record]) -> str:
 
 
 def _records_of(worker: Worker) -> Iterator[Record]:
-    if worker.file.exists():
+    """Raises StoreError, also where somebody removed the folder during the run."""
+    if worker.file.exists() or not worker.unwritten:
         yield from store.read_records(worker.file)
     yield from worker.unwritten
 

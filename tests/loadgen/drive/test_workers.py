@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from loadgen.drive.processes import workers
 from loadgen.drive.processes.job import Job, Schedule
 from loadgen.drive.processes.workers import Worker, run_workers
-from loadgen.errors import UsageError
+from loadgen.drive.self_error import WorkerError
+from loadgen.drive.session import Outcome
+from loadgen.errors import StoreError, UsageError
 from loadgen.spec import Body, Http, Pace
 from loadgen.workload import Options
 from tests.loadgen.kit.sampling import run_of
@@ -56,3 +59,11 @@ def test_ctrl_c_before_the_workers_have_begun_is_no_death_of_theirs(
 def test_a_worker_that_died_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a worker died \(exit codes 1, 1\)"):
         ended(monkeypatch, tmp_path, "false", interrupt=False)
+
+
+def test_a_workers_file_that_is_gone_is_not_taken_for_no_requests(tmp_path: Path) -> None:
+    """It said “no request completed” where somebody had removed the folder."""
+    worker = Worker(cast(Process, None), tmp_path / "events-0.jsonl")
+    worker.outcome = Outcome(worker_error=WorkerError(), start_unix_ns=1)
+    with pytest.raises(StoreError, match=r"events-0.jsonl: No such file"):
+        workers._merge([worker], run_of(), tmp_path)
