@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         servers = msgspec.convert(tomllib.loads(args.servers.read_text()), Servers).server
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         parser.error(f"{args.servers}: {error}")
     chosen = [server for server in servers if args.only in (None, server.name)]
     if not chosen or args.seeds < 1:

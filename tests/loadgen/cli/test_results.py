@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from loadgen.analysis import Bin, in_order, measure_records, summarise
+from loadgen.analysis import Bin, digits, histogram, in_order, measure_records, summarise
 from loadgen.cli.terminal.results import histogram_lines, table_lines, text_of
 from loadgen.record import Record, Run
 from loadgen.report import Table, View, report_of
@@ -78,6 +80,21 @@ def test_a_histogram_has_every_value_once() -> None:
     lines = histogram_lines(bins, 80)
     assert [line.split()[1] for line in lines] == ["3", "0", "1"]
     assert lines[0].count("■") == 3 * lines[2].count("■") == 30
+
+
+@given(
+    st.lists(st.floats(0.001, 1e6), min_size=1, max_size=200),
+    st.sampled_from([0.0, 21.2, 9_168.0]),
+    st.floats(0, 1),
+)
+@example([0.0, 0.01, 0.02, 0.03], 21.2, 1.0)
+def test_a_histogram_has_every_value_and_no_bin_whose_ends_read_alike(
+    values: list[float], base: float, spread: float
+) -> None:
+    """Four requests were eleven rows of “21.2–21.2”."""
+    bins = histogram([base + value * spread for value in values])
+    assert sum(each.count for each in bins) == len(values)
+    assert len(bins) == 1 or all(digits(each.low) != digits(each.high) for each in bins)
 
 
 def test_a_run_of_which_nothing_completed_has_no_empty_rows() -> None:

@@ -43,6 +43,7 @@ def test_of_users_one_more_or_less_is_no_error() -> None:
     ("text", "words"),
     [
         ("server = 3", "Expected `array`"),
+        ("server = " + "[" * 5000, "s.toml: "),
         ('[[server]]\nname = "a"', "missing required field `command`"),
         ('[[server]]\nname = "a"\ncommand = "x"\nfind = ""\nlimt = 3', "unknown field `limt`"),
     ],
