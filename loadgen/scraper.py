@@ -76,8 +76,8 @@ class Began(msgspec.Struct, kw_only=True):
 
 
 def figures_of(text: bytes) -> dict[str, float]:
-    """The figures of a page in Prometheus' text format, by our names; empty if it has none of them. One that is not
-    finite is none: JSON has no word for it, and the readings after it would be lost."""
+    """The figures of a page in Prometheus' text format, by our names; empty if it has none of them. One that is
+    not finite is none: JSON has no word for it, and the readings after it would be lost."""
     figures = {}
     for name, (_, join) in FIGURES.items():
         values = [value for found in _PATTERNS[name].findall(text) if (value := float(found)) == value]
