@@ -110,6 +110,8 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
         print(text, file=sys.stderr)
     if run.interrupted:
         return finish.INTERRUPTED
+    if found.state == "failed":
+        return finish.FAILED
     return finish.OK if not lost and any(record.failure is None for record in records) else finish.FAILED
 
 

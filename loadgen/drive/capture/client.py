@@ -129,13 +129,13 @@ class Client:
         try:
             await self._exchange(request, exchange)
         except _GONE:
-            kept = exchange.connect_ns is None
-            if not kept or exchange.answered or request.record.resent >= MAX_RESENT:
+            if not exchange.reused or exchange.answered or request.record.resent >= MAX_RESENT:
                 raise
             return False
         return True
 
     async def _exchange(self, request: PreparedRequest, exchange: Exchange) -> None:
+        exchange.reused = False
         body: Any = request.body if len(request.body) <= LARGE_BODY else io.BytesIO(request.body)
         response = await self._session.post(
             request.url,
@@ -190,7 +190,7 @@ def _tls(insecure: bool) -> ssl.SSLContext | bool:
 
 
 def _connecting() -> TraceConfig:
-    """Times each new connection: name resolution, TCP and TLS."""
+    """Times each new connection: name resolution, TCP and TLS. Marks an exchange on a kept one."""
     started: Final = "_started"
     trace = TraceConfig()
 
@@ -200,6 +200,10 @@ def _connecting() -> TraceConfig:
     async def end(session: object, context: SimpleNamespace, params: object) -> None:
         CURRENT.get().connect_ns = time.monotonic_ns() - getattr(context, started)
 
+    async def reuse(session: object, context: SimpleNamespace, params: object) -> None:
+        CURRENT.get().reused = True
+
+    trace.on_connection_reuseconn.append(reuse)
     trace.on_connection_create_start.append(start)
     trace.on_connection_create_end.append(end)
     return trace

@@ -38,6 +38,7 @@ class Exchange:
         "last_ns",
         "parts",
         "record",
+        "reused",
         "shared",
         "size",
         "status",
@@ -56,6 +57,7 @@ class Exchange:
         self.wrote_ns = 0
         self.ended_ns = 0  # when it had ended or failed; 0: it was never sent
         self.connect_ns: int | None = None
+        self.reused = False  # it is on a kept-alive connection
         self.status: int | None = None
         self.content_type = ""
         self.shared: str | None = None

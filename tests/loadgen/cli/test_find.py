@@ -285,6 +285,20 @@ async def test_quick_that_is_interrupted_says_only_what_it_saw(tmp_path: Path, a
         assert false not in said
 
 
+async def test_quick_of_a_server_that_fails_ends_with_1(tmp_path: Path) -> None:
+    echo, seen = echo_script(tokens=4), 0
+
+    async def script(turn: Turn) -> None:
+        nonlocal seen
+        seen += 1
+        await (echo(turn) if seen <= 20 else turn.respond(503, {"error": {"message": "gone"}}))
+
+    async with Engine(script) as engine:
+        code, said, _ = await loadgen(tmp_path, "quick", engine.url)
+    assert "Then the server failed: it gave no answer any more." in said
+    assert code == 1
+
+
 async def test_quick_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
     code, said, _ = await loadgen(tmp_path, "quick", "http://127.0.0.1:9")
     assert code == 2
