@@ -24,7 +24,7 @@ from loadgen.cli.run import job_of, new_run
 from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
 from loadgen.errors import UsageError
-from loadgen.record import Record
+from loadgen.record import Record, Run
 from loadgen.report import Files, objectives
 from loadgen.secrets import Hide
 from loadgen.spec import Http
@@ -108,11 +108,15 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
         print(f"The measurement is rough: {'; '.join(run.invalid[:1])}.", file=sys.stderr)
     for text in lost or [f"python -m loadgen report {folder} writes the whole report"]:
         print(text, file=sys.stderr)
+    return exit_code(run, records, found, lost=bool(lost))
+
+
+def exit_code(run: Run, records: list[Record], found: Found, *, lost: bool) -> int:
+    """130 after Ctrl-C; 1 if no request completed, the server failed, or a file was `lost`; else 0."""
     if run.interrupted:
         return finish.INTERRUPTED
-    if found.state == "failed":
-        return finish.FAILED
-    return finish.OK if not lost and any(record.failure is None for record in records) else finish.FAILED
+    completed = any(record.failure is None for record in records)
+    return finish.OK if completed and not lost and found.state != "failed" else finish.FAILED
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:

@@ -14,12 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from loadgen.analysis import Found
+from loadgen.cli.quick import exit_code
 from loadgen.cli.report import main_report
+from loadgen.record import Record
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
 from tests.loadgen.cli.test_results import hanging_after
 from tests.loadgen.kit.program import program
+from tests.loadgen.kit.sampling import run_of
 from tests.loadgen.kit.servers import serving, whole
 
 pytestmark = pytest.mark.timeout(
@@ -285,18 +289,24 @@ async def test_quick_that_is_interrupted_says_only_what_it_saw(tmp_path: Path, a
         assert false not in said
 
 
-async def test_quick_of_a_server_that_fails_ends_with_1(tmp_path: Path) -> None:
-    echo, seen = echo_script(tokens=4), 0
-
-    async def script(turn: Turn) -> None:
-        nonlocal seen
-        seen += 1
-        await (echo(turn) if seen <= 20 else turn.respond(503, {"error": {"message": "gone"}}))
-
-    async with Engine(script) as engine:
-        code, said, _ = await loadgen(tmp_path, "quick", engine.url)
-    assert "Then the server failed: it gave no answer any more." in said
-    assert code == 1
+@pytest.mark.parametrize(
+    ("state", "failures", "lost", "code"),
+    [
+        ("found", [None], False, 0),
+        ("all met", [None, "status"], False, 0),
+        ("failed", [None, "refused"], False, 1),
+        ("nothing", ["refused"], False, 1),
+        ("found", [None], True, 1),
+    ],
+)
+def test_quick_ends_with_1_where_the_server_or_the_disk_failed(
+    state: Any, failures: list[Any], lost: bool, code: int
+) -> None:
+    records = [Record(index=0, id="", prompt="", due_ns=0, failure=failure) for failure in failures]
+    found = Found(by="users", state=state, attainment=0.9, precision=0.05, seconds=50.0, requests=9, stages=3)
+    assert exit_code(run_of(), records, found, lost=lost) == code
+    interrupted = msgspec.structs.replace(run_of(), interrupted=True)
+    assert exit_code(interrupted, records, found, lost=lost) == 130
 
 
 async def test_quick_without_a_server_says_where_it_looked(tmp_path: Path) -> None:
