@@ -237,7 +237,10 @@ def stage_of(
 ) -> Stage:
     """A stage from its records. A request that was cancelled after a limit had passed has missed it; another one
     that was cancelled is left out."""
-    last = max((record.end_ns or record.due_ns for record in records), default=0)
+    # Users who wait have no later due time: where a server hangs, the stage lasts until they were given up.
+    ends = [record.end_ns or record.due_ns for record in records]
+    ends += [] if open_loop else [record.closed_ns for record in records if record.closed_ns is not None]
+    last = max(ends, default=0)
     recent = last - min(slos.values()) * 1e6
     known = (record for record in records if record.failure != "cancelled" or record.due_ns < recent)
     requests = in_order(measure_records(known))

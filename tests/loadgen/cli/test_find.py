@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from loadgen.analysis import Found
+from loadgen.cli.find import stage_of
 from loadgen.cli.quick import exit_code
 from loadgen.cli.report import main_report
 from loadgen.record import Record
@@ -287,6 +288,20 @@ async def test_quick_that_is_interrupted_says_only_what_it_saw(tmp_path: Path, a
     assert ("One user alone waits" in said) is bool(answered)
     for false in ("too slow", "was answered as a stream", "users at once"):
         assert false not in said
+
+
+@pytest.mark.parametrize(("waited_ms", "judged"), [(4000, 8), (150, 0)])
+def test_users_whose_server_hung_missed_the_objectives(waited_ms: int, judged: int) -> None:
+    """They were left out: 8 users of a server that gave no answer any more were “100 % of 0 good, met”."""
+    hung = [
+        Record(
+            index=user, id=str(user), prompt="", due_ns=0, sent_ns=0, closed_ns=waited_ms * 1_000_000,
+            failure="cancelled",
+        )
+        for user in range(8)
+    ]  # fmt: skip
+    stage = stage_of(8.0, hung, {"ttft": 200.0}, seconds=4.0, aborted=False, open_loop=False, fault="")
+    assert (len(stage), sum(stage.bad)) == (judged, judged)
 
 
 @pytest.mark.parametrize(
