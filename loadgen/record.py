@@ -31,7 +31,16 @@ class Kind(StrEnum):
 
 GENERATED = frozenset({Kind.CONTENT, Kind.REASONING, Kind.TOOL, Kind.WHOLE})
 
-MAX_ANSWER = 65_536
+
+def writable(text: str) -> str:
+    """A text that can be encoded: JSON may hold halves of surrogate pairs, alone or one in each of two chunks. Two
+    that follow each other are one character; one alone is U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
 
 FRESH = frozenset({None, "miss", "merged", "bypass"})
 """Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
@@ -97,6 +106,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     connect_ns: int | None = None  # duration of connecting, if it got a new connection
     head_ns: int | None = None  # first byte of the response
     end_ns: int | None = None  # last byte of the response
+    closed_ns: int | None = None  # the response did not end: the program gave it up, or was told so
     status: int | None = None
     failure: Failure | None = None
     detail: str = ""  # the error's text or the body, without secrets; at most 500 characters
@@ -209,7 +219,7 @@ class Run(msgspec.Struct, kw_only=True):
     endpoint: str  # /v1/chat/completions, ...
     machine: dict[str, Any] = {}  # cpu, cores, kernel, python, versions of what matters, governor if readable
     seed: int = 0
-    duration_ns: int = 0  # first due to last end, without the warm-up
+    duration_ns: int = 0  # from the first due to when the last request was over, without the warm-up
     start_unix_ns: int = 0  # CLOCK_REALTIME at the run's start
     workers: int = 1
     machines: list[Machine] = []  # of a run on several

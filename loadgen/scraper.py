@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urlsplit
@@ -75,12 +76,13 @@ class Began(msgspec.Struct, kw_only=True):
 
 
 def figures_of(text: bytes) -> dict[str, float]:
-    """The figures of a page in Prometheus' text format, by our names; empty if it has none of them."""
+    """The figures of a page in Prometheus' text format, by our names; empty if it has none of them. One that is
+    not finite is none: JSON has no word for it, and the readings after it would be lost."""
     figures = {}
     for name, (_, join) in FIGURES.items():
         values = [value for found in _PATTERNS[name].findall(text) if (value := float(found)) == value]
-        if values:
-            figures[name] = float(join(values))
+        if values and isfinite(joined := float(join(values))):
+            figures[name] = joined
     return figures
 
 

@@ -93,14 +93,21 @@ class EventsFile:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a run's folder, or of one events file, plain or gzipped. Raises StoreError."""
+    """The records of a run's folder, or of one events file, plain or gzipped. Raises StoreError, also for a
+    request that is there twice: its tokens would count twice."""
     file_path = events_file(path)
     opener = gzip.open if file_path.suffix == ".gz" else open
+    seen: set[int] = set()
     try:
         with opener(file_path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _record(line, file_path, number)
+                    record = _record(line, file_path, number)
+                    key = hash((record.id, record.index, record.target, record.stage, record.worker))
+                    if key in seen:
+                        raise StoreError(f"{file_path}, line {number}: the request {record.id!r} is there twice")
+                    seen.add(key)
+                    yield record
     except (OSError, EOFError) as error:
         raise StoreError(f"{file_path}: {getattr(error, 'strerror', None) or error}") from None
 

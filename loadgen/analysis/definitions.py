@@ -65,6 +65,7 @@ class Measured:
     due_ns: int
     sent_ns: int | None
     end_ns: int | None
+    closed_ns: int | None = None
     queued: float = 0.0
     """Time from due to sent: vLLM's `client_queue_time`."""
     ttft: Span | None = None
@@ -119,6 +120,11 @@ class Measured:
         return self.failure == "left"
 
     @property
+    def over_ns(self) -> int | None:
+        """When it was in flight no more: its last byte, or when a response that did not end was given up."""
+        return self.end_ns if self.closed_ns is None else self.closed_ns
+
+    @property
     def fresh(self) -> bool:
         """Whether an engine generated the response for this request."""
         return self.shared in FRESH
@@ -153,6 +159,7 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         due_ns=record.due_ns,
         sent_ns=record.sent_ns,
         end_ns=record.end_ns,
+        closed_ns=record.closed_ns,
         prompt_tokens=record.prompt_tokens,
         output_tokens=None if record.failure == "left" else record.completion_tokens,
         cached_tokens=record.cached_tokens,

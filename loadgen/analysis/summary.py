@@ -164,10 +164,11 @@ def rate_of(stage: str) -> float | None:
 
 
 def _length(requests: Sequence[Measured], stage: str) -> float:
-    """Seconds from the first due to the last end, but at least those in which a stage's arrivals came: one answer
-    in 170 ms is not 5.9 requests per second."""
-    start, end = window(requests)
+    """Seconds of a stage. Of a rate: from the first due to the last response, but at least those in which its
+    arrivals came: one answer in 170 ms is not 5.9 requests per second. Of users, who wait for responses: until the
+    last request was over."""
     rate = rate_of(stage)
+    start, end = window(requests, responses=rate is not None)
     return max((end - start) / SECOND, len(requests) / rate if rate else 0.0)
 
 

@@ -26,12 +26,14 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: list[int]  # the most at any time within the bin
 
 
-def window(requests: Iterable[Measured]) -> tuple[int, int]:
-    """(first due, last end) in nanoseconds; (0, 0) without requests."""
+def window(requests: Iterable[Measured], *, responses: bool = False) -> tuple[int, int]:
+    """From the first due to when the last request was over, in nanoseconds; (0, 0) without requests. `responses`:
+    to the last byte of a response, without the time that was waited for those that did not end."""
     starts, ends = [], []
     for request in requests:
         starts.append(request.due_ns)
-        ends += [moment for moment in (request.due_ns, request.sent_ns, request.end_ns) if moment is not None]
+        over = request.end_ns if responses else request.over_ns
+        ends += [moment for moment in (request.due_ns, request.sent_ns, over) if moment is not None]
     return (min(starts), max(ends)) if starts else (0, 0)
 
 
@@ -68,13 +70,13 @@ def steps(requests: Iterable[Measured]) -> list[tuple[int, int]]:
     for request in requests:
         if request.sent_ns is not None:
             changes.append((request.sent_ns, 1))
-            if request.end_ns is not None:
-                changes.append((max(request.end_ns, request.sent_ns + 1), -1))
+            if request.over_ns is not None:
+                changes.append((max(request.over_ns, request.sent_ns + 1), -1))
     return sorted(changes)
 
 
 def peak_in_flight(requests: Iterable[Measured]) -> int:
-    """The most requests in flight at one instant. A request that never ended stays in flight."""
+    """The most requests in flight at one instant."""
     return max(accumulate(change for _, change in steps(requests)), default=0)
 
 
@@ -105,7 +107,7 @@ def bin_timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:
             sent[place(request.sent_ns)] += 1
         if not request.completed and not request.cancelled:
             failed[
-                place(next(at for at in (request.end_ns, request.sent_ns, request.due_ns) if at is not None))
+                place(next(at for at in (request.over_ns, request.sent_ns, request.due_ns) if at is not None))
             ] += 1
     tokens = tokens_in_bins(requests, start, width, bins)
     return Timeline(

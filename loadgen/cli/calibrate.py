@@ -113,8 +113,14 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
     )
     if not result.requests_per_s or not result.events_per_s:
         print("0: even the lowest rate was not accurate; is the machine busy with something else?")
-    if not args.no_save:
+    if args.no_save:
+        return 0
+    try:
         print(f"saved to {save_calibration(result)}")
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        print(f"could not save it: {reason}; set XDG_CACHE_HOME to a folder that can be written", file=sys.stderr)
+        return 1
     return 0
 
 

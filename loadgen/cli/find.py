@@ -237,7 +237,10 @@ def stage_of(
 ) -> Stage:
     """A stage from its records. A request that was cancelled after a limit had passed has missed it; another one
     that was cancelled is left out."""
-    last = max((record.end_ns or record.due_ns for record in records), default=0)
+    # Users who wait have no later due time: where a server hangs, the stage lasts until they were given up.
+    ends = [record.end_ns or record.due_ns for record in records]
+    ends += [] if open_loop else [record.closed_ns for record in records if record.closed_ns is not None]
+    last = max(ends, default=0)
     recent = last - min(slos.values()) * 1e6
     known = (record for record in records if record.failure != "cancelled" or record.due_ns < recent)
     requests = in_order(measure_records(known))
@@ -279,8 +282,8 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     run.found = msgspec.to_builtins(found)
     run.focus = _nearest(found, [record.stage for record in records])
     run.sent_stats = sent_stats(open_workload(job.workload), job.num_prompts, len(records))
-    lost = finished(args, folder, run, warm + records, stages.worker_errors, open_loop=found.by == "rate")
-    return exit_code(run, found, lost=lost)
+    reported = finished(args, folder, run, warm + records, stages.worker_errors, open_loop=found.by == "rate")
+    return exit_code(run, found, lost=reported.lost)
 
 
 async def searched(
@@ -330,7 +333,8 @@ async def searched(
 
 
 def line_of(stage: Stage, by: str, allowed: float) -> str:
-    load = f"{stage.load:8.4g} {'req/s' if by == 'rate' else 'users'}"
+    unit = "req/s" if by == "rate" else "user" if stage.load == 1 else "users"
+    load = f"{stage.load:8.4g} {unit}"
     cut = " (ended early)" if stage.aborted else ""
     verdict = "met" if stage.share <= allowed and not stage.aborted else "missed"
     return f"{load}: {percent(1 - stage.share)} of {amount(len(stage))} good, {verdict}{cut}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -43,6 +43,13 @@ OK: Final = 0
 FAILED: Final = 1
 INVALID: Final = 3
 INTERRUPTED: Final = 130
+
+
+class Reported(NamedTuple):
+    """What a report said, and whether a file of it could not be written."""
+
+    result: dict[str, Any]  # result.json
+    lost: bool
 
 
 def make_folder(base: str, label: str, now: datetime) -> Path:
@@ -135,14 +142,15 @@ def judge(
     if known is not None:
         run.lag.floor_ms = known.floor_ms
         run.warnings += beyond_calibration(known, records, workers=run.workers)
-    resent = sum(record.resent for record in records if not record.warmup)
+    measured = [record for record in records if not record.warmup]
+    resent = [record.resent for record in measured if record.resent]
     if resent:
         run.warnings.append(
-            f"{resent} of the requests were sent again because the server had closed their kept-alive connection"
+            f"{len(resent)} of the requests were sent again ({count(sum(resent), 'time')} altogether) because the "
+            "server had closed their kept-alive connection"
         )
-    end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
-    due_times = [record.due_ns for record in records if not record.warmup]
-    run.duration_ns = max(end_times) - min(due_times) if end_times else 0
+    over = [at for record in measured for at in (record.end_ns, record.closed_ns) if at is not None]
+    run.duration_ns = max(over) - min(record.due_ns for record in measured) if over else 0
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float, *, lost: bool = False) -> int:
@@ -169,11 +177,11 @@ def report(
     *,
     as_json: bool = False,
     brief: bool = False,
-) -> bool:
+) -> Reported:
     """Print the results on stdout and what concerns the run itself on stderr; write run.json and the reports.
 
-    `as_json`: stdout gets result.json alone, and stderr the results. `brief`: stderr gets warnings only. Returns
-    whether every file was written: a full disk costs files and no figures.
+    `as_json`: stdout gets result.json alone, and stderr the results. `brief`: stderr gets warnings only. A full
+    disk costs files and no figures.
     """
     measured = measure_records(records)
     summary = summarise_measured(run, measured, parse_goodput(objectives or ()))
@@ -193,7 +201,7 @@ def report(
     if not brief:
         without = f", without {count(len(files.lost), 'file')}" if files.lost else ""
         print(*([] if plots_available() else [HOW_TO]), f"written to {folder}{without}", sep="\n", file=sys.stderr)
-    return not files.lost
+    return Reported(report.result, bool(files.lost))
 
 
 def _width() -> int:

@@ -130,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from loadgen.scraper import scrape_main
 
         return scrape_main()
+    wrong = next((number for number, word in enumerate(words, 1) if not _is_text(word)), None)
+    if wrong is not None:  # not shown: it may be a key
+        return _refuse(f"argument {wrong} is no text in UTF-8, so no file of a run can hold it")
     prog = SCRIPT if Path(sys.argv[0]).name == SCRIPT else "python -m loadgen"
     try:
         args = _parsed(words, prog)
@@ -142,6 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped without a report", file=sys.stderr)
         return 130
     return code
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not in the locale's encoding
+        return False
+    return True
 
 
 def _dashed(word: str) -> str:

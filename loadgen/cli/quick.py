@@ -24,8 +24,8 @@ from loadgen.cli.run import job_of, new_run
 from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
 from loadgen.errors import UsageError
-from loadgen.record import Record
-from loadgen.report import objectives
+from loadgen.record import Record, Run
+from loadgen.report import Files, objectives
 from loadgen.secrets import Hide
 from loadgen.spec import Http
 
@@ -99,15 +99,24 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
         _, records, stages, found = await searched(full, job, run, hide, view, file, say=False)
     run.start_unix_ns, run.found = stages.start_unix_ns, msgspec.to_builtins(found)
     finish.judge(run, records, stages.worker_errors, flags.limits_of(full), open_loop=False)
-    (folder / store.RUN).write_bytes(store.encoded_run(run))
-    for sentence in sentences(look, records, found, parse_goodput(args.goodput)):
+    files = Files(folder)
+    files.write(store.RUN, store.encoded_run(run))
+    lost = [*([file.warning] if file.warning else []), *(f"could not write {text}" for text in files.lost)]
+    for sentence in sentences(look, records, found, parse_goodput(args.goodput), interrupted=run.interrupted):
         print(sentence)
     if run.invalid:
         print(f"The measurement is rough: {'; '.join(run.invalid[:1])}.", file=sys.stderr)
-    print(f"python -m loadgen report {folder} writes the whole report", file=sys.stderr)
+    for text in lost or [f"python -m loadgen report {folder} writes the whole report"]:
+        print(text, file=sys.stderr)
+    return exit_code(run, records, found, lost=bool(lost))
+
+
+def exit_code(run: Run, records: list[Record], found: Found, *, lost: bool) -> int:
+    """130 after Ctrl-C; 1 if no request completed, the server failed, or a file was `lost`; else 0."""
     if run.interrupted:
         return finish.INTERRUPTED
-    return finish.OK if any(record.failure is None for record in records) else finish.FAILED
+    completed = any(record.failure is None for record in records)
+    return finish.OK if completed and not lost and found.state != "failed" else finish.FAILED
 
 
 def complete(args: argparse.Namespace) -> argparse.Namespace:
@@ -174,14 +183,18 @@ async def _kind(client: Client, url: str) -> str:
     return "an OpenAI-compatible server"
 
 
-def sentences(look: _Look, records: list[Record], found: Found, slos: dict[str, float]) -> list[str]:
-    """Three sentences for anybody."""
+def sentences(
+    look: _Look, records: list[Record], found: Found, slos: dict[str, float], *, interrupted: bool = False
+) -> list[str]:
+    """Three sentences for anybody; two where Ctrl-C came before one user was answered."""
     first = f"This is {look.kind} at {look.url}, serving {look.model}."
     alone = [
         request
         for request in in_order(measure_records(records))
         if request.stage == "1 user" and request.ttft is not None and request.completed
     ]
+    if not alone and interrupted:
+        return [first, "It was interrupted before a user was answered, so nothing else is known."]
     if not alone:
         failed = next((record for record in records if record.failure), None)
         why = f": {failed.detail or failed.failure}" if failed else ""
@@ -194,7 +207,8 @@ def sentences(look: _Look, records: list[Record], found: Found, slos: dict[str, 
     rates = sorted(request.tokens_per_second for request in alone if request.tokens_per_second is not None)
     speed = f", then {digits(rates[len(rates) // 2])} tokens per second" if rates else ""
     second = f"One user alone waits {digits(ttfts[len(ttfts) // 2])} ms for the first token{speed}."
-    return [first, second, _third(found, objectives(slos))]
+    third = "It was interrupted, so nothing is known of several users."
+    return [first, second, third if interrupted else _third(found, objectives(slos))]
 
 
 def _third(found: Found, aims: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadgen.analysis import (
     BadGoodput,
     Measured,
@@ -85,15 +87,22 @@ def load(
 ) -> tuple[list[Measured], Summary]:
     """A run's requests and their summary, from its events. Raises StoreError."""
     everything = measure_records(read_records(folder), definitions)
-    return in_order(everything), summarise_measured(run, everything, slos, definitions=definitions)
+    try:
+        summary = summarise_measured(run, everything, slos, definitions=definitions)
+    except msgspec.ValidationError as error:  # the limit that a sweep found is in its configuration
+        raise StoreError(f"{folder}: not a run: config.limit: {error}") from None
+    return in_order(everything), summary
 
 
 def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
     """The run's objectives in milliseconds. Raises BadGoodput."""
     objectives = config.get("goodput") or ()
     if isinstance(objectives, Mapping):
-        return {str(name): float(limit) for name, limit in objectives.items()}
-    return parse_goodput([objectives] if isinstance(objectives, str) else list(objectives))
+        objectives = [f"{name}:{limit}" for name, limit in objectives.items()]
+    words = [objectives] if isinstance(objectives, str) else objectives
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise BadGoodput(f"the run's objectives are none: {objectives!r:.60}")
+    return parse_goodput(words)
 
 
 def refuse(message: str) -> int:

@@ -29,7 +29,7 @@ from loadgen.cli.flags.loads import (
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
-from loadgen.cli.runs.repeat import check_repeat, repeat
+from loadgen.cli.runs.repeat import Once, check_repeat, repeat
 from loadgen.cli.sizing import DEFAULT_USERS, PROBE_TOKENS, Choice, Speed, choose_run, needs_probe, probe
 from loadgen.cli.terminal import live
 from loadgen.cli.vllm.result_file import add_result_file, check_result_file, save_result_file
@@ -154,12 +154,12 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     check_repeat(args)
     check_machines(args, os.environ)
     if args.repeat == 1:
-        return await _once(args, argv, None)
+        return (await _once(args, argv, None)).code
     folder = finish.make_folder(args.result_dir, args.label or "repeats", finish.now())
     return await repeat(args, folder, lambda place: _once(args, argv, place))
 
 
-async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) -> int:
+async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) -> Once:
     """One run, in this folder or in a new one of --result-dir."""
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
@@ -193,18 +193,19 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
         await watch.settle(sum(record.failure == "left" for record in records))
         run.cancel_checks = watch.checks
     if run.share is not None:
-        return end_of_share(run, folder)
+        return Once(end_of_share(run, folder))
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     lateness_counts = job.schedule.open_loop and not job.schedule.all_at_once
-    code = end(args, folder, run, records, worker_errors, open_loop=lateness_counts)
+    reported = finished(args, folder, run, records, worker_errors, open_loop=lateness_counts)
+    code = finish.exit_code(run, records, args.max_error_rate, lost=reported.lost)
     try:
-        written = save_result_file(args, folder, run)
+        written = save_result_file(args, reported.result, run)
     except OSError as error:
         print(f"could not write vLLM's result file: {error.filename}: {error.strerror}", file=sys.stderr)
-        return code or finish.FAILED
+        return Once(code or finish.FAILED, reported.result)
     if written is not None and not args.quiet:
         print(f"vLLM's result file: {written}", file=sys.stderr)
-    return code
+    return Once(code, reported.result)
 
 
 def cancel_watch(args: argparse.Namespace, job: Job) -> CancelWatch:
@@ -224,8 +225,8 @@ def end(
     open_loop: bool,
 ) -> int:
     """Verdict, summary, files; returns the exit code."""
-    lost = finished(args, folder, run, records, worker_errors, open_loop=open_loop)
-    return finish.exit_code(run, records, args.max_error_rate, lost=lost)
+    reported = finished(args, folder, run, records, worker_errors, open_loop=open_loop)
+    return finish.exit_code(run, records, args.max_error_rate, lost=reported.lost)
 
 
 def finished(
@@ -236,11 +237,12 @@ def finished(
     worker_errors: list[WorkerError],
     *,
     open_loop: bool,
-) -> bool:
-    """Verdict, summary, files. Returns whether a file was lost."""
+) -> finish.Reported:
+    """Verdict, summary, files."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
-    written = finish.report(folder, run, records, args.goodput, as_json=args.json, brief=finish.silent(args))
-    return not written or any(text.startswith(store.UNWRITTEN) for text in run.warnings)
+    reported = finish.report(folder, run, records, args.goodput, as_json=args.json, brief=finish.silent(args))
+    unwritten = any(text.startswith(store.UNWRITTEN) for text in run.warnings)
+    return reported._replace(lost=reported.lost or unwritten)
 
 
 async def prepare(

@@ -29,6 +29,7 @@ class Calibration(msgspec.Struct, kw_only=True):
 
 
 def path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Raises RuntimeError for a user without a home."""
     base = environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / FILE
 
@@ -37,12 +38,13 @@ def load_calibration(file: Path | None = None) -> Calibration | None:
     """None if this machine was not calibrated, or was by another version of the file."""
     try:
         calibration = msgspec.json.decode((file or path()).read_bytes(), type=Calibration)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, RuntimeError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return calibration if calibration.version == VERSION else None
 
 
 def save_calibration(calibration: Calibration, file: Path | None = None) -> Path:
+    """Raises OSError, and RuntimeError for a user without a home."""
     target = file or path()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")

@@ -33,6 +33,7 @@ FROM_DUE: Final = frozenset({"ttft_due", "e2el_due", "queue"})
 FROM_FIRST: Final = frozenset({"ttft", "ttft_due", "ttft_role", "tpot", "tokens_per_second"})
 GAPS: Final = frozenset({"itl", "chunk_gap"})
 LATENCIES: Final = FROM_DUE | FROM_FIRST | GAPS | {"e2el"}
+WHOLE: Final = frozenset({"e2el", "e2el_due", "queue"})  # what a response without a stream has
 EVERYTHING: Final[frozenset[str]] = frozenset()
 
 
@@ -160,7 +161,17 @@ def judge_self_error(
     if lag.clock != "user" and step_ns > limits.step_ms * 1e6:
         text = f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run"
         faults.append(Fault(text, LATENCIES))
-    return faults, warnings
+    known = _measures(records)
+    touching = [Fault(text, touches & known) for text, touches in faults if not touches or touches & known]
+    return touching, warnings
+
+
+def _measures(records: Iterable[Record]) -> frozenset[str]:
+    """The latencies that these records have."""
+    reached = [record for record in records if not record.warmup and record.failure in (None, "left")]
+    completed = any(record.failure is None for record in reached)
+    streamed = any(record.stream and any(event.kind in GENERATED for event in record.events) for record in reached)
+    return (WHOLE if completed else EVERYTHING) | (LATENCIES - WHOLE if streamed else EVERYTHING)
 
 
 def _merged_firsts(records: Sequence[Record]) -> float:

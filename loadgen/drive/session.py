@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import gc
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,6 +144,9 @@ class Session:
 
         `start_ns` is the start on CLOCK_MONOTONIC that all workers share; None: soon. Due times count from it.
         """
+        upcoming = iter(schedule)
+        head = list(itertools.islice(upcoming, 1))  # a dataset may load its texts now: longer than LEAD_NS
+        gc.collect()  # and so may this be, of a large heap
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
         progress = self._progress = Progress(self._objectives, clock.zero)
@@ -181,7 +185,7 @@ class Session:
             self._probe.clear()
             began, cpu = time.monotonic(), time.process_time()
             try:
-                await runner.run(schedule, pace)
+                await runner.run(itertools.chain(head, upcoming), pace)
             finally:
                 worker_error.cpu = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
                 worker_error.loop_ns = list(self._probe.samples)
@@ -253,7 +257,6 @@ def _calm_collector() -> Iterator[None]:
     Existing objects are frozen, and young ones are collected a hundred times less often than usual.
     """
     usual = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(usual[0] * 100, usual[1], usual[2])
     try:

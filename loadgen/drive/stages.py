@@ -53,13 +53,14 @@ class Stages:
         """
         records: list[Record] = []
         start = self.elapsed + LEAD
+        total = None if times is None and pace.max_seconds else count  # users go on for so long, not for so many
         dues = None if times is None else (start + at for at in times)
         schedule = schedule_items(self._taken(count), dues, stage=name, first=self._number)
         watching = asyncio.create_task(self._watch(hopeless)) if hopeless is not None else None
         given_up = False
         try:
             outcome = await self._session.phase(
-                schedule, pace, records.append, start_ns=self._zero_ns, total=count, rate=rate, stage=name
+                schedule, pace, records.append, start_ns=self._zero_ns, total=total, rate=rate, stage=name
             )
         finally:
             if watching is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loadgen.analysis import (
+    Answers,
     Group,
     Pairs,
     Summary,
@@ -18,7 +19,7 @@ from loadgen.analysis import (
     time_text,
 )
 from loadgen.record import Run
-from loadgen.report.sections.found import UNITS, amount_of, found_of
+from loadgen.report.sections.found import amount_of, found_of, load_text
 from loadgen.report.tables import touches
 
 Tile = tuple[str, str, str]  # label, value, detail
@@ -44,11 +45,9 @@ def _found(run: Run) -> list[Tile]:
         return []
     name = "highest rate" if found.by == "rate" else "most users"
     if found.load is None or found.low is None or found.high is None:
-        return [
-            (name, found.state, f"tried up to {amount_of(found, (found.tried or (0, 0))[1])} {UNITS[found.by]}")
-        ]
+        return [(name, found.state, f"tried up to {load_text(found, (found.tried or (0, 0))[1])}")]
     ends = f"95 %: {amount_of(found, found.low)}–{amount_of(found, found.high)}"
-    return [(name, f"{amount_of(found, found.load)} {UNITS[found.by]}", ends)]
+    return [(name, load_text(found, found.load), ends)]
 
 
 def rates(summary: Summary) -> list[Tile]:
@@ -56,7 +55,8 @@ def rates(summary: Summary) -> list[Tile]:
     if summary.by_target:
         parts = summary.by_target.items()
         saved = (tile for name, part in parts for tile in _saved(part, f" at {name}"))
-        return [*saved, *(_errors(part, f" at {name}") for name, part in parts)]
+        errors = (_errors(part, f" at {name}") for name, part in parts)
+        return [*saved, *errors, *_same_answers(summary.loads.answers)]
     whole = summary.whole
     if by_rate(summary.by_stage):
         stages = [group for _, group in by_rate(summary.by_stage)]
@@ -127,6 +127,14 @@ def _saved(group: Group, where: str) -> list[Tile]:
         return []
     tokens = f"{amount(shared)} of {amount(group.output_tokens)} tokens were not generated again"
     return [(f"saved{where}", percent(shared / group.output_tokens), tokens)]
+
+
+def _same_answers(answers: Answers | None) -> list[Tile]:
+    """Where both sides of an `ab` were to generate the same text."""
+    if answers is None:
+        return []
+    pairs = f"{amount(answers.identical)} of {answers.compared:,} pairs"
+    return [("same answer at both", percent(answers.share), pairs)]
 
 
 def _errors(group: Group, where: str) -> Tile:

@@ -68,7 +68,7 @@ def _dots(sheet: Sheet, axes: Axes, requests: Sequence[Measured], start: int) ->
             everything += y
     if everything:
         duration_axis(axes.yaxis, everything, "TTFT" if streams else "E2E")
-    failed = [(r.end_ns or r.due_ns) for r in requests if not r.completed and not r.cancelled]
+    failed = [(r.over_ns or r.due_ns) for r in requests if not r.completed and not r.cancelled]
     for place, moment in enumerate(failed[:: -(-len(failed) // 200) or 1]):
         label = f"failed ({len(failed):,})" if place == 0 else None
         axes.axvline((moment - start) / SECOND, color=RED, lw=1, alpha=0.6, label=label)

@@ -13,10 +13,10 @@ from loadgen.analysis import (
     PER_REQUEST,
     POOLED,
     SECOND,
-    Group,
     Measured,
     Stat,
     Summary,
+    by_rate,
     interpolated,
     pooled,
     sample_of,
@@ -46,7 +46,7 @@ def result_json(
     Summaries are in milliseconds and details in seconds, as in vLLM. What no request has is null, and so is
     a detail that a failed request lacks: vLLM's 0 would look like a fast request.
     """
-    result = _flat(run, summary.whole) | _percentiles(
+    result = _flat(run, summary) | _percentiles(
         requests, (*PERCENTILES, *(run.config.get("metric_percentiles") or ()))
     )
     if details:
@@ -54,8 +54,16 @@ def result_json(
     return result | {"loadgen": _ours(run, summary, paired)}
 
 
-def _flat(run: Run, whole: Group) -> dict[str, Any]:
-    config = run.config
+def requested_rate(run: Run, summary: Summary) -> Any:
+    """The rate that was requested, "inf" for all at once and for a closed loop; None for stages of several."""
+    rates = [requested for requested, _ in by_rate(summary.by_stage)]
+    if rates or (summary.by_stage and run.config.get("request_rate") != "inf"):
+        return rates[0] if len(rates) == 1 else None
+    return _finite(run.config.get("request_rate", inf))
+
+
+def _flat(run: Run, summary: Summary) -> dict[str, Any]:
+    config, whole = run.config, summary.whole
     flat: dict[str, Any] = {
         "date": _vllm_date(run.date),
         "endpoint_type": config.get("backend") or _backend(run.endpoint),
@@ -68,7 +76,7 @@ def _flat(run: Run, whole: Group) -> dict[str, Any]:
     metadata = config.get("metadata")
     flat |= metadata if isinstance(metadata, Mapping) else {}
     flat |= {
-        "request_rate": _finite(config.get("request_rate", inf)),
+        "request_rate": requested_rate(run, summary),
         "burstiness": config.get("burstiness", 1.0),
         "max_concurrency": config.get("max_concurrency"),
     }

@@ -222,6 +222,8 @@ def _load(run: Run, summary: Summary) -> str:
     if loads and not stages:
         return f"{count(len(loads), 'stage')} from {loads[0][0]} to {loads[-1][0]}"
     if stages:
+        if len(stages) == 1:
+            return f"{stages[0][0]:g} requests/s"
         return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
     requested, cap = config.get("request_rate"), config.get("max_concurrency")
     unit = "requests"

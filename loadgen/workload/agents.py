@@ -18,6 +18,7 @@ from corpus.blocks import block_prompt
 from corpus.draw import Draw
 from corpus.sources import as_fields, text_of
 from loadgen.errors import WorkloadError
+from loadgen.record import writable
 from loadgen.workload.datasets import bounded
 from loadgen.workload.files import tokens
 from loadgen.workload.model import FollowUp, Options, Prompt
@@ -395,5 +396,5 @@ def _messages(text: Any) -> list[dict[str, Any]] | None:
         texts = [part.get("content") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
         if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
             return None
-        messages.append({"role": role, "content": "".join(map(str, texts))})
+        messages.append({"role": role, "content": writable("".join(map(str, texts)))})
     return messages or None

@@ -4,6 +4,8 @@ before anything is sent."""
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,10 @@ LINE: Final = frozenset({"documents", "id", "input", "messages", "output_tokens"
 """Fields of a custom line that are no fields of the request's, or are replaced in it."""
 LENGTHS: Final = frozenset({"max_tokens", "max_completion_tokens"})
 BOM: Final = b"\xef\xbb\xbf"
+UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+HALF: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+TOO_DEEP: Final = "is nested too deep"
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class PromptList(Untimed):
@@ -110,7 +116,7 @@ def conversations_of(path: str) -> Iterator[list[Any]]:
     """The turns of each conversation of a ShareGPT file. Raises WorkloadError."""
     try:
         raw = msgspec.json.decode(read(path))
-    except msgspec.DecodeError as e:
+    except NOT_JSON as e:
         raise WorkloadError(f"{path}: {_position(path, e)}") from None
     if not isinstance(raw, list) or not raw:
         raise WorkloadError(f"{path}: must be a JSON list of conversations (ShareGPT), with at least one")
@@ -160,11 +166,16 @@ def path_of(options: Options) -> str:
 
 def read(path: str) -> bytes:
     try:
-        if (size := Path(path).stat().st_size) > MAX_BYTES:
-            raise WorkloadError(f"{path}: has {size:,} bytes; at most {MAX_BYTES:,} are read")
+        state = Path(path).stat()
+        if state.st_size > MAX_BYTES:
+            raise WorkloadError(f"{path}: has {state.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+            raise WorkloadError(f"{path}: is a pipe or a device, and is read more than once: save it as a file")
         data = Path(path).read_bytes().removeprefix(BOM)
     except OSError as e:
         raise WorkloadError(f"{path}: {e.strerror or e}") from None
+    if data.startswith(UTF_16):
+        raise WorkloadError(f"{path}: is UTF-16; save it as UTF-8")
     if not data.strip():
         raise WorkloadError(f"{path}: is empty; it must hold at least one request")
     return data
@@ -178,8 +189,8 @@ def lines(path: str) -> Iterator[tuple[int, bytes]]:
 def as_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise WorkloadError(f"{where}: is not JSON: {e}") from None
+    except NOT_JSON as e:
+        raise WorkloadError(f"{where}: {_words(line, e)}") from None
     if not isinstance(raw, dict):
         raise WorkloadError(f"{where}: must be a JSON object, one per line")
     return raw
@@ -201,7 +212,7 @@ def _distinct_ids(prompts: list[Prompt], path: str) -> None:
             raise WorkloadError(f"{path}: the id {prompt.id!r} is used for two different prompts")
 
 
-def _position(path: str, error: msgspec.DecodeError) -> str:
+def _position(path: str, error: Exception) -> str:
     """Where a file of one JSON value is broken, by line: msgspec counts bytes."""
     try:
         json.loads(read(path))
@@ -209,4 +220,16 @@ def _position(path: str, error: msgspec.DecodeError) -> str:
         return f"line {e.lineno}: is not JSON: {e.msg}"
     except UnicodeDecodeError as e:
         return f"is not UTF-8: {e}"
+    except RecursionError:
+        return TOO_DEEP
+    return _words(read(path), error)
+
+
+def _words(data: bytes, error: Exception) -> str:
+    """Why this is not JSON. msgspec may call half of a surrogate pair truncated input."""
+    if isinstance(error, RecursionError):
+        return TOO_DEEP
+    half = HALF.search(data) if "truncated" in str(error) or "surrogate" in str(error) else None
+    if half is not None:
+        return f"is no text: {half[0].decode()} is half of a pair, as of an emoji, without the other half"
     return f"is not JSON: {error}"

@@ -18,6 +18,7 @@ from loadgen.store import EVENTS, RUN, EventsFile, append, read_records, read_ru
 RECORD = Record(
     index=1, id="x", prompt="p", due_ns=5, events=[Event(3, 1, 4, Kind.CONTENT, 2, 1)], failure="truncated"
 )
+OTHER = msgspec.structs.replace(RECORD, index=2, id="y")
 RUN_OF_NOTHING = Run(
     date="d", label="l", command=[], config={}, targets={}, model="m", endpoint="/v1/chat/completions"
 )
@@ -31,9 +32,9 @@ def written(folder: Path, *records: Record) -> Path:
 
 
 def test_records_and_runs_come_back_as_they_were(tmp_path: Path) -> None:
-    written(tmp_path, RECORD, RECORD)
+    written(tmp_path, RECORD, OTHER)
     write_run(tmp_path, RUN_OF_NOTHING)
-    assert list(read_records(tmp_path)) == list(read_records(tmp_path / EVENTS)) == [RECORD, RECORD]
+    assert list(read_records(tmp_path)) == list(read_records(tmp_path / EVENTS)) == [RECORD, OTHER]
     assert read_run(tmp_path) == read_run(tmp_path / RUN) == RUN_OF_NOTHING
 
 
@@ -75,10 +76,11 @@ def test_a_file_that_cannot_be_opened_lacks_everything(tmp_path: Path) -> None:
 
 def test_a_whole_file_has_no_warning(tmp_path: Path) -> None:
     with EventsFile(tmp_path / EVENTS) as file:
-        for _ in range(1000):
-            file.append(RECORD)
+        records = [msgspec.structs.replace(RECORD, index=number, id=str(number)) for number in range(1000)]
+        for record in records:
+            file.append(record)
     assert (file.warning, file.unwritten) == ("", [])
-    assert list(read_records(tmp_path)) == [RECORD] * 1000
+    assert list(read_records(tmp_path)) == records
 
 
 def test_a_gzipped_file_is_read_too(tmp_path: Path) -> None:
@@ -121,3 +123,13 @@ def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / RUN).write_text(text)
     with pytest.raises(StoreError, match="schema 9; this version reads schema 1"):
         read_run(tmp_path)
+
+
+def test_a_request_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """A file that was copied into itself had twice the throughput."""
+    written(tmp_path, RECORD, OTHER, RECORD)
+    with pytest.raises(StoreError, match=r"line 3: the request 'x' is there twice"):
+        list(read_records(tmp_path))
+    warm_up = msgspec.structs.replace(RECORD, index=-1, id="w", warmup=True)
+    written(tmp_path, warm_up, RECORD, OTHER, msgspec.structs.replace(RECORD, target="b"))
+    assert len(list(read_records(tmp_path))) == 4

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
+
 from loadgen.spec import ErrorLimit
 
 VLLM_METRICS: Final = ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue")
@@ -136,10 +138,16 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _no_number(text: str) -> None:
+    """NaN and Infinity, which Python's json reads."""
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        value = json.loads(text, parse_constant=_no_number)
+        msgspec.json.encode(value)
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("give a JSON object, such as '{\"top_k\": 1}'")

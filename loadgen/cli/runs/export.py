@@ -69,8 +69,10 @@ def run_row(side: Side) -> dict[str, Any]:
     """What was run, and its figures by their names in result.json."""
     run = side.run
     values: Mapping[str, float | None] = side.values
+    rate = run.config.get("request_rate")
     if side.summary is not None:
-        values = flat_metrics(result_json(run, side.summary, requests=side.requests))
+        result = result_json(run, side.summary, requests=side.requests)
+        values, rate = flat_metrics(result), result["request_rate"]
     return {
         "run": side.name,
         "date": run.date,
@@ -82,7 +84,7 @@ def run_row(side: Side) -> dict[str, Any]:
         "invalid": "; ".join(run.invalid),
         "stopped": run.stopped,
         "interrupted": int(run.interrupted),
-        "request_rate": run.config.get("request_rate"),
+        "request_rate": rate,
         **_texts(run.config.get("metadata")),
         **values,
     }

@@ -46,8 +46,8 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     )
     open_loop = run.config.get("request_rate") not in (None, "inf")
     finish.judge(run, everything, errors, Limits(), open_loop=open_loop)
-    written = finish.report(folder, run, everything, run.config.get("goodput"))
-    return finish.exit_code(run, everything, run.config.get("max_error_rate") or 0.0, lost=not written)
+    reported = finish.report(folder, run, everything, run.config.get("goodput"))
+    return finish.exit_code(run, everything, run.config.get("max_error_rate") or 0.0, lost=reported.lost)
 
 
 def share_of(run: Run) -> Share:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-import msgspec
-
+from loadgen.analysis import count
+from loadgen.cli.finish import silent
 from loadgen.errors import UsageError
 from loadgen.report import Files, repeats_json, repeats_table, spreads_of
 
@@ -24,32 +25,46 @@ def check_repeat(args: argparse.Namespace) -> None:
         raise UsageError("--repeat writes several results: give --append-result instead of --save-result")
 
 
-async def repeat(args: argparse.Namespace, folder: Path, once: Callable[[Path], Awaitable[int]]) -> int:
+class Once(NamedTuple):
+    """How one run ended."""
+
+    code: int
+    result: dict[str, Any] | None = None  # result.json
+
+
+async def repeat(args: argparse.Namespace, folder: Path, once: Callable[[Path], Awaitable[Once]]) -> int:
     """Run `once` for each run's folder, with a new seed and a new salt for each run; the exit code of the worst.
 
-    Ctrl-C ends the run and the repeats.
+    Ctrl-C ends the run, which is then in no figure of the repeats, and the repeats.
     """
     seed, salt = args.seed, args.unique_salt
     codes: list[int] = []
+    results: dict[str, dict[str, Any]] = {}
     folders = [folder / f"run-{number}" for number in range(1, args.repeat + 1)]
     for number, place in enumerate(folders):
-        print(f"run {number + 1} of {args.repeat}", file=sys.stderr)
+        if not silent(args):
+            print(f"run {number + 1} of {args.repeat}", file=sys.stderr)
         args.seed = seed + number
         args.unique_salt = salt if salt is None else f"{salt}-{number}"
-        place.mkdir()
-        codes.append(await once(place))
-        if codes[-1] == INTERRUPTED:
+        with contextlib.suppress(OSError):  # a full disk costs files and no figures
+            place.mkdir()
+        code, result = await once(place)
+        codes.append(code)
+        if code == INTERRUPTED:
             break
-    done = [place for place in folders if (place / "result.json").exists()]
-    spreads = spreads_of([msgspec.json.decode((place / "result.json").read_bytes()) for place in done])
-    table = [f"# {len(done)} runs of the same load", "", *repeats_table(spreads)]
+        if result is not None:
+            results[place.name] = result
+    spreads = spreads_of(list(results.values()))
+    table = [f"# {count(len(results), 'run')} of the same load", "", *repeats_table(spreads)]
     files = Files(folder)
     files.write("repeats.md", ("\n".join(table) + "\n").encode())
-    files.write("repeats.json", repeats_json(spreads, [place.name for place in done]))
-    print("\n".join(table))
+    files.write("repeats.json", repeats_json(spreads, list(results)))
+    if not silent(args):
+        print("\n".join(table), file=sys.stderr if args.json else sys.stdout)
     for text in files.lost:
         print(f"could not write {text}", file=sys.stderr)
-    print(f"written to {folder}", file=sys.stderr)
+    if not silent(args):
+        print(f"written to {folder}", file=sys.stderr)
     return worst([*codes, *([FAILED] if files.lost else [])])
 
 

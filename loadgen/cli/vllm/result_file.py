@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -50,15 +53,23 @@ def check_result_file(args: argparse.Namespace) -> None:
         raise UsageError(f"{folder} is not a folder, so no result file can be written there")
 
 
-def save_result_file(args: argparse.Namespace, folder: Path, run: Run) -> Path | None:
-    """Write what the flags ask for, from the run's result.json. Raises OSError."""
+def save_result_file(args: argparse.Namespace, result: Mapping[str, Any], run: Run) -> Path | None:
+    """Write what the flags ask for. Raises OSError."""
     if not (args.save_result or args.append_result):
         return None
     path = Path(_folder(args)) / (args.result_filename or _default_name(args, run))
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = msgspec.json.format((folder / "result.json").read_bytes(), indent=-1)
-    with path.open("ab" if args.append_result else "wb") as file:
-        file.write(b"\n" * bool(args.append_result and file.tell()) + line)
+    line = msgspec.json.encode(result)
+    with path.open("ab" if args.append_result else "wb", buffering=0) as file:
+        start = file.tell()
+        rest = memoryview(b"\n" * bool(start) + line)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:  # half a line would spoil those before it
+            with contextlib.suppress(OSError):
+                file.truncate(start)
+            raise OSError(error.errno, error.strerror, str(path)) from None
     return path
 
 

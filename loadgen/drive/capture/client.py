@@ -94,6 +94,7 @@ class Client:
                 exchange.fail("timeout", f"no complete response within {limit or 0:g} s (--request-timeout)")
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
+            exchange.ended_ns = time.monotonic_ns()
             self.open.pop(exchange, None)
             if leaving is not None:
                 leaving.cancel()
@@ -128,13 +129,13 @@ class Client:
         try:
             await self._exchange(request, exchange)
         except _GONE:
-            kept = exchange.connect_ns is None
-            if not kept or exchange.answered or request.record.resent >= MAX_RESENT:
+            if not exchange.reused or exchange.answered or request.record.resent >= MAX_RESENT:
                 raise
             return False
         return True
 
     async def _exchange(self, request: PreparedRequest, exchange: Exchange) -> None:
+        exchange.reused = False
         body: Any = request.body if len(request.body) <= LARGE_BODY else io.BytesIO(request.body)
         response = await self._session.post(
             request.url,
@@ -189,7 +190,7 @@ def _tls(insecure: bool) -> ssl.SSLContext | bool:
 
 
 def _connecting() -> TraceConfig:
-    """Times each new connection: name resolution, TCP and TLS."""
+    """Times each new connection: name resolution, TCP and TLS. Marks an exchange on a kept one."""
     started: Final = "_started"
     trace = TraceConfig()
 
@@ -199,6 +200,10 @@ def _connecting() -> TraceConfig:
     async def end(session: object, context: SimpleNamespace, params: object) -> None:
         CURRENT.get().connect_ns = time.monotonic_ns() - getattr(context, started)
 
+    async def reuse(session: object, context: SimpleNamespace, params: object) -> None:
+        CURRENT.get().reused = True
+
+    trace.on_connection_reuseconn.append(reuse)
     trace.on_connection_create_start.append(start)
     trace.on_connection_create_end.append(end)
     return trace
@@ -217,7 +222,7 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ClientConnectorError):
         return "refused", _connecting_failed(error)
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "truncated", f"the connection ended in the middle of the response: {_reason(error)}"
+        return "truncated", "the connection ended in the middle of the response"
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):
         return "garbage", f"not HTTP: {error.message or error}"
     if isinstance(error, _GONE):

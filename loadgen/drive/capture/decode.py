@@ -11,7 +11,7 @@ from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.dialects import DIALECTS, Dialect, Message, Part, error_in
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.drive.capture.messages import MessageError, Usage
-from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record
+from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record, writable
 from loadgen.spec import Endpoint
 from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 
@@ -66,7 +66,7 @@ def decode_exchange(
     the text of a complete answer."""
     record = exchange.record
     record.status = exchange.status
-    record.shared = exchange.shared
+    record.shared = None if exchange.shared is None else writable(exchange.shared)
     record.connect_ns = exchange.connect_ns
     record.bytes_in = exchange.size
     if exchange.wrote_ns:
@@ -77,6 +77,8 @@ def decode_exchange(
     if reads:
         record.head_ns = times_of(reads[0], 0, clock)[0]
         record.end_ns = times_of(reads[-1], 0, clock)[0]
+    if exchange.ended_ns and not exchange.complete:
+        record.closed_ns = clock.since_start(exchange.ended_ns)
     body = exchange.body
     if exchange.status is not None and not 200 <= exchange.status < 300:
         _set(record, "status", f"{exchange.status}: {_words(body)}")
@@ -92,7 +94,7 @@ def decode_exchange(
         _set(record, "garbage", f"status {exchange.status} and an empty body")
     if not exchange.complete and record.status is not None:
         _set(record, "truncated", "the connection ended before the response did")
-    record.detail = hide(record.detail)[:MAX_DETAIL]
+    record.detail = writable(hide(record.detail)[:MAX_DETAIL])
     return record
 
 
@@ -135,11 +137,11 @@ def _ended_well(parts: Iterable[Part]) -> bool:
 def answer_text(parts: Sequence[Part], *, whole: bool = False) -> str:
     """The first choice's content; with `whole` every choice's, and its reasoning and tool calls before it."""
     if not whole:
-        return "".join(part.text for part in parts if part.choice == 0)
+        return writable("".join(part.text for part in parts if part.choice == 0))
     choices = sorted({part.choice for part in parts})
     return "\n".join(
-        "".join(part.other for part in parts if part.choice == choice)
-        + "".join(part.text for part in parts if part.choice == choice)
+        writable("".join(part.other for part in parts if part.choice == choice))
+        + writable("".join(part.text for part in parts if part.choice == choice))
         for choice in choices
     )
 

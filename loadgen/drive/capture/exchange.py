@@ -32,11 +32,13 @@ class Exchange:
         "content_type",
         "count",
         "detail",
+        "ended_ns",
         "failure",
         "first_ns",
         "last_ns",
         "parts",
         "record",
+        "reused",
         "shared",
         "size",
         "status",
@@ -53,7 +55,9 @@ class Exchange:
         self.last_ns = 0  # of the last data, for the idle limit
         self.tx_ns = 0  # CLOCK_REALTIME, by the kernel; 0: unknown
         self.wrote_ns = 0
+        self.ended_ns = 0  # when it had ended or failed; 0: it was never sent
         self.connect_ns: int | None = None
+        self.reused = False  # it is on a kept-alive connection
         self.status: int | None = None
         self.content_type = ""
         self.shared: str | None = None

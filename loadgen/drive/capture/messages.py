@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -14,14 +14,30 @@ class MessageError(Exception):
     """The bytes are not a message of this API; the text says why."""
 
 
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e12)]  # so no NaN
+
+
 class Details(msgspec.Struct):
     cached_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        self.cached_tokens = _counted(self.cached_tokens)
+
 
 class Usage(msgspec.Struct):
+    """A count below 0 is none."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: Details | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = _counted(self.prompt_tokens)
+        self.completion_tokens = _counted(self.completion_tokens)
+
+
+def _counted(count: int | None) -> int | None:
+    return None if count is None or count < 0 else count
 
 
 class Choice(msgspec.Struct):
@@ -38,8 +54,8 @@ class EngineTimes(msgspec.Struct):
     """vLLM's `metrics` of a request, with --enable-per-request-metrics: `time_to_first_token_ms` counts from when
     it was scheduled, so that both together are the engine's part of TTFT."""
 
-    queue_time_ms: float | None = None
-    time_to_first_token_ms: float | None = None
+    queue_time_ms: Milliseconds | None = None
+    time_to_first_token_ms: Milliseconds | None = None
 
 
 class Message(msgspec.Struct):

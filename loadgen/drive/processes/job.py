@@ -131,7 +131,8 @@ def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]
 async def warm_up(
     job: Job, session: Session, workload: Workload, emit: Callable[[Record], None]
 ) -> Outcome | None:
-    """Send the warm-up requests, with the run's concurrency, or 8 at once if the run has no cap."""
+    """Load the texts, and send the warm-up requests, with the run's concurrency, or 8 at once if it has no cap."""
+    next(workload.requests(), None)  # a trace loads them for its first request, which may be due at once
     if not job.num_warmups:
         return None
     pace = Pace(max_concurrency=job.pace.max_concurrency or 8)

@@ -84,9 +84,17 @@ class Errors:
 async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
-    Raises UsageError if a worker died: without its share the run is not the one that was requested.
+    Raises UsageError if a worker died: without its share the run is not the one that was requested. Raises
+    KeyboardInterrupt if that was because it was stopped before it had begun.
     """
     workers: list[Worker] = []
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        _stop_all(workers)
+
     errors = Errors(job.pace.max_errors)
     try:
         for number in range(job.workers):
@@ -95,7 +103,7 @@ async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[lis
             for worker in workers:
                 group.create_task(worker.listen())
             watching = group.create_task(_watch(workers, view, errors))
-            stop_on_signals(lambda: _stop_all(workers), view.note)
+            stop_on_signals(stop, view.note)
             for worker in workers:
                 await worker.ready.wait()
             start = str(time.monotonic_ns() + START_IN_NS).encode()
@@ -109,6 +117,8 @@ async def run_workers(job: Job, run: Run, folder: Path, view: View) -> tuple[lis
             if worker.process.returncode is None:
                 worker.process.kill()
                 await worker.process.wait()
+    if stopped and any(worker.outcome is None for worker in workers):
+        raise KeyboardInterrupt
     run.stopped = errors.stopped
     return _merge(workers, run, folder)
 
@@ -155,7 +165,8 @@ def _write(folder: Path, records: Iterable[Record]) -> str:
 
 
 def _records_of(worker: Worker) -> Iterator[Record]:
-    if worker.file.exists():
+    """Raises StoreError, also where somebody removed the folder during the run."""
+    if worker.file.exists() or not worker.unwritten:
         yield from store.read_records(worker.file)
     yield from worker.unwritten
 

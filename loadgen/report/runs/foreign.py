@@ -6,6 +6,7 @@ A figure keeps the definition of the tool that measured it: only its name and it
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -74,14 +75,23 @@ def _read(path: Path) -> bytes:
         raise StoreError(f"{path}: {error.strerror or error}") from None
 
 
+def _decoded(part: bytes) -> Any:
+    """JSON, or what Python's json writes: NaN and Infinity are None. None for anything else."""
+    try:
+        return msgspec.json.decode(part)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            loose = json.loads(part, parse_constant=lambda name: None)
+            return msgspec.json.decode(msgspec.json.encode(loose))
+        except (ValueError, RecursionError):
+            return None
+
+
 def _last_line(path: Path) -> dict[str, Any]:
     """A file of one JSON object, or the last of the lines of `--append-result`."""
-    content = _read(path).strip()
+    content = _read(path).removeprefix(b"\xef\xbb\xbf").strip()
     for part in (content, content.rsplit(b"\n", 1)[-1]):
-        try:
-            document = msgspec.json.decode(part)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
+        document = _decoded(part)
         if isinstance(document, dict):
             return document
     raise StoreError(f"{path}: is not a JSON object; {KNOWN}")

@@ -25,12 +25,12 @@ def found_sentence(found: Found, slos: Mapping[str, float]) -> str:
     aims = f"{objectives(slos)} for {percent(found.attainment)} of requests"
     if found.state == "nothing" or found.tried is None:
         return "nothing found: no stage ended"
-    low, high = (_load(found, load) for load in found.tried)
+    low, high = (load_text(found, load) for load in found.tried)
     broke = _broke(found)
     match found.state:
         case "failed":
-            until = f"; until then up to {_load(found, found.load)} met {aims}" if found.load else ""
-            return f"the server failed: {_failures(found)} at {_load(found, found.broke_at or 0)}{until}"
+            until = f"; until then up to {load_text(found, found.load)} met {aims}" if found.load else ""
+            return f"the server failed: {_failures(found)} at {load_text(found, found.broke_at or 0)}{until}"
         case "no limit":
             return f"no limit found up to {high}, which still meets {aims}"
         case "all met":
@@ -53,7 +53,7 @@ def _limit(found: Found, what: str, aims: str, broke: str) -> str:
         f" (95 %: {amount_of(found, found.low)}–{amount_of(found, found.high)})"
     )  # fmt: skip
     about = "" if ends else "about "
-    words = f"highest {what}: {about}{_load(found, found.load or 0)}{ends} meets {aims}"
+    words = f"highest {what}: {about}{load_text(found, found.load or 0)}{ends} meets {aims}"
     if found.state == "unsure":
         words += f"; less sure than the {percent(found.precision)} asked for: raise --max-minutes"
     if broke:
@@ -67,7 +67,7 @@ def amount_of(found: Found, load: float) -> str:
     return digits(load) if found.by == "rate" else f"{load:,.0f}"
 
 
-def _load(found: Found, load: float) -> str:
+def load_text(found: Found, load: float) -> str:
     unit = "user" if found.by == "users" and load == 1 else UNITS[found.by]
     return f"{amount_of(found, load)} {unit}"
 
@@ -80,7 +80,7 @@ def _broke(found: Found) -> str:
     """What was missed, and where."""
     if found.first is None or found.broke_at is None:
         return ""
-    at = _load(found, found.broke_at)
+    at = load_text(found, found.broke_at)
     missed = 1 - found.broke[found.first]
     if sum(found.failures.values()) >= missed / 2:
         return f"requests fail: {_failures(found)} at {at}"

@@ -33,6 +33,7 @@ from ops.bench.find_trial.table import Answer, render
 
 ROOT: Final = Path(__file__).parents[3]
 READY_SECONDS: Final = 60.0
+TIED: Final = (sys.executable, "-m", "ops.bench.find_trial.tied")
 
 
 class Server(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         servers = msgspec.convert(tomllib.loads(args.servers.read_text()), Servers).server
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         parser.error(f"{args.servers}: {error}")
     chosen = [server for server in servers if args.only in (None, server.name)]
     if not chosen or args.seeds < 1:
@@ -99,11 +100,13 @@ def searches(server: Server, seeds: int, *, fresh: bool) -> Iterator[Answer]:
 
 @contextlib.contextmanager
 def serving(command: str) -> Iterator[str]:
-    """The URL that the command prints as its first line; its process group is killed after the block. Raises
-    RuntimeError if it prints none in READY_SECONDS."""
+    """The URL that the command prints as its first line; its process group is killed after the block, or with this
+    process. Raises RuntimeError if it prints none in READY_SECONDS."""
     child = subprocess.Popen(
-        shlex.split(command), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+        [*TIED, *shlex.split(command)], cwd=ROOT, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert child.stdin is not None
     assert child.stdout is not None
     try:
         ready, _, _ = select.select([child.stdout], [], [], READY_SECONDS)
@@ -115,6 +118,7 @@ def serving(command: str) -> Iterator[str]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        child.stdin.close()
         child.stdout.close()
 
 
@@ -122,11 +126,16 @@ def search(server: Server, url: str, seed: int) -> Answer:
     """One search in a process of its own, as a person runs it."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [
-            sys.executable, "-m", "loadgen", "find", "--base-url", url, *shlex.split(server.find),
+            *TIED, sys.executable, "-m", "loadgen", "find", "--base-url", url, *shlex.split(server.find),
             "--seed", str(seed), "--result-dir", folder, "--quiet",
         ]  # fmt: skip
         began = time.monotonic()
-        ended = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        with subprocess.Popen(
+            argv, cwd=ROOT, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as child:  # fmt: skip
+            assert child.stdout is not None
+            output = child.stdout.read().decode(errors="replace")
         seconds = time.monotonic() - began
         results = list(Path(folder).glob("*/result.json"))
         found: dict[str, Any] = {}
@@ -134,13 +143,13 @@ def search(server: Server, url: str, seed: int) -> Answer:
             loadgen = json.loads(results[0].read_bytes())["loadgen"]
             found = loadgen["found"]
             found["sound"] = not loadgen["run"].get("invalid")
-    lines = [line for line in ended.stdout.decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in output.splitlines() if line.strip()]
     said = next((line for line in lines if line.strip().startswith("Result:")), [*lines, "nothing"][-1])
     return Answer(
         server=server.name,
         seed=seed,
         seconds=seconds,
-        code=ended.returncode,
+        code=child.returncode,
         said=said.strip(),
         limit=server.limit,
         state=found.get("state", "no result"),

@@ -134,6 +134,16 @@ def test_a_stages_rates_are_what_was_counted_in_its_time() -> None:
         assert stage.peak_output_throughput >= stage.output_throughput
 
 
+def test_a_stage_of_users_lasts_until_the_last_of_them_was_given_up() -> None:
+    """Where the server hung after 0.5 s of 4 it said 61 requests per second."""
+    answered = record(ev(500), due=0, sent=0, end=500, stage="4 users", completion_tokens=4)
+    hung = record(due=500, sent=500, stage="4 users", failure="cancelled")
+    hung.end_ns, hung.closed_ns = None, 4_000_000_000
+    stage = summarise(run_of(), [answered, hung]).by_stage["4 users"]
+    assert stage.request_throughput == pytest.approx(1 / 4)
+    assert stage.output_throughput == pytest.approx(4 / 4)
+
+
 def test_a_stage_of_a_single_request_has_no_throughput_of_its_own() -> None:
     """One answer in 170 ms is not 5.9 requests per second."""
     one = summarise(run_of(), [record(ev(100), stage="rate=0.5", completion_tokens=4)]).by_stage["rate=0.5"]

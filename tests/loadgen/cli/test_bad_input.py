@@ -231,3 +231,13 @@ async def test_workers_are_refused_where_there_are_none_with_the_reason(tmp_path
     _, said = await process.communicate()
     assert process.returncode == 2
     assert b"--workers is for `run`: " in said
+
+
+@pytest.mark.parametrize("flag", ["--label", "--model", "--prompt", "--metadata", "--dataset-path", "--api-key"])
+async def test_an_argument_that_is_no_text_is_refused_before_anything_is_sent(tmp_path: Path, flag: str) -> None:
+    """What the command line has is in run.json, which cannot hold it: the run was lost at its end."""
+    async with serving(silent) as url:
+        code, said, _, _ = await loadgen(tmp_path, "run", "--base-url", url, flag, "a=m\udcfcn")
+    assert code == 2
+    assert "argument 5 is no text in UTF-8" in said
+    assert "a=m" not in said, "it may be a key"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loadgen.cli import calibrate
 from loadgen.cli.calibrate import StageErrors, Step, climb
 from loadgen.drive import calibration
 from loadgen.drive.calibration import Calibration, beyond_calibration
@@ -86,6 +89,43 @@ def test_what_was_found_is_kept_and_another_version_is_not_misread(tmp_path: Pat
 
 def test_the_file_is_in_the_users_cache() -> None:
     assert calibration.path({"XDG_CACHE_HOME": "/c"}) == Path("/c") / calibration.FILE
+
+
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user that the system does not know, as in a container, without HOME."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_a_user_without_a_home_has_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked for at the end of each run, which was lost."""
+    homeless(monkeypatch)
+    assert calibration.load_calibration() is None
+
+
+@pytest.mark.parametrize(("cache", "said"), [(None, "home directory"), ("/dev/null/x", "Not a directory")])
+def test_a_calibration_that_cannot_be_saved_is_printed_nevertheless(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str | None, said: str
+) -> None:
+    floor = dict.fromkeys(("ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), 0.1)
+
+    async def measured(args: argparse.Namespace) -> Calibration:
+        return Calibration(**KNOWN | {"floor_ms": floor})
+
+    homeless(monkeypatch)
+    if cache is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setattr(calibrate, "_calibrate", measured)
+    assert calibrate.main(argparse.Namespace(no_save=False), []) == 1
+    output, error = capsys.readouterr()
+    assert "accurate up to: 100 requests/s" in output
+    assert "could not save it: " in error
+    assert said in error
 
 
 @pytest.mark.parametrize(

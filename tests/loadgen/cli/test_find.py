@@ -6,17 +6,25 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from loadgen.analysis import Found
+from loadgen.cli.find import stage_of
+from loadgen.cli.quick import exit_code
 from loadgen.cli.report import main_report
+from loadgen.record import Record
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.loadgen.cli.test_results import hanging_after
 from tests.loadgen.kit.program import program
+from tests.loadgen.kit.sampling import run_of
 from tests.loadgen.kit.servers import serving, whole
 
 pytestmark = pytest.mark.timeout(
@@ -263,6 +271,57 @@ async def test_quick_says_three_sentences(tmp_path: Path) -> None:
     assert f"This is vLLM at {engine.url}, serving m1." in lines
     assert any(line.startswith("One user alone waits ") and "tokens per second" in line for line in lines)
     assert any("users at once get TTFT ≤ 150 ms" in line for line in lines), said
+
+
+@pytest.mark.parametrize("answered", [0, 8])
+async def test_quick_that_is_interrupted_says_only_what_it_saw(tmp_path: Path, answered: int) -> None:
+    """It called the server too slow, or the user's answers no streams."""
+    async with Engine(hanging_after(answered)) as engine:
+        command = program("quick", engine.url, "--result-dir", str(tmp_path))
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=STDOUT)
+        await engine.until(lambda: engine.generations > answered)
+        process.send_signal(signal.SIGINT)
+        output, _ = await process.communicate()
+    said = output.decode()
+    assert process.returncode == 130, said
+    assert "It was interrupted" in said
+    assert ("One user alone waits" in said) is bool(answered)
+    for false in ("too slow", "was answered as a stream", "users at once"):
+        assert false not in said
+
+
+@pytest.mark.parametrize(("waited_ms", "judged"), [(4000, 8), (150, 0)])
+def test_users_whose_server_hung_missed_the_objectives(waited_ms: int, judged: int) -> None:
+    """They were left out: 8 users of a server that gave no answer any more were “100 % of 0 good, met”."""
+    hung = [
+        Record(
+            index=user, id=str(user), prompt="", due_ns=0, sent_ns=0, closed_ns=waited_ms * 1_000_000,
+            failure="cancelled",
+        )
+        for user in range(8)
+    ]  # fmt: skip
+    stage = stage_of(8.0, hung, {"ttft": 200.0}, seconds=4.0, aborted=False, open_loop=False, fault="")
+    assert (len(stage), sum(stage.bad)) == (judged, judged)
+
+
+@pytest.mark.parametrize(
+    ("state", "failures", "lost", "code"),
+    [
+        ("found", [None], False, 0),
+        ("all met", [None, "status"], False, 0),
+        ("failed", [None, "refused"], False, 1),
+        ("nothing", ["refused"], False, 1),
+        ("found", [None], True, 1),
+    ],
+)
+def test_quick_ends_with_1_where_the_server_or_the_disk_failed(
+    state: Any, failures: list[Any], lost: bool, code: int
+) -> None:
+    records = [Record(index=0, id="", prompt="", due_ns=0, failure=failure) for failure in failures]
+    found = Found(by="users", state=state, attainment=0.9, precision=0.05, seconds=50.0, requests=9, stages=3)
+    assert exit_code(run_of(), records, found, lost=lost) == code
+    interrupted = msgspec.structs.replace(run_of(), interrupted=True)
+    assert exit_code(interrupted, records, found, lost=lost) == 130
 
 
 async def test_quick_without_a_server_says_where_it_looked(tmp_path: Path) -> None:

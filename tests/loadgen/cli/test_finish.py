@@ -83,6 +83,22 @@ def test_a_runs_duration_leaves_its_warm_up_out(monkeypatch: pytest.MonkeyPatch)
     assert made.warnings == []
 
 
+def test_requests_that_were_sent_again_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 requests "573 were sent again"."""
+    monkeypatch.setattr(finish, "load_calibration", lambda: None)
+    made = run()
+    finish.judge(made, [record(0, resent=3), record(1, resent=2), record(2)], [], Limits(), open_loop=False)
+    assert made.warnings[0].startswith("2 of the requests were sent again (5 times altogether)")
+
+
+def test_a_run_lasts_until_the_last_request_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "load_calibration", lambda: None)
+    made = run()
+    hung = record(1, end_ns=None, closed_ns=7_000, failure="timeout")
+    finish.judge(made, [record(0, end_ns=100), hung], [], Limits(), open_loop=False)
+    assert made.duration_ns == 7_000
+
+
 def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -404,6 +405,8 @@ async def test_ab_compares_the_answers_at_temperature_0(tmp_path: Path, seed: in
     assert seen.code == 0, seen.said
     told = result(tmp_path)["loadgen"]["summary"]["loads"]["answers"]
     assert (told["compared"], told["identical"]) == (6, identical)
+    (words,) = re.findall(r"same answer at both +(.*)", seen.said)
+    assert words == {6: "100 % (6 of 6 pairs)", 0: "0 % (0 of 6 pairs)"}[identical]
     assert ("first difference" in seen.report) == (identical == 0)
     if not identical:
         assert told["a"][: told["at"]] == told["b"][: told["at"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from statistics import fmean, stdev
 import pytest
 
 from loadgen.cli.compare import main_compare
-from loadgen.cli.runs.repeat import worst
+from loadgen.cli.runs.repeat import Once, repeat, worst
 from loadgen.report.runs.repeats import T_95, repeats_json, repeats_table, spread_of, spreads_of
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine
@@ -151,3 +152,31 @@ async def test_a_result_file_that_cannot_be_written_is_said_and_exits_1(tmp_path
     assert code == 1
     assert "could not write vLLM's result file: " in said
     assert "Traceback" not in said
+
+
+def figures(median: float) -> dict[str, float]:
+    return {"median_ttft_ms": median}
+
+
+async def test_a_run_that_was_interrupted_is_in_no_figure_of_the_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = iter([Once(0, figures(1.0)), Once(1, figures(3.0)), Once(130, figures(900.0))])
+
+    async def once(folder: Path) -> Once:
+        return next(ends)
+
+    args = argparse.Namespace(repeat=5, seed=0, unique_salt=None, json=False, quiet=False)
+    assert await repeat(args, tmp_path, once) == 130
+    document = json.loads((tmp_path / "repeats.json").read_text())
+    assert document["runs"] == ["run-1", "run-2"]
+    assert [(one["least"], one["most"]) for one in document["figures"]] == [(1.0, 3.0)]
+    assert "# 2 runs of the same load" in capsys.readouterr().out
+
+
+async def test_in_json_there_is_a_line_for_each_repeat_and_nothing_else(tmp_path: Path) -> None:
+    async with Engine(echo_script(tokens=4)) as engine:
+        words = ("--base-url", engine.url, "--model", "m1", *LENIENT, "--num-prompts", "6", "--repeat", "2")
+        code, said = await started("run", "--result-dir", str(tmp_path), *words, "--json", "--quiet")
+    assert code == 0, said
+    assert [json.loads(line)["completed"] for line in said.splitlines()] == [6, 6]

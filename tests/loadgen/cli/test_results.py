@@ -6,17 +6,20 @@ import asyncio
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from loadgen.analysis import Bin, in_order, measure_records, summarise
+from loadgen.analysis import Bin, digits, histogram, in_order, measure_records, summarise
 from loadgen.cli.terminal.results import histogram_lines, table_lines, text_of
 from loadgen.record import Record, Run
 from loadgen.report import Table, View, report_of
-from tests.kit.engine import Engine
-from tests.kit.engine_scripts import timed_script
+from tests.kit.engine import Engine, Script, Turn
+from tests.kit.engine_scripts import echo_script, timed_script
 from tests.loadgen.cli.test_cli import LENIENT, ROOT, Start, echo, start
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
@@ -79,6 +82,21 @@ def test_a_histogram_has_every_value_once() -> None:
     assert lines[0].count("■") == 3 * lines[2].count("■") == 30
 
 
+@given(
+    st.lists(st.floats(0.001, 1e6), min_size=1, max_size=200),
+    st.sampled_from([0.0, 21.2, 9_168.0]),
+    st.floats(0, 1),
+)
+@example([0.0, 0.01, 0.02, 0.03], 21.2, 1.0)
+def test_a_histogram_has_every_value_and_no_bin_whose_ends_read_alike(
+    values: list[float], base: float, spread: float
+) -> None:
+    """Four requests were eleven rows of “21.2–21.2”."""
+    bins = histogram([base + value * spread for value in values])
+    assert sum(each.count for each in bins) == len(values)
+    assert len(bins) == 1 or all(digits(each.low) != digits(each.high) for each in bins)
+
+
 def test_a_run_of_which_nothing_completed_has_no_empty_rows() -> None:
     failed = list(records(Load(requests=10, warmups=0)))
     for record in failed:
@@ -131,10 +149,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
-def limited(blocks: int, *words: str) -> list[str]:
-    """The command with files of at most so many KiB, as on a disk that is full."""
-    command = [sys.executable, "-m", "loadgen", *words, *LENIENT]
-    return ["bash", "-c", f'ulimit -f {blocks} && exec "$@"', "-", *command]
+def limited(blocks: int, *words: str, lenient: Sequence[str] = LENIENT) -> list[str]:
+    """The command with files of at most so many KiB, as on a disk that is full. It writes no bytecode: Python 3.11
+    keeps half of a file of it."""
+    command = [sys.executable, "-B", "-m", "loadgen", *words, *lenient]
+    return ["bash", "-c", f'ulimit -f {blocks} && PYTHONDONTWRITEBYTECODE=1 exec "$@"', "-", *command]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -156,6 +175,43 @@ async def test_a_full_disk_costs_files_and_no_figures(echo: Engine, tmp_path: Pa
     left = contents(tmp_path)
     assert "report.html" not in left, "half a page would look whole"
     assert all(json.loads(line) for line in left["events.jsonl"].splitlines()), "whole lines only"
+
+
+async def said_on_a_full_disk(*words: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()
+
+
+async def test_repeats_on_a_full_disk_are_all_counted(echo: Engine, tmp_path: Path) -> None:
+    words = ("--base-url", echo.url, "--num-prompts", "100", "--repeat", "2", "--result-dir", str(tmp_path))
+    code, said = await said_on_a_full_disk(*limited(4, "run", *words))
+    assert (code, "Traceback" in said) == (1, False), said
+    assert "could not write result.json: File too large" in said
+    assert "# 2 runs of the same load" in said
+    assert "| median_ttft_ms " in said
+
+
+async def test_a_full_disk_spoils_no_line_of_an_older_result_file(echo: Engine, tmp_path: Path) -> None:
+    older = b'{"older": "%b"}' % (b"x" * 4000)
+    (tmp_path / "all.jsonl").write_bytes(older)
+    words = ("--base-url", echo.url, "--num-prompts", "20", "--append-result", "--result-filename", "all.jsonl")
+    code, said = await said_on_a_full_disk(*limited(4, "run", *words, "--result-dir", str(tmp_path)))
+    assert code == 1, said
+    assert "could not write vLLM's result file: " in said
+    assert "all.jsonl: File too large" in said
+    assert (tmp_path / "all.jsonl").read_bytes() == older
+
+
+async def test_a_quick_look_on_a_full_disk_promises_no_report(echo: Engine, tmp_path: Path) -> None:
+    words = ("quick", echo.url, "--goodput", "e2el:0.001", "--result-dir", str(tmp_path))
+    code, said = await said_on_a_full_disk(*limited(4, *words, lenient=()))
+    assert (code, "Traceback" in said) == (1, False), said
+    assert "could not write all of events.jsonl: File too large" in said
+    assert "writes the whole report" not in said
+    assert "One user alone waits" in said
 
 
 async def test_a_run_by_duration_lets_requests_end_and_exits_0(start: Start) -> None:
@@ -180,3 +236,48 @@ async def test_a_run_by_duration_lets_requests_end_and_exits_0(start: Start) -> 
         assert code == 0, said
         assert "had not ended when the run did" in said
         assert "cancelled" in {record.failure for record in cut.records()}
+
+
+def hanging_after(count: int) -> Script:
+    """Answers so many requests at once, and the others never."""
+    script, seen = echo_script(tokens=5), 0
+
+    async def answer(turn: Turn) -> None:
+        nonlocal seen
+        seen += 1
+        await (script(turn) if seen <= count else asyncio.Event().wait())
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (("--num-prompts", "24", "--request-timeout", "1"), 1),
+        (("--num-prompts", "1000", "--max-seconds", "0.8", "--grace-seconds", "0.2"), 0),
+    ],
+)
+async def test_the_time_for_which_a_server_hung_is_in_the_rates_and_its_requests_are_in_flight_once(
+    start: Start, end: tuple[str, ...], code: int
+) -> None:
+    """The last bytes came after some milliseconds: by them 20 responses in a second were a thousand a second."""
+    async with Engine(hanging_after(20)) as engine:
+        process = await start("run", "--base-url", engine.url, "--max-concurrency", "4", *end, *LENIENT)
+        exit_code, said = await process.wait()
+    assert exit_code == code, said
+    result = json.loads((process.folder() / "result.json").read_bytes())
+    assert result["completed"] == 20
+    assert result["duration"] > 0.9
+    assert result["request_throughput"] == pytest.approx(20 / result["duration"])
+    assert result["max_concurrent_requests"] == 4
+
+
+async def test_requests_that_time_out_one_after_another_are_in_flight_one_at_a_time(start: Start) -> None:
+    async with Engine(hanging_after(0)) as engine:
+        words = ("--max-concurrency", "2", "--num-prompts", "8", "--request-timeout", "0.2")
+        process = await start("run", "--base-url", engine.url, *words, *LENIENT)
+        exit_code, said = await process.wait()
+    assert exit_code == 1, said
+    result = json.loads((process.folder() / "result.json").read_bytes())
+    assert (result["failed"], result["max_concurrent_requests"]) == (8, 2)
+    assert result["duration"] >= 0.8

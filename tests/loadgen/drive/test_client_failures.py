@@ -21,9 +21,11 @@ from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.kit.servers import (
     DONE,
     EVENT,
+    GOOD,
     HEAD,
     LAST,
     QUICK,
+    answering,
     builder_for,
     chunk,
     read_request,
@@ -43,6 +45,22 @@ async def test_a_server_that_is_not_there_refuses() -> None:
     assert record.failure == "refused"
     assert "127.0.0.1" in record.detail
     assert (record.sent_ns, record.status, record.end_ns) == (None, None, None)
+    assert record.resent == 0, "it was tried four times, as if a kept connection had been closed"
+
+
+@on_our_loop
+async def test_a_server_that_went_between_two_requests_is_asked_once_more() -> None:
+    """The kept connection is closed and a new one refused: one more try, and not as many as for closed ones."""
+    clock, client = Clock(), Client(QUICK, kernel=True)
+    try:
+        async with serving(answering(GOOD, close=True)) as url:
+            first = await client.send(builder_for(url).build(ScheduledRequest(0, PROMPT)))
+        second = await client.send(builder_for(url).build(ScheduledRequest(1, PROMPT)))
+    finally:
+        await client.close()
+    records = [decode_exchange(exchange, clock) for exchange in (first, second)]
+    assert [record.failure for record in records] == [None, "refused"]
+    assert [record.resent for record in records] in ([0, 0], [0, 1])  # whether the close was read before
 
 
 @on_our_loop
@@ -56,6 +74,7 @@ async def test_a_server_that_does_not_accept_times_out() -> None:
     with full_backlog() as url:
         record = (await sent(url, msgspec.structs.replace(QUICK, connect_timeout=0.05)))[0]
     assert (record.failure, record.detail) == ("timeout", "no connection within 0.05 s (--connect-timeout)")
+    assert record.resent == 0, "it took four times the limit"
 
 
 @on_our_loop

@@ -6,13 +6,14 @@ import itertools
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.drive.capture import decode as reading
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.capture.decode import answer_of, decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.record import GENERATED, Kind, Record
 
@@ -287,6 +288,39 @@ def test_a_json_body_where_a_stream_was_asked_for_is_garbage_or_the_error_it_is(
 def test_what_most_clients_read_is_read(odd: bytes) -> None:
     record = decode_exchange(exchange(odd + STREAM), Still())
     assert (record.failure, record.completion_tokens) == (None, 2), record.detail
+
+
+HALF = b'"half \\ud83d of it"'
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "failure"),
+    [
+        (b'{"error":{"message":%b}}' % HALF, {"status": 500}, "status"),
+        (b'{"error":{"message":%b}}' % HALF, {"content_type": "application/json"}, "error_frame"),
+        (b'data: {"error":{"message":%b}}\n\n' % HALF + DONE, {}, "error_frame"),
+        (b'data: {"choices":[{"index":0,"delta":{},"finish_reason":%b}]}\n\n' % HALF + DONE, {}, "aborted"),
+        (delta(content="x").replace(b'"x"', HALF) + STREAM, {}, None),
+        (delta(reasoning="x").replace(b'"x"', HALF) + STREAM, {}, None),
+        (STREAM, {"shared": "m\udcff"}, None),
+        (b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}]}' % HALF, {"stream": False}, None),
+    ],
+)
+def test_no_text_of_a_server_is_one_that_no_file_can_hold(
+    body: bytes, more: dict[str, Any], failure: str | None
+) -> None:
+    """One such message ended the whole run."""
+    made = exchange(body, **more)
+    record = decode_exchange(made, Still(), keep_answer=True)
+    assert record.failure == failure
+    assert msgspec.json.encode(record)
+    assert (answer_of(made, "chat") or "").encode() is not None
+
+
+def test_the_halves_of_an_emoji_are_one_character_of_the_answer() -> None:
+    halves = delta(content="x").replace(b'"x"', b'"\\ud83d"') + delta(content="y").replace(b'"y"', b'"\\ude00"')
+    record = decode_exchange(exchange(halves + STREAM), Still(), keep_answer=True)
+    assert record.answer == "\U0001f600ab"
 
 
 # Whole bodies

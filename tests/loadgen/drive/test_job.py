@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import pytest
 
-from loadgen.drive.processes.job import Job, Schedule, warm_up_requests
+from loadgen.drive.processes.job import Job, Schedule, warm_up, warm_up_requests
+from loadgen.drive.session import Session
 from loadgen.spec import Body, Endpoint, Http, Pace
-from loadgen.workload.model import Options, Prompt
+from loadgen.workload import Workload
+from loadgen.workload.model import Item, Options, Prompt
 from loadgen.workload.workload import open_workload
 
 
@@ -58,3 +63,17 @@ def test_workers_share_warm_ups_and_places_without_a_rest() -> None:
     shares = [whole.share(worker, "") for worker in range(3)]
     assert sum(len(warm_prompts(share)) for share in shares) == 7 * 2
     assert [share.pace.max_concurrency for share in shares] == [3, 3, 2]
+
+
+async def test_texts_are_loaded_before_a_worker_is_ready_though_there_is_no_warm_up() -> None:
+    """With a start that all workers share, the first request of a trace was late by the loading."""
+    made: list[str] = []
+
+    class Loads:
+        def requests(self) -> Iterator[Item]:
+            made.append("loaded")
+            yield Item(Prompt("p", "chat", {}))
+
+    order = job("chat", "s", warmups=0)
+    assert await warm_up(order, cast(Session, None), cast(Workload, Loads()), lambda record: None) is None
+    assert made == ["loaded"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.capture.messages import MessageError, decode_message, error_of, kind_of
+from loadgen.drive.capture.messages import MessageError, Usage, decode_message, error_of, kind_of, times_of_engine
 from loadgen.record import Kind
 
 
@@ -68,3 +68,19 @@ def test_any_bytes_are_a_message_or_no_answer_and_nothing_else(data: bytes) -> N
 def test_deep_nesting_is_no_answer() -> None:
     with pytest.raises(MessageError):
         decode_message(b'{"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+def test_a_count_below_zero_is_no_count() -> None:
+    """It was a throughput of -6,125 tok/s."""
+    usage = {"prompt_tokens": -5, "completion_tokens": -3, "prompt_tokens_details": {"cached_tokens": -1}}
+    read = decode_message(json.dumps({"choices": [], "usage": usage}).encode()).usage
+    assert read is not None
+    assert read.prompt_tokens_details is not None
+    assert (read.prompt_tokens, read.completion_tokens, read.prompt_tokens_details.cached_tokens) == (None,) * 3
+    assert Usage(7, 0).completion_tokens == 0
+
+
+@pytest.mark.parametrize("value", [b"-1", b"NaN", b"Infinity", b"-Infinity", b"1e300"])
+def test_an_engines_time_that_is_none_is_left_out(value: bytes) -> None:
+    message = decode_message(b'{"choices": [], "metrics": {"queue_time_ms": %b}}' % value)
+    assert times_of_engine(message) is None

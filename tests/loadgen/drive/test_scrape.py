@@ -34,6 +34,15 @@ def test_the_gateways_figures_are_read() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [b"1e999", b"-1e999", b"NaN"])
+def test_a_figure_that_is_not_finite_is_none(value: bytes) -> None:
+    """It was null in the file of readings, and ended them."""
+    page = b"vllm:num_requests_running %b\nvllm:num_requests_waiting 1\n" % value
+    assert figures_of(page) == {"waiting": 1}
+    huge = b'vllm:num_requests_running{engine="0"} 1e308\nvllm:num_requests_running{engine="1"} 1e308\n'
+    assert figures_of(huge) == {}
+
+
 def test_a_page_of_vllm_is_read_by_whole_names() -> None:
     page = b'vllm:num_requests_running{model_name="a b"} 2.0\nvllm:num_requests_waiting_by_reason{reason="x"} 9\n'
     assert kind_of_page(page) == "vllm"

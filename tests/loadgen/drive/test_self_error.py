@@ -162,6 +162,27 @@ def test_a_merged_first_token_touches_the_time_to_it() -> None:
     assert {"ttft", "tpot", "itl"} <= fault.touches
 
 
+@pytest.mark.parametrize(
+    ("made", "touched"),
+    [
+        (record(), {"ttft", "tpot", "itl", "e2el"}),
+        (record(stream=False, events=[Event(MS, MS, MS, Kind.WHOLE)]), {"e2el"}),
+        (record(failure="left"), {"ttft", "tpot", "itl"}),
+        (record(failure="status"), set()),
+        (record(failure="refused", sent_ns=None, events=[]), set()),
+    ],
+)
+def test_a_verdict_names_no_figure_that_there_is_not(made: Record, touched: set[str]) -> None:
+    """Where every request was refused there is no latency not to use: no stamp came, which is no fault."""
+    lag = Lag(clock="user", loop_ms={"p99": 1.5}, late_ms={"p99": 1e6})
+    faults, _ = judge_self_error(lag, [made], Limits(), open_loop=True)
+    shown = {"ttft", "tpot", "itl", "e2el"}
+    assert shown & frozenset().union(*(fault.touches for fault in faults)) == touched
+    assert all(fault.touches for fault in faults)
+    cpu, _ = judge_self_error(Lag(cpu=0.95, clock="kernel"), [made], Limits(), open_loop=True)
+    assert [fault.touches for fault in cpu] == [EVERYTHING]
+
+
 def test_too_much_cpu_touches_everything() -> None:
     lag = Lag(cpu=0.95, clock="kernel")
     (fault,), _ = judge_self_error(lag, [record()], Limits(), open_loop=True)

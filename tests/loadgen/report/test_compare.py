@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,27 @@ def test_reports_are_made_again_from_the_raw_events(
     assert result["loadgen"]["summary"]["whole"]["goodput"]["slos"] == {"ttft": 50}
     assert main_report([str(folder), "--definitions", "vllm", "--out", str(folder / "vllm")]) == 0
     assert json.loads((folder / "vllm/result.json").read_text())["mean_ttft_ms"] < result["mean_ttft_ms"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"limit": 7},
+        {"goodput": 5},
+        {"goodput": [5]},
+        {"goodput": {"ttft": "x"}},
+        {"goodput": {"ttft": None}},
+    ],
+)
+def test_a_configuration_that_is_none_is_said_with_exit_code_2(
+    config: dict[str, Any], write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of()
+    run.config.update(config)
+    folder = str(write("a", Load(requests=10), run=run))
+    assert main_report([folder]) == 2
+    assert main_compare([folder, folder]) == 2
+    assert all(line.startswith("loadgen: ") for line in capsys.readouterr().err.splitlines())
 
 
 @pytest.mark.parametrize("broken", ["missing", "events", "line", "goodput"])

@@ -71,6 +71,17 @@ def test_vllms_summary_has_figures_and_no_requests() -> None:
     assert foreign.values["p99_ttft_ms"] == json.loads(SUMMARY.read_text())["p99_ttft_ms"]
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_only_python_writes_is_absent(number: str, tmp_path: Path) -> None:
+    """Python's json writes NaN for the mean of nothing; an editor puts a byte order mark before it."""
+    path = tmp_path / "v.json"
+    text = json.dumps({**json.loads(SUMMARY.read_text()), "mean_ttft_ms": float(number)})
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    values = read_foreign(path).values
+    assert "mean_ttft_ms" not in values
+    assert values["p99_ttft_ms"] == json.loads(SUMMARY.read_text())["p99_ttft_ms"]
+
+
 def test_the_last_line_of_an_appended_file_counts(tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     document = json.loads(SUMMARY.read_text())

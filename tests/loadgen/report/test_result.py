@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadgen.analysis.summary import in_order, measure_records, summarise_measured
+from loadgen.analysis.summary import in_order, measure_records, summarise, summarise_measured
 from loadgen.record import Run
 from loadgen.report.result import result_json
 from tests.loadgen.kit.sampling import Load, records, run_of
@@ -108,6 +108,25 @@ def test_no_rate_is_vllms_word_inf(rate: Any) -> None:
     run = run_of()
     run.config["request_rate"] = rate
     assert result_of(run)["request_rate"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("stages", "config", "rate"),
+    [
+        (["rate=40"], 1.0, 40.0),
+        (["rate=10", "rate=20"], 1.0, None),
+        (["62 req/s", "80 req/s"], 1.0, None),
+        (["1 user", "4 users"], "inf", "inf"),
+    ],
+)
+def test_stages_have_no_rate_that_none_of_them_was_run_at(
+    stages: list[str], config: float | str, rate: float | str | None
+) -> None:
+    """A sweep of 40 req/s said 1.0, where `sweep` would have begun."""
+    run = run_of()
+    run.config["request_rate"] = config
+    seen = [record for stage in stages for record in records(Load(requests=20, stage=stage, warmups=0))]
+    assert result_json(run, summarise(run, seen))["request_rate"] == rate
 
 
 def test_queue_times_are_there_where_vllm_has_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,29 @@ def test_a_file_with_too_few_prompts_is_repeated_or_sent_once_where_asked(tmp_pa
         sent(path, num_prompts=9)
     with pytest.raises(WorkloadError, match="contradict"):
         sent(path, num_prompts=9, too_few="repeat", duplicates=0.5)
+
+
+@pytest.mark.parametrize("name", ["custom", "sharegpt"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"prompt": %b}' % (b"[" * 200_000 + b"]" * 200_000), "is nested too deep"),
+        (b'{"prompt": "half \\ud83d of it"}', r"\\ud83d is half of a pair"),
+        (b'{"prompt": "a', "is not JSON"),
+        (b'{"prompt": "\\ud83d\\ude00', "is not JSON"),
+        ('{"prompt": "a"}'.encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (b"\xfe\xff" + '{"prompt": "a"}'.encode("utf-16-be"), "is UTF-16; save it as UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named_by_what_is_wrong(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    with pytest.raises(WorkloadError, match=said):
+        sent(written(tmp_path, content), name)
+
+
+def test_what_is_read_more_than_once_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (str(tmp_path / "pipe"), "/dev/zero"):
+        with pytest.raises(WorkloadError, match="save it as a file"):
+            sent(path)

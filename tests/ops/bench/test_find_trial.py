@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from ops.bench.find_trial.__main__ import main, serving
 from ops.bench.find_trial.table import Answer, render
+from tests.kit.running import until
 
 SERVERS = Path(__file__).parents[3] / "ops/bench/find_trial/servers.toml"
 
@@ -39,6 +43,7 @@ def test_of_users_one_more_or_less_is_no_error() -> None:
     ("text", "words"),
     [
         ("server = 3", "Expected `array`"),
+        ("server = " + "[" * 5000, "s.toml: "),
         ('[[server]]\nname = "a"', "missing required field `command`"),
         ('[[server]]\nname = "a"\ncommand = "x"\nfind = ""\nlimt = 3', "unknown field `limt`"),
     ],
@@ -62,3 +67,33 @@ def test_each_server_of_the_trees_list_prints_its_url() -> None:
 def test_a_server_that_prints_no_url_is_named() -> None:
     with pytest.raises(RuntimeError, match="must print its URL first"), serving("echo hello"):
         pass
+
+
+async def test_a_killed_trial_leaves_no_server_running() -> None:
+    """Nor a child of the server's: here the server is a shell's."""
+    port = killed_trial("sh -c 'python -m ops.bench.find_trial.servers places; true'")
+    await until(lambda: not listens(port))
+
+
+def killed_trial(command: str) -> int:
+    """The port of a server that was started by a trial, which was killed then."""
+    code = (
+        "import sys\n"
+        "from ops.bench.find_trial.__main__ import serving\n"
+        f"with serving({command!r}) as url:\n"
+        "    print(url, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=SERVERS.parents[3], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as trial:
+        assert trial.stdout is not None
+        port = int(trial.stdout.readline().rpartition(b":")[2])
+        assert listens(port)
+        trial.kill()
+    return port
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
