@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from loadgen.analysis.search.answer import Found, Plan, broken, narrow
+from loadgen.analysis.search.answer import Found, Plan, broken
 from loadgen.analysis.search.fit import wilson
 from loadgen.analysis.search.stage import Stage
 from loadgen.analysis.stats import design_effect
@@ -113,7 +113,8 @@ class Users:
         return best
 
     def _narrow(self, met: int | None, missed: int) -> bool:
-        return met is not None and narrow((met + missed - 1) / 2, met, missed - 1, self._precision)
+        """The answer is the lower end, so that the whole interval counts, not a half of it."""
+        return met is not None and missed - 1 - met <= self._precision * met
 
     def found(self, known: Found, stages: Sequence[Stage]) -> Found:
         met, missed = self.bounds(stages)

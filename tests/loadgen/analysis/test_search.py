@@ -238,6 +238,22 @@ def test_the_most_users_are_found(limit: int) -> None:
     assert abs(answer.load - limit) <= max(1, 0.1 * limit), answer
 
 
+@pytest.mark.parametrize("limit", [18, 19, 20, 21, 40, 500])
+def test_a_sharp_limit_of_users_is_found_to_the_precision_from_its_lower_end(limit: int) -> None:
+    """All requests are in time up to it, and none above it."""
+    search = Search(attainment=0.95, precision=0.03, start=1, top=4096, seconds=600, least=1.0, by="users")
+    while (plan := search.next()) is not None:
+        count = int(plan.seconds * plan.load)
+        strain = [0.98 if plan.load <= limit else 1.02] * count
+        search.add(Stage(plan.load, [n / plan.load for n in range(count)], strain, seconds=plan.seconds))
+    answer = search.found()
+    assert answer.state == "found"
+    assert answer.load is not None
+    assert answer.high is not None
+    assert answer.load == answer.low <= limit <= answer.high
+    assert limit <= answer.load * 1.03, "one user of twenty would be five per cent"
+
+
 def test_a_stage_that_was_given_up_is_beyond_the_limit_and_no_stage_follows_above_it() -> None:
     search = Search(attainment=0.95, precision=0.05, start=4, top=1e4, seconds=600)
     while (plan := search.next()) is not None and len(search.stages) < 60:
