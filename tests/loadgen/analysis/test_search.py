@@ -250,6 +250,7 @@ def test_a_sharp_limit_of_users_is_found_to_the_precision_from_its_lower_end(lim
     assert answer.state == "found"
     assert answer.load is not None
     assert answer.high is not None
+    assert answer.low is not None
     assert answer.load == answer.low <= limit <= answer.high
     assert limit <= answer.load * 1.03, "one user of twenty would be five per cent"
 
