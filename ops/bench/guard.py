@@ -39,8 +39,8 @@ class Case:
 
 
 CASES: Final = (
-    Case("a token, nothing shared", Spec(0, 128, 10_000), 16, True, 10.0),
-    Case("a token, sharing possible", Spec(0, 128, 10_000, shared=True), 16, True, 10.5),
+    Case("a token, nothing shared", Spec(0, 128, 10_000), 16, True, 7.5),
+    Case("a token, sharing possible", Spec(0, 128, 10_000, shared=True), 16, True, 9.0),
     Case("a small JSON request, nothing shared", Spec(0, 1, 0, stream=False), 8, False, 106.0),
     Case(
         "a small JSON request, with look-up and store", Spec(0, 1, 0, stream=False, shared=True), 8, False, 135.0
