@@ -31,6 +31,14 @@ class ClientRequest(Protocol):
     def headers(self) -> CIMultiDictProxy[str]: ...
 
     @property
+    def plain(self) -> bool:
+        """None of its headers asks the gateway for anything."""
+
+    @property
+    def made(self) -> dict[str, Any] | None:
+        """What has been made of its headers, for every request with the same ones; None: of this one alone."""
+
+    @property
     def transport(self) -> asyncio.Transport | None:
         """None: the client has left."""
 

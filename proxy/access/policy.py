@@ -206,9 +206,13 @@ def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], by
 
 
 def _scope_of_credential(context: AccessContext) -> bytes:
-    headers = context.request.headers
-    shown = "authorization" in headers or "x-api-key" in headers or "api-key" in headers
-    return tenant(context.request) if shown else b""
+    made = context.request.made
+    if made is None:
+        return tenant(context.request)
+    scope: bytes | None = made.get("scope")
+    if scope is None:
+        scope = made["scope"] = tenant(context.request)
+    return scope
 
 
 def tenant_of(context: AccessContext) -> bytes:

@@ -28,7 +28,7 @@ class PriorityPolicy:
     def turn(self, caller: Caller | None, request: ClientRequest) -> tuple[int, Hashable | Callable[[], Hashable]]:
         """What decides a request's turn in the queue: its class (an index of PRIORITIES), and its owner: a key's
         user or, without keys, a function that returns the network of the address. Raises GatewayError 400."""
-        given = request.headers.get("x-gateway-priority")
+        given = None if request.plain else request.headers.get("x-gateway-priority")
         known = caller or self._stranger
         priority = known.priority if given is None else _priority(given, known)
         if caller is None:

@@ -347,7 +347,8 @@ class Flight:
             self.enter(_STREAMING)
         if same:
             self.content_events += 1
-        wired = chunk(frame)
+        size = len(frame)
+        wired = SIZES[size] + frame + b"\r\n" if 0 < size < len(SIZES) else chunk(frame)  # a call less
         self.log.append(wired)
         self.size += len(wired)
         view = self._view
@@ -355,7 +356,9 @@ class Flight:
             if same and not view.held:
                 self.log_without_usage.append(wired)
             else:
-                self.log_without_usage.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+                plain = self.log_without_usage
+                for seen in view.feed(frame):  # a generator would be a call more for each
+                    plain.append(wired if seen is frame else chunk(seen))
 
     def append_token(self, frame: bytes, wired: bytes = b"") -> None:
         """`add(frame, same=True)` and `flush` in one, for a read of one frame that is like the one before: nearly
@@ -718,10 +721,11 @@ class Subscriber(msgspec.Struct, eq=False):
         self._waiter = waiter = loop.create_future()
         return waiter
 
-    async def ready(self) -> None:
-        """Wait until there is something to answer with."""
+    async def ready(self) -> bool:
+        """Wait until there is something to answer with. Returns True."""
         while not self.visible:
             await self.changed()
+        return True
 
     async def ready_within(self, seconds: float) -> bool:
         """Wait at most so many seconds until there is something to answer with. False: there is nothing yet."""
@@ -816,7 +820,7 @@ class Subscriber(msgspec.Struct, eq=False):
         flight = self.flight
         if flight.ended or flight.mode is not _STREAM:
             return flight.started
-        return bool(flight.view(usage=self.usage))
+        return bool(flight.log if self.usage else flight.log_without_usage)
 
     def wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -18,7 +18,9 @@ from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
 from proxy.upstream.http import HOP_BY_HOP, PLACES, KnownHead, engine_at, told
 from proxy.wire import (
+    DONE,
     FINISH,
+    REASONS,
     Framer,
     FrameTemplate,
     Lack,
@@ -364,9 +366,9 @@ class Ingest:
         """Append frames without comments to the flight."""
         flight, twins = self.flight, self._twins
         for frame in frames:
-            if frame in twins:
+            if twins.front and frame in twins:
                 flight.add(frame, same=True)
-            elif is_done(frame):
+            elif frame[:7] != b"data: {" and (frame == DONE or is_done(frame)):  # both tests save calls
                 self.surplus = frame is not frames[-1] or bool(self._framer.pending)
                 self._finish(frame)
                 return
@@ -398,7 +400,9 @@ class Ingest:
         the engine's own error it is dropped."""
         lack = None
         if not self.error_frame and self.flight.spec.api_request is not None:
-            lack = lack_of(self._ended, self._asked)
+            ended = self._ended
+            if not (self._asked == 1 == len(ended) and ended.get(0) in REASONS):  # else it lacks nothing
+                lack = lack_of(ended, self._asked)
             lack = lack or self._lack
             if lack is not None and self._lacks(lack):
                 return
@@ -422,7 +426,19 @@ class Ingest:
 
     def _look_at(self, frame: bytes, now: float) -> bool:
         """Take the facts of a frame that differs from the one before. False: readers do not get it."""
-        flight = self.flight
+        flight, twins = self.flight, self._twins
+        plain = self._asked == 1 and not self._ended and flight.trace is None and flight.look is None
+        if plain:
+            reason = twins.known(frame)
+            if reason is not None:
+                if reason:
+                    self._ended[0] = reason
+                    twins.forget()  # a later frame of this choice is looked at
+                return True
+            if twins.learns_known(frame):
+                if flight.token(now) and self._callbacks.first is not None:
+                    self._callbacks.first()
+                return True
         content = has_content(frame)
         lack, ends = None, FINISH.search(frame)
         # Nearly every event is of the one choice that was asked for, or has the usage: it takes no further call.
@@ -449,11 +465,17 @@ class Ingest:
             self.error_frame = True
             self._spoil()
         elif ends is not None:
-            self._twins.forget()  # a later frame of this choice is looked at
+            twins.forget()
+            reason = self._ended.get(0)
+            if plain and lack is None and not content and reason:
+                twins.share_event(frame, reason)
         elif content:
-            self._twins.learn(frame)
+            if twins.learn(frame) and plain and usual:
+                twins.share_text()
         elif _CHOICE in frame and _ROLE not in frame:
             flight.counts_events(flight.events + 1)  # a token without text, as a special one is
+        elif plain and usual:
+            twins.share_event(frame, "")
         # An abort is no end that a client should see: the error at the stream's end says what happened.
         return not aborted or flight.spec.api_request is None
 

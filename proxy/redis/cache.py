@@ -225,7 +225,8 @@ class Cache:
         for key in others:
             if key:
                 asked.append(prefix + hexlify(key))
-        self._lookups.send([b"MGET", *asked], self._timeout, answered)
+        # At once: all of a turn are in it, and another iteration takes 40 µs where the process was idle.
+        self._lookups.send([b"MGET", *asked], self._timeout, answered, now=True)
 
     def claim_as(
         self, node: bytes, interest: float, expiry: float, on_refused: Callable[[WireError], None]
@@ -287,7 +288,7 @@ class Cache:
             command: list[Word] = [b"EVALSHA", LOOK.sha, count + len(names), *asked, *names, count]
             command += self._claimant
             command += words
-            self._lookups.send(command, self._timeout, answered)
+            self._lookups.send(command, self._timeout, answered, now=True)
 
     def _look_apart(
         self, asked: Sequence[bytes], names: Sequence[bytes], words: Sequence[Word], done: Callable[[Any], None]
@@ -524,6 +525,5 @@ def _scanned(reply: Any) -> tuple[bytes, list[bytes]]:
     raise Lost("an invalid reply to SCAN")
 
 
-def wall_clock() -> float:
-    """The clock that dates entries: Unix time, comparable between replicas."""
-    return time.time()
+wall_clock: Final[Callable[[], float]] = time.time
+"""The clock that dates entries: Unix time, comparable between replicas."""

@@ -25,10 +25,11 @@ class Client(ABC):
         """Bytes of commands without a reply yet."""
 
     @abstractmethod
-    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+    def send(self, command: Sequence[Word], timeout: float, done: Done, *, now: bool = False) -> None:
         """Send a command; `done` is called once, with the reply or a WireError, within `timeout` seconds. An
-        error inside an array reply stays there, as a ReplyError. Raises ValueError for a command without
-        exactly one reply (MONITOR)."""
+        error inside an array reply stays there, as a ReplyError. `now`: write it at once, where one server has all
+        keys, and not at the end of this event loop iteration. Raises ValueError for a command without exactly one
+        reply (MONITOR)."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -93,12 +94,14 @@ class RedisClient(Client):
     def pending(self) -> int:
         return self._wire.pending if self._wire is not None else 0
 
-    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+    def send(self, command: Sequence[Word], timeout: float, done: Done, *, now: bool = False) -> None:
         if self._closed:
             done(Lost("the gateway is shutting down"))
             return
         wire = self._wire if self._wire is not None else self._dial()
         wire.send(command, timeout, done)
+        if now:
+            wire.flush()
 
     async def close(self) -> None:
         self._closed = True

@@ -274,7 +274,7 @@ class ClusterClient(Client):
     def full(self) -> bool:
         return self.pending >= self._max_pending
 
-    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+    def send(self, command: Sequence[Word], timeout: float, done: Done, *, now: bool = False) -> None:
         name = command[0]
         if self.closed:
             done(Lost("the gateway is shutting down"))

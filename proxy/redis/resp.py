@@ -249,6 +249,11 @@ class RespConnection(asyncio.Protocol):
 
     # -- in use -------------------------------------------------------------------------------------
 
+    def flush(self) -> None:
+        """Write what was sent in this event loop iteration."""
+        if self._ready:
+            self._flush()
+
     def _flush(self) -> None:
         self._flush_due = False
         out = self._out

@@ -71,8 +71,8 @@ def body_if_buffered(
 ) -> bytes | None:
     """The body, where it came with its head, as small ones do. None: it has to be awaited, see `read_body`.
     `limit` replaces `max_body_bytes`. Raises GatewayError 413 or 415."""
-    headers = request.headers
-    if json:
+    if json and not request.plain:
+        headers = request.headers
         if headers.get("content-type") != "application/json":
             require_json(headers)
         if "content-encoding" in headers:

@@ -14,6 +14,7 @@ from proxy.access import (
     AccessPolicy,
     AccessRules,
     Authenticator,
+    CorsHeaders,
     Hosts,
     Origins,
     PriorityPolicy,
@@ -199,14 +200,16 @@ class Gateway:
     async def handle(self, request: Request, admin: bool = False) -> bool:
         """Answer one request, count it and log it. True: the connection may be kept. `admin`: it came through the
         operators' listener."""
-        headers = request.headers
-        given = headers.get("x-request-id")
+        headers = None if request.plain else request.headers
+        given = None if headers is None else headers.get("x-request-id")
         name = os.urandom(16).hex() if given is None else request_id(given)
         route: tuple[str, Handler | None] = ("unknown", None)
         if not admin and request.method == "POST" and request.host in self._hosts.known:  # nearly every request
             route = self.routes.posted.get(request.path, route)
         endpoint, handler = route
-        cors = () if self._cors is None or admin else self._cors(headers.get("origin"))
+        cors: CorsHeaders = ()
+        if self._cors is not None and not admin:
+            cors = self._cors(None if headers is None else headers.get("origin"))
         context = RequestContext(request, name, endpoint, named=name is given, admin=admin, cors=cors)
         sent: Sent | None = None
         try:
@@ -219,11 +222,13 @@ class Gateway:
                     self.tracing.begin(context)
                 if self._access_policy is not None:
                     self._access_policy.authenticate(context)
-                if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
-                    endpoint = context.endpoint
-                    listed = not admin and endpoint not in OPERATING
-                    self._origins.check(headers, request.method, opens=endpoint not in ENGINES, listed=listed)
-                timeout = headers.get("x-request-timeout")
+                timeout = None
+                if headers is not None:
+                    if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
+                        endpoint = context.endpoint
+                        listed = not admin and endpoint not in OPERATING
+                        self._origins.check(headers, request.method, opens=endpoint not in ENGINES, listed=listed)
+                    timeout = headers.get("x-request-timeout")
                 if timeout is None:
                     sent = await handler(context)
                 else:

@@ -117,9 +117,8 @@ async def stream(
     chunks = request.version >= HttpVersion11
     keep = request.keep_alive and chunks
     status = flight.head.status if flight.head else 200
-    head = write_head(
-        status, [*body_framing(flight, chunks), *response_headers(flight, limited), *headers], keep_alive=keep
-    )
+    passed = tuple(response_headers(flight, limited))
+    head = write_head(status, [*body_framing(flight, chunks), *headers], keep_alive=keep, passed=passed)
     length = flight.head.length if flight.head and flight.mode is Mode.RAW else None
     pipe = SocketPipe(
         request,

@@ -4,6 +4,7 @@ Whatever a slow client has not taken yet is charged to the memory budget."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
 from typing import Final
 
@@ -20,6 +21,7 @@ from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early
 from proxy.server.offload.large import LargeRequests
 from proxy.server.respond import Body, Headers, Remainder, Sent
+from proxy.server.waits import Waits
 from proxy.wire.event_apis import is_messages
 
 _STREAM: Final = Mode.STREAM  # a global is cheaper to look up than a member of a class
@@ -41,6 +43,7 @@ class Responder:
         self._memory = memory
         self._large = large
         self._turns = Turns()
+        self._waits = Waits(settings.keepalive_seconds)
 
     # -- answers of the gateway's own -------------------------------------------------------------
 
@@ -133,14 +136,11 @@ class Responder:
         context.begin_response(sent.status)
         return sent
 
-    async def _ready(self, context: RequestContext, reader: Subscriber) -> bool:
+    def _ready(self, context: RequestContext, reader: Subscriber) -> Awaitable[bool]:
         """Wait until there is something to answer with. False: the client has waited long, and gets its head and
         comments from now on. Only a stream of events can have comments, in chunks of HTTP/1.1."""
-        events = reader.flight.spec.mode is Mode.STREAM and context.request.version >= HttpVersion11
-        if events and self._keepalive:
-            return await reader.ready_within(self._keepalive)
-        await reader.ready()
-        return True
+        events = reader.flight.spec.mode is _STREAM and context.request.version >= HttpVersion11
+        return self._waits.ready(reader) if events and self._keepalive else reader.ready()
 
     async def body(self, context: RequestContext, reader: Subscriber) -> Sent:
         """A Flight as one JSON body, once it has ended. Raises the Flight's GatewayError, or Unfoldable."""

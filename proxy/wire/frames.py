@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from proxy.wire.sse import data_of, field_of, is_done
+from proxy.wire.structs import settable
 
 # A quote inside a JSON string is escaped, so a search for `"usage"` does not match content about usage: the byte
 # searches below match only keys, and values that are whole strings.
@@ -18,11 +19,18 @@ _CONTENT: Final = re.compile(
     rb'"(?:content|text|arguments|name|reasoning|reasoning_content|refusal)"[ \t\r\n]*:[ \t\r\n]*"[^"]'
 )
 FINISH: Final = re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"')
+_OPENING: Final = re.compile(
+    rb'data: \{"id":"[\w.:-]{1,128}","object":"(?:chat\.completion\.chunk|text_completion)","created":[0-9]{1,12},'
+    rb'"model":"[\w ./:@+-]{1,256}","choices":\['
+)
+"""How vLLM begins each event of a stream. What differs between streams is in it, but for text and counts."""
 _NOT_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL: Final = msgspec.Raw(b"null")
 _MOVED: Final = ("system_fingerprint", "timings")
 
 
+MAX_KNOWN: Final = 256  # events that streams have in common, and as many texts
+KNOWN_BYTES: Final = 1024  # of such an event, without its opening
 MAX_TOKENS: Final = 2**40
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 """A plausible count: sums of thousands of them fit into 64 bits, the limit of the JSON and msgpack encoders."""
@@ -122,7 +130,8 @@ def fault_of(frame: bytes) -> str | None:
     return None if str(error.code).startswith("4") else error.message
 
 
-class FrameTemplate:
+@settable
+class FrameTemplate(msgspec.Struct, gc=False, eq=False):
     """Recognises frames that differ from a known one only in their text.
 
     An engine's content frames are identical except for one JSON string. A frame that matches has content and
@@ -130,11 +139,11 @@ class FrameTemplate:
     faster per token, but takes 0.7 ms to compile.)
     """
 
-    __slots__ = ("back", "front", "start", "stop")
-
-    def __init__(self) -> None:
-        self.front = self.back = b""
-        self.start = self.stop = 0  # offset of the text, and of its end from the frame's end; 0: nothing is known
+    opening: bytes = b""  # of this stream's events, in the form of vLLM's
+    front: bytes = b""
+    back: bytes = b""
+    start: int = 0  # offset of the text; 0: nothing is known
+    stop: int = 0  # of its end, from the frame's end
 
     def __contains__(self, frame: bytes) -> bool:
         # The front has no line end and the back only the two that end the event: the bytes are one event.
@@ -149,8 +158,9 @@ class FrameTemplate:
         self.front = self.back = b""
         self.start = self.stop = 0
 
-    def learn(self, frame: bytes) -> None:
-        """Set the frame to compare with: one with content, and without usage, error or end."""
+    def learn(self, frame: bytes) -> bool:
+        """Set the frame to compare with: one with content, and without usage, error or end. False: it is none to
+        compare with, and the one before stays."""
         for key in _TEXTS:
             at = frame.find(key)
             if at >= 0:
@@ -160,7 +170,86 @@ class FrameTemplate:
                 if end > start and whole and frame[end - 1] != 92 and not FINISH.search(frame):
                     self.front, self.back = frame[:start], frame[end:]
                     self.start, self.stop = start, end - len(frame)
-                return
+                    return True
+                return False
+        return False
+
+    # -- what other streams have taught -----------------------------------------------------------
+
+    def known(self, frame: bytes) -> str | None:
+        """The finish_reason of an event of one choice that came in another stream too; "" for its role. None: it
+        is not known."""
+        opening = self.opening
+        if not opening:
+            found = _OPENING.match(frame)
+            if found is None:
+                return None
+            self.opening = opening = found[0]
+        return _KNOWN.events.get(frame[len(opening) :]) if frame.startswith(opening) else None
+
+    def learns_known(self, frame: bytes) -> bool:
+        """`learn` a frame whose like came in another stream. False: none did."""
+        opening = len(self.opening)
+        if not opening:
+            return False
+        for key in _TEXTS:
+            at = frame.find(key, opening)
+            if at >= 0:
+                start = at + len(key)
+                end = frame.find(b'"', start)
+                text = frame[start:end]
+                if (
+                    end > start and (frame[opening:start], frame[end:]) in _KNOWN.texts
+                    and text[-1] != 92 and 10 not in text and 13 not in text
+                    and frame.startswith(self.opening)
+                ):  # fmt: skip
+                    self.front, self.back = frame[:start], frame[end:]
+                    self.start, self.stop = start, end - len(frame)
+                    return True
+                return False
+        return False
+
+    def share_event(self, frame: bytes, reason: str) -> None:
+        """Know such an event in all streams. `reason`: as in `known`. All that is to know of it must follow from
+        that, wherever it comes before the end of its stream's one choice."""
+        opening, rest = self.opening, frame[len(self.opening) :]
+        if opening and frame.startswith(opening) and len(rest) <= KNOWN_BYTES and _is_line(rest):
+            _KNOWN.add_event(rest, reason)
+
+    def share_text(self) -> None:
+        """Know a frame like the one learned in all streams."""
+        opening, front, back = self.opening, self.front, self.back
+        if opening and front.startswith(opening) and len(front) - len(opening) + len(back) <= KNOWN_BYTES:
+            _KNOWN.add_text(front[len(opening) :], back)
+
+
+def _is_line(rest: bytes) -> bool:
+    """Whether the rest of an event is one line and the empty one that ends it."""
+    return rest.find(b"\n") == len(rest) - 2 and rest.endswith(b"\n\n") and 13 not in rest
+
+
+class _Known:
+    """Events that streams have in common, without their opening: what of them was learned in one stream holds in
+    each other one. Bounded; forgotten at once where it is full."""
+
+    __slots__ = ("events", "texts")
+
+    def __init__(self) -> None:
+        self.events: dict[bytes, str] = {}  # the finish_reason of its one choice; "": its role
+        self.texts: set[tuple[bytes, bytes]] = set()  # what is before and after the text
+
+    def add_event(self, rest: bytes, reason: str) -> None:
+        if len(self.events) >= MAX_KNOWN:
+            self.events.clear()
+        self.events[rest] = reason
+
+    def add_text(self, before: bytes, after: bytes) -> None:
+        if len(self.texts) >= MAX_KNOWN:
+            self.texts.clear()
+        self.texts.add((before, after))
+
+
+_KNOWN: Final = _Known()
 
 
 class UsageStripper:

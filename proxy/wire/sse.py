@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 import httptools
+import msgspec
 
 from proxy.errors import Code, GatewayError
+from proxy.wire.structs import settable
 
 DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -29,7 +31,8 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _ID_LINE: Final = re.compile(rb"(?<![^\r\n])id(?::[^\r\n]*)?(?:\r\n|\n|\r)")
 
 
-class Framer:
+@settable
+class Framer(msgspec.Struct, gc=False, eq=False):
     """Cuts a byte stream into raw events. The frames that `feed` returned, joined, and `rest` are all bytes fed.
 
     The same bytes give the same frames under any split. Each byte is searched once, for pieces of any size.
@@ -37,13 +40,11 @@ class Framer:
     in a feed, 2.3 µs for an event in two halves, 1.5 µs for one whose lines end in CRLF.
     """
 
-    __slots__ = ("_cr", "_max", "_seen", "pending")
-
-    def __init__(self, max_frame: int) -> None:
-        self._max = max_frame
-        self._cr = False  # a CR has come: only then other ends than two LF are possible
-        self.pending = bytearray()  # an incomplete event; empty: the next byte begins one
-        self._seen = 0  # no event ends before this index of `pending`
+    _max: int  # bytes of an event
+    pending: bytearray = msgspec.field(default_factory=bytearray)
+    """An incomplete event; empty: the next byte begins one."""
+    _cr: bool = False  # a CR has come: only then other ends than two LF are possible
+    _seen: int = 0  # no event ends before this index of `pending`
 
     def __repr__(self) -> str:
         return f"<Framer, {len(self.pending)} of {self._max} bytes pending>"

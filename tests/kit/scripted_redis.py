@@ -153,7 +153,7 @@ class ScriptedClient(Client):
     def pending(self) -> int:
         return 0
 
-    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+    def send(self, command: Sequence[Word], timeout: float, done: Done, *, now: bool = False) -> None:
         server = self._server
         words = [word if isinstance(word, bytes) else str(word).encode() for word in command]
         self._up_at = max(self._up_at, server.now() + server.delay())

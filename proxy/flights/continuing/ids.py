@@ -270,10 +270,11 @@ def _is_text(message: Any) -> bool:
 class _NoTemplate(FrameTemplate):
     """Knows no frame: each one is looked at, as one without ids would be missing."""
 
-    __slots__ = ()
+    def learn(self, frame: bytes) -> bool:
+        return False
 
-    def learn(self, frame: bytes) -> None:
-        pass
+    def known(self, frame: bytes) -> str | None:
+        return None
 
 
 class IdsIngest(Ingest):

@@ -108,6 +108,7 @@ class Generation:
         self._standby = standby
         self._resumption = resumption
         self._passed_on = passed_on(settings)
+        self._forwards = settings.forward_authorization  # a header that a plain request may have
         self._scope = scope_of(access_policy)
 
     def handler(self, endpoint: Endpoint) -> Handler:
@@ -115,9 +116,10 @@ class Generation:
 
         async def handle(context: RequestContext) -> Sent:
             wish = None
-            if RESUME in context.request.headers and self._resumption is not None:
+            request = context.request
+            if self._resumption is not None and not request.plain and RESUME in request.headers:
                 wish = self._resumption.wish(context)
-            body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
+            body = body_if_buffered(request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
             if endpoint == "embeddings" and b'"messages"' in body and await self._embeds_chat(context, body):
@@ -134,7 +136,8 @@ class Generation:
             if "encoding_format" in api_request.fields and endpoint == "embeddings" and embeds_bytes(api_request):
                 return await self.forward(context, api_request)
             if self._admission is None:
-                share = self._share(context, api_request)
+                default = self._settings.share
+                share = sharing_of(api_request, default) if request.plain else self._share(context, api_request)
                 reader, late = self.attach(context, api_request, share), False  # a coroutine less
             else:
                 reader, late = await self.join(context, api_request), False
@@ -289,9 +292,11 @@ class Generation:
         streamed = api_request.stream and api_request.endpoint != "embeddings"
         request = context.request
         priority, owner = self._priority_policy.turn(context.caller, request)
-        headers = request.headers
-        sent = engine_headers(headers, self._passed_on)
-        key, storable = None, share.storable
+        sent = () if request.plain and not self._forwards else engine_headers(request.headers, self._passed_on)
+        key, storable, scope = None, share.storable, b""
+        if share.shared or share.merge:
+            made = request.made
+            scope = made["scope"] if made is not None and "scope" in made else self._scope(context)
         if share.shared:
             if storable and (refers(api_request) if api_request.large is None else api_request.large.refers):
                 storable = False  # the image behind a URL may be another one tomorrow
@@ -300,7 +305,7 @@ class Generation:
             else:
                 both = api_request.endpoint == "embeddings" or foldable(api_request.endpoint, api_request.fields)
                 common = headers_in_common(sent) if sent else ()
-                key = self._keyer.key(api_request, tenant=self._scope(context), fold=both, headers=common)
+                key = self._keyer.key(api_request, tenant=scope, fold=both, headers=common)
             flight = None
             if key is not None:
                 flight = self._group.find(key, stream=streamed, fold=fold, fresh=share.fresh)
@@ -322,8 +327,8 @@ class Generation:
         if api_request.large is not None:
             affinity = api_request.large.affinity
         else:
-            affinity = self._affinity(api_request, headers) if self._affinity is not None else 0
-        salt, scope = "", None
+            affinity = self._affinity(api_request, request.headers) if self._affinity is not None else 0
+        salt = ""
         if self._rules.salt:
             api_request, salt, scope = self._salted(context, api_request)
         # The answer holds the id under which its request was sent: a client's own id must not reach other readers.
@@ -344,7 +349,7 @@ class Generation:
             storable=storable,
             fold=fold,
             usage_added=streamed and key is not None,
-            tenant=(self._scope(context) if scope is None else scope) if share.merge else b"",
+            tenant=scope if share.merge else b"",
             affinity=affinity,
             salt=salt,
             falls_back=api_request.model in self._rules.names.standbys,
@@ -364,7 +369,7 @@ class Generation:
             context.attach_reader(reader)
             takes = api_request.endpoint == "embeddings" and key is not None and api_request.large is None
             embedder = self._embedder if takes else None
-            if embedder is None or not embedder.take(flight, self._scope(context) if scope is None else scope):
+            if embedder is None or not embedder.take(flight, scope):
                 self._scheduler.submit(flight)
         except GatewayError:
             raise

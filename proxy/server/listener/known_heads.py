@@ -6,12 +6,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-import msgspec
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
-from proxy.server.listener.request import Request
+from proxy.server.listener.request import KnownHead, Request
 from proxy.wire.http import Target
 
 MAX_KNOWN: Final = 512  # heads; the oldest is forgotten for a new one
@@ -21,17 +20,18 @@ _BLANK: Final = b"\r\n\r\n"
 _SPARE: Final = 32  # bytes by which a head may be longer than the one that the parser has read: digits
 _NAMED: Final = len(b"\r\nContent-Length: ")
 
-
-class KnownHead(msgspec.Struct, frozen=True, eq=False):
-    """One head. `message` is that of its first request: the size of that one's body is its own."""
-
-    message: RawRequestMessage
-    target: Target
-    host: str
-    name: str  # Content-Length, as its client writes it
-    raw_name: bytes
-    before: tuple[tuple[bytes, bytes], ...]  # raw headers before that one
-    after: tuple[tuple[bytes, bytes], ...]
+PLAIN: Final = frozenset(
+    {
+        "accept", "accept-encoding", "accept-language", "api-key", "authorization", "connection", "content-length",
+        "content-type", "host", "openai-organization", "openai-project", "user-agent", "via", "x-api-key",
+        "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto", "x-real-ip",
+        "x-stainless-arch", "x-stainless-async", "x-stainless-lang", "x-stainless-os",
+        "x-stainless-package-version", "x-stainless-read-timeout", "x-stainless-retry-count",
+        "x-stainless-runtime", "x-stainless-runtime-version",
+    }
+)  # fmt: skip
+"""Headers that say who the client is or how it is reached. A request with these alone asks the gateway for nothing
+by its head, and an engine gets none of them with a request that may be shared."""
 
 
 class KnownHeads:
@@ -63,26 +63,15 @@ class KnownHeads:
         if known is None:
             return key
         body = data[end + 4 :]
-        size = str(len(body))
-        digits = data[begin:stop]
-        if digits != size.encode() or not body:
+        if data[begin:stop] != b"%d" % len(body) or not body:
             return b""
-        message, target = known.message, known.target
-        headers = CIMultiDict(message.headers)
-        headers[known.name] = size
+        target = known.target
+        # By place: by name it takes a microsecond more.
         return Request(
-            message.method,
-            target.path,
-            target.text,
-            known.host,
-            message.version,
-            True,
-            CIMultiDictProxy(headers),
-            (*known.before, (known.raw_name, digits), *known.after),
-            protocol,
+            "POST", target.path, target.text, known.host, HttpVersion11, True, protocol,
             task,  # type: ignore[arg-type]  # as in `read_request`
-            body,
-        )
+            body, None, None, None, known.plain, known, known.made,
+        )  # fmt: skip
 
     def keep(self, key: bytes, message: RawRequestMessage, target: Target, host: str) -> None:
         """Know the head of this message from now on. `key`: what `read` gave for it."""
@@ -104,4 +93,10 @@ class KnownHeads:
             return
         if len(self._heads) >= MAX_KNOWN:
             del self._heads[next(iter(self._heads))]
-        self._heads[key] = KnownHead(message, target, host, names[0], raw[place][0], raw[:place], raw[place + 1 :])
+        self._heads[key] = KnownHead(
+            message, target, host, names[0], raw[place][0], raw[:place], raw[place + 1 :], _is_plain(headers)
+        )
+
+
+def _is_plain(headers: CIMultiDictProxy[str]) -> bool:
+    return PLAIN.issuperset(map(str.lower, headers)) and headers.getall("content-type", ()) == ["application/json"]

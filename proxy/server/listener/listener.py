@@ -164,7 +164,7 @@ class ClientConnection(RequestHandler):
             if isinstance(request, Request):
                 self._request_count += 1
                 self._body = EMPTY_PAYLOAD
-                messages.append((cast(Any, request), EMPTY_PAYLOAD))
+                messages.append((request, EMPTY_PAYLOAD))  # type: ignore[arg-type]  # `start` reads it
                 if self._waiter is not None and not self._waiter.done():
                     self._waiter.set_result(None)
                 return

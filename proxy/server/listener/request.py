@@ -10,13 +10,35 @@ from aiohttp import StreamReader
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion
 from aiohttp.streams import EMPTY_PAYLOAD
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.wire import settable
 from proxy.wire.http import Target
 
 AT_HAND: Final = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
+
+
+class KnownHead(msgspec.Struct, frozen=True, eq=False):
+    """A head that came before, but for its Content-Length. `message` is that of its first request: that one's body
+    has a size of its own."""
+
+    message: RawRequestMessage
+    target: Target
+    host: str
+    name: str  # Content-Length, as its client writes it
+    raw_name: bytes
+    before: tuple[tuple[bytes, bytes], ...]  # raw headers before that one
+    after: tuple[tuple[bytes, bytes], ...]
+    plain: bool
+    made: dict[str, Any] = {}
+    """What handlers have made of it, for every request that has it."""
+
+    def headers(self, size: int) -> CIMultiDictProxy[str]:
+        """Those of a request with a body of so many bytes."""
+        headers = CIMultiDict(self.message.headers)
+        headers[self.name] = str(size)
+        return CIMultiDictProxy(headers)
 
 
 @settable
@@ -33,8 +55,6 @@ class Request(msgspec.Struct, eq=False):
     """Without its port, in lower case; of an absolute-form target its own. Empty: HTTP/1.0 without one."""
     version: HttpVersion
     keep_alive: bool
-    headers: CIMultiDictProxy[str]
-    raw_headers: tuple[tuple[bytes, bytes], ...]
     protocol: Any
     """The ClientConnection."""
     task: asyncio.Task[None]
@@ -42,6 +62,31 @@ class Request(msgspec.Struct, eq=False):
     body: bytes | None
     """The body where it has come, in one small piece, as nearly always; else see `buffered_body`."""
     _content: StreamReader | None = None
+    _headers: CIMultiDictProxy[str] | None = None
+    _raw_headers: tuple[tuple[bytes, bytes], ...] | None = None
+    plain: bool = False
+    """None of its headers asks the gateway for anything, and its body is JSON, not encoded: nobody need look."""
+    _known: KnownHead | None = None
+    made: dict[str, Any] | None = None
+    """What handlers have made of a head that its client repeats, for all its requests; None: of another head."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        headers = self._headers
+        if headers is None:
+            assert self._known is not None
+            headers = self._headers = self._known.headers(len(self.body or b""))
+        return headers
+
+    @property
+    def raw_headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        raw = self._raw_headers
+        if raw is None:
+            known = self._known
+            assert known is not None
+            size = str(len(self.body or b"")).encode()
+            raw = self._raw_headers = (*known.before, (known.raw_name, size), *known.after)
+        return raw
 
     def closes(self) -> None:
         """It is the last one of its connection."""
@@ -113,12 +158,12 @@ def read_request(
         host,
         message.version,
         not message.should_close,
-        message.headers,
-        message.raw_headers,
         protocol,
         task,  # type: ignore[arg-type]  # None after the connection only
         body,
         payload,
+        message.headers,
+        message.raw_headers,
     )
 
 

@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_answer", "_drain", "_held", "_late", "_poll", "_pool", "_receiver", "_transport",
+        "_answer", "_drain", "_drains", "_feeding", "_held", "_late", "_poll", "_pool", "_receiver", "_transport",
         "idle_since", "received",
     )  # fmt: skip
 
@@ -81,6 +81,8 @@ class Connection(asyncio.Protocol):
         self._answer: ResponseParser | None = None  # None between exchanges
         self._receiver: Receiver = _NOBODY
         self._drain: asyncio.TimerHandle | None = None
+        self._feeding = False  # input is being handled
+        self._drains = False  # the receiver released it meanwhile: a timer is set unless the response ends with it
         self._held = False  # its only reader lags: reading is paused
         self._late = b""  # read, but over the read budget: reading is paused until it is handled
         self.idle_since = 0.0
@@ -124,6 +126,13 @@ class Connection(asyncio.Protocol):
         self._receiver = _NOBODY
         # An error may be released before its body has come.
         answer.hand_to(self if answer.status < 400 else _NOBODY)
+        if self._feeding:
+            self._drains = True
+        else:
+            self._drain_rest(answer)
+
+    def _drain_rest(self, answer: ResponseParser) -> None:
+        self._drains = False
         self._drain = self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, answer)
         self.resume()
 
@@ -209,6 +218,7 @@ class Connection(asyncio.Protocol):
         self.received = True
         if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
             return
+        self._feeding = True
         try:
             ended = answer.feed(data)
         except InvalidResponse as e:
@@ -218,8 +228,13 @@ class Connection(asyncio.Protocol):
         except Exception as e:  # noqa: BLE001 - the receiver's fault: its exchange ends, the loop goes on
             self._fault(answer, e)
             return
-        if ended and self._answer is answer:
-            self._finish(answer)
+        finally:
+            self._feeding = False
+        if self._answer is answer:
+            if ended:
+                self._finish(answer)
+            elif self._drains:
+                self._drain_rest(answer)
 
     def _fault(self, answer: ResponseParser, error: Exception) -> None:
         """Handling input raised, at an unknown position of the response: end the exchange."""
@@ -237,14 +252,20 @@ class Connection(asyncio.Protocol):
 
     def _feed(self, answer: ResponseParser, data: bytes) -> None:
         """`data_received` has this inline, which saves a call per token. `deliver` contains its exceptions."""
+        self._feeding = True
         try:
             ended = answer.feed(data)
         except InvalidResponse as e:
             if self._answer is answer:
                 self._refuse(str(e))
             return
-        if ended and self._answer is answer:
-            self._finish(answer)
+        finally:
+            self._feeding = False
+        if self._answer is answer:
+            if ended:
+                self._finish(answer)
+            elif self._drains:
+                self._drain_rest(answer)
 
     def _put_off(self, data: bytes) -> bool:
         """True: the read budget is used up, so this is handled in a later event loop iteration."""
@@ -330,7 +351,7 @@ class Connection(asyncio.Protocol):
         """End the exchange, if there is one. Only the caller may call its receiver, which is returned, from now
         on."""
         answer, receiver = self._answer, self._receiver
-        self._answer, self._receiver = None, _NOBODY
+        self._answer, self._receiver, self._drains = None, _NOBODY, False
         if answer is not None:
             try:
                 answer.close(_NOBODY)

@@ -348,7 +348,15 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
     assert {"num_prompts", "max_tokens"} <= {*chosen}
     assert "--max-seconds" not in chosen
     assert len(records) <= run.config["num_prompts"] * len(run.targets)
-    assert {record.shared for record in records} >= {"miss", "hit"}
+    # Whether a repetition is a hit, or joins the first while that is under way, is a matter of the machine's pace.
+    verdicts: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record.shared is not None:
+            verdicts.setdefault((record.target, record.prompt), []).append(record.shared)
+    assert all(
+        shared.count("miss") == 1 and {*shared} <= {"miss", "hit", "attached"} for shared in verdicts.values()
+    )
+    assert any(len(shared) > 1 for shared in verdicts.values())
     report = (folder / "report.md").read_text()
     for name in chosen:
         value = str(run.config[name]).removesuffix(".0")

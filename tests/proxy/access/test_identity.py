@@ -7,18 +7,17 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
 from proxy.access.client_ip import TrustedProxies
-from proxy.access.context import AccessContext
+from proxy.access.context import AccessContext, ClientRequest
 from proxy.access.identity import MAX_KEY, Authenticator, tenant
 from proxy.access.policy import scope_of
 from proxy.config.keys_file import hash_of
 from proxy.errors import Code, GatewayError
+from tests.kit.mocked import mocked_request
 
 
 class Transport:
@@ -34,8 +33,9 @@ class Transport:
         return False
 
 
-def asked(*headers: tuple[str, str], peer: object = ("9.9.9.9", 1)) -> web.BaseRequest:
-    return make_mocked_request("GET", "/", headers=CIMultiDict(headers), transport=Transport(peer))
+def asked(*headers: tuple[str, str], peer: object = ("9.9.9.9", 1)) -> ClientRequest:
+    request: ClientRequest = mocked_request("GET", "/", headers=CIMultiDict(headers), transport=Transport(peer))
+    return request
 
 
 @pytest.mark.parametrize(

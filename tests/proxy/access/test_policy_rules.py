@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.api_keys import KeyRing
@@ -33,6 +32,7 @@ from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
 from proxy.wire.raw_body import NONE, read_passed
 from tests.kit.clock import virtual
+from tests.kit.mocked import mocked_request
 from tests.kit.running import lines
 from tests.proxy.telemetry.test_metrics import samples
 
@@ -70,7 +70,7 @@ def call(
     path: str = "/v1/x",
 ) -> RequestContext:
     headers = CIMultiDict({} if key is None else {"authorization": f"Bearer {key}"})
-    request = make_mocked_request(method, path, headers=headers)
+    request = mocked_request(method, path, headers=headers)
     return RequestContext(cast(Any, request), "id", endpoint=endpoint, caller=caller, model=model)
 
 
@@ -289,7 +289,7 @@ class Cuttable(RequestContext):
 
 
 def under_way(caller: Caller | None, endpoint: str = "chat") -> Cuttable:
-    return Cuttable(cast(Any, make_mocked_request("POST", "/")), "id", endpoint=endpoint, caller=caller)
+    return Cuttable(cast(Any, mocked_request("POST", "/")), "id", endpoint=endpoint, caller=caller)
 
 
 class Keyed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.caller import Caller
@@ -13,11 +12,12 @@ from proxy.access.context import ClientRequest
 from proxy.access.priority import MAX_TIMEOUT, PriorityPolicy, parse_request_timeout
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
+from tests.kit.mocked import mocked_request
 
 
 def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, ClientRequest]:
     headers = CIMultiDict({} if priority is None else {"x-gateway-priority": priority})
-    return caller, make_mocked_request("POST", "/", headers=headers)
+    return caller, mocked_request("POST", "/", headers=headers)
 
 
 def priority_policy(top: int = NORMAL) -> PriorityPolicy:

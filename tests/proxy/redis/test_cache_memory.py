@@ -44,7 +44,7 @@ class Memory:
         self.answers: list[Any] = []  # given at once, in their order
         self.times: list[float] = []  # of what was answered so
 
-    def send(self, command: list[Any], timeout: float, done: Callable[[Any], None]) -> None:
+    def send(self, command: list[Any], timeout: float, done: Callable[[Any], None], *, now: bool = False) -> None:
         self.sent.append(command)
         self.bounds.append(timeout)
         self.waiting.append(done)

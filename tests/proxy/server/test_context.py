@@ -40,6 +40,8 @@ NONE = "(none)"
 class Body:
     """A request as far as its body goes: pieces that arrive, an error, or nothing more (None)."""
 
+    plain = False
+
     def __init__(
         self, *pieces: bytes | Exception | None, length: int | None = None, complete: bool = False, **headers: str
     ) -> None:

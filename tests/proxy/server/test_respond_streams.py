@@ -33,6 +33,8 @@ RATE = ("x-ratelimit-limit-requests", "engine")
 class Client:
     """A request whose client takes what it is sent, at once unless `write_paused` is set."""
 
+    plain, made = False, None
+
     def __init__(self, method: str = "GET", *, old: bool = False, keep: bool = True) -> None:
         self.method = method
         self.version = HttpVersion10 if old else HttpVersion11

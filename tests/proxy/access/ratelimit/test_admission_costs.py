@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from proxy.access.caller import Caller, Rates
 from proxy.access.ratelimit.admission import Admission, admission_for
@@ -22,6 +21,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
 from proxy.wire.raw_body import read_passed
+from tests.kit.mocked import mocked_request
 from tests.kit.running import lines
 from tests.proxy.telemetry.test_metrics import samples
 
@@ -30,7 +30,7 @@ BOB = Caller(id="bob", rates=Rates(tokens_per_minute=1000))
 
 
 def call(path: str = "/v1/x", **more: Any) -> RequestContext:
-    return RequestContext(cast(Any, make_mocked_request("POST", path)), "id", **more)
+    return RequestContext(cast(Any, mocked_request("POST", path)), "id", **more)
 
 
 def admission(caller: Caller = ALICE) -> Admission:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.client_ip import TrustedProxies
@@ -30,6 +29,7 @@ from proxy.wire.fold.folding import MANY_BYTES, Unfoldable
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Endpoint, decode
 from tests.kit.clock import virtual
+from tests.kit.mocked import mocked_request
 from tests.kit.running import lines
 
 
@@ -86,7 +86,7 @@ class Desk:
 
 def call(**headers: str) -> RequestContext:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    mocked = make_mocked_request("POST", "/v1/responses", headers=CIMultiDict(names))
+    mocked = mocked_request("POST", "/v1/responses", headers=CIMultiDict(names))
     return RequestContext(cast(Request, mocked), "id")
 
 

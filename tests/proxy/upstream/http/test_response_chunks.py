@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.upstream.http import response
 from proxy.upstream.http.framing import InvalidResponse
-from proxy.upstream.http.response import KNOWN_BYTES, MAX_KNOWN, ResponseParser
+from proxy.upstream.http.response import FEW, KNOWN_BYTES, MAX_KNOWN, ResponseParser
 from proxy.wire import SIZE_LINES, chunk
 from tests.kit.connection_kit import Line
 from tests.kit.fault_cases import CHUNKED
@@ -108,6 +108,35 @@ def test_a_connection_takes_whole_chunks_as_any_other_reads(
         body = b"".join(each for each in taker.got if isinstance(each, bytes))
         lines.append((body, [each for each in taker.got if not isinstance(each, bytes)], line.transport.closing))
     assert lines[0] == lines[1]
+
+
+@given(chunks=CHUNKS, end=st.sampled_from(ENDS), cuts=CUTS)
+def test_a_read_of_a_few_whole_chunks_is_read_as_the_parser_reads_it(
+    chunks: list[tuple[bytes, int]], end: bytes, cuts: list[int]
+) -> None:
+    reads = split(b"".join(FORMS[form](data) for data, form in chunks) + end, cuts)
+    with mock.patch.object(response, "FEW", 0):
+        parsed = read(CHUNKED, reads)
+    assert read(CHUNKED, reads) == parsed
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 100])
+@pytest.mark.parametrize("size", [1, 20, 3000])
+def test_of_many_chunks_in_one_read_none_is_lost(count: int, size: int) -> None:
+    data = b"".join(chunk(b"%c" % n * size) for n in range(count))
+    assert read(CHUNKED, [data[:-3], data[-3:] + b"0\r\n\r\n"]) == read(CHUNKED, [data, b"0\r\n\r\n"])
+    assert len(read(CHUNKED, [data]).data) == count * size
+
+
+def test_a_stream_of_whole_chunks_needs_no_parser() -> None:
+    with mock.patch.object(response, "_KNOWN_CHUNKED", {}):
+        for known in (False, True):
+            taker = Taker()
+            answer = ResponseParser(taker, bodiless=False)
+            answer.feed(CHUNKED + b"2\r\nhi\r\n")
+            assert answer.feed(b"1\r\n!\r\n1\r\n?\r\n0\r\n\r\n")
+            assert taker.data == b"hi!?"
+            assert (answer._parser is None) is known
 
 
 def test_every_length_has_the_size_line_of_its_only_whole_chunk() -> None:
