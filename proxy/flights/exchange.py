@@ -140,9 +140,11 @@ class Exchange(msgspec.Struct, eq=False):
     lease: Lease
     _context: ExchangeContext
     _owner: ExchangeOwner
+    _fed: Flight
+    """What the answer is written into: the Flight, or the Replay that continues it."""
+    _left: int  # attempts
     ingest: Ingest | None = None
     _tried: set[Backend] = msgspec.field(default_factory=set)
-    _left: int = 0  # attempts
     _connection: Connection | None = None
     _connecting: asyncio.Task[None] | None = None
     _waiting: Any = None  # the timer of a retry
@@ -151,8 +153,6 @@ class Exchange(msgspec.Struct, eq=False):
     _reused: bool = False
     _begin: bytes = b""  # of the answer's body, until its id is known
     _judged: bool | None = None  # this attempt's outcome, as reported: success or failure
-    _fed: Flight = None  # type: ignore[assignment]
-    """What the answer is written into: the Flight, or the Replay that continues it."""
     _broke: GatewayError | None = None  # why its stream is continued
     _differs: bool = False  # the other answer is another one
     _how: str = REPLAY  # in which way it is continued
@@ -162,10 +162,6 @@ class Exchange(msgspec.Struct, eq=False):
     _leaves: _Left | None = None  # at an engine that is removed
     _stays: bool = False  # handing it over has failed
     _over: bool = False
-
-    def __post_init__(self) -> None:
-        self._fed = self.flight
-        self._left = self._context.retry.retries
 
     def __repr__(self) -> str:
         return f"<Exchange of {self.flight!r} at {self.lease.backend.name}>"

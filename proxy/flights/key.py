@@ -33,6 +33,7 @@ MAX_NAME: Final = 256  # characters of a `user` that every engine accepts
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times its canonical form
 
+MAX_TAGS: Final = 256  # models whose tags are kept
 LONG: Final = 16_384  # bytes over which values are only parsed where necessary
 
 NewHash = Callable[[bytes], Any]
@@ -78,6 +79,7 @@ class Keyer:
 
     def __init__(self, new_hash: NewHash = hashlib.sha256) -> None:
         self._new = new_hash
+        self._tags: dict[str | None, bytes] = {}  # by model: see `model_tag`
 
     def key(
         self, api_request: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()
@@ -133,7 +135,15 @@ class Keyer:
             raise GatewayError(
                 Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
             ) from None
-        result: bytes = model_tag(api_request.model) + self._new(text).digest()
+        model = api_request.model
+        tag = self._tags.get(model)
+        if tag is None:
+            tag = model_tag(model)
+            if len(self._tags) >= MAX_TAGS:
+                self._tags.clear()
+            if model is None or len(model) <= MAX_NAME:
+                self._tags[model] = tag
+        result: bytes = tag + self._new(text).digest()
         return result
 
     def items(

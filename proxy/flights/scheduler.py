@@ -400,7 +400,9 @@ class Scheduler:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
                     self._merge_twins(flight)
-            exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
+            exchange = self._flying[flight] = Exchange(
+                flight, lease, self._context, self, flight, self._context.retry.retries
+            )
             exchange.begin()
         except Exception as e:  # noqa: BLE001 - the lease is released, and only this flight fails
             self._fault("sending a flight to an engine", e)
@@ -674,7 +676,9 @@ class Scheduler:
     def _begin(self, flight: Flight, lease: Lease, begin: Callable[[Exchange], None]) -> None:
         """Give a Flight to an engine. `begin` starts the exchange."""
         try:
-            exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
+            exchange = self._flying[flight] = Exchange(
+                flight, lease, self._context, self, flight, self._context.retry.retries
+            )
             begin(exchange)
         except Exception as e:  # noqa: BLE001 - the lease is released, and only this flight fails
             self._fault("sending a flight to an engine", e)

@@ -167,7 +167,7 @@ class RespConnection(asyncio.Protocol):
         if self.lost is not None:
             done(self.lost)
             return
-        data = pack(command)
+        data: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # as `pack`, without its call
         size = len(data)
         confirmations = 0 if command[0] in _ANSWERED else _confirmations(command)
         if self.pending + size > self._bounds.pending:

@@ -152,7 +152,9 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
             head = _HEADS[endpoint].decode(_ENCODE(_typed(fields)))
         if COUNTED and too_deep(body):
             raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {TOO_DEEP}.")
-        if not _all_once(fields, body):
+        # No encoding is shorter than msgspec's, and a duplicate member takes at least five bytes: `"":0,`.
+        least = _ENCODE(fields)
+        if len(body) - len(least) >= 5 and not _all_once(fields, least, body):
             _refuse_twice(body)
     except msgspec.ValidationError as e:
         raise _wrong_type(str(e)) from None
@@ -213,17 +215,13 @@ def _typed(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
     return typed
 
 
-def _all_once(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
-    """Whether it is certain that there is no duplicate member: by size where the body is compact, else by its
-    quotes.
+def _all_once(fields: dict[str, msgspec.Raw], least: bytes, body: bytes) -> bool:
+    """Whether it is certain that a body that is not compact has no duplicate member. `least`: its members as
+    msgspec writes them.
 
-    No encoding of an object is shorter than msgspec's, and a duplicate member takes at least five bytes: `"":0,`.
-    Whatever the whitespace, it adds at least two quotes to those of the members; a name that contains a quote can
-    be spelled without one, and proves nothing.
+    Whatever the whitespace, a duplicate adds at least two quotes to those of the members; a name that contains a
+    quote can be spelled without one, and proves nothing.
     """
-    least = _ENCODE(fields)
-    if len(body) - len(least) < 5:
-        return True
     if body.count(b'"') == least.count(b'"') and '"' not in "".join(fields):
         return True
     return len(_compact(body)) - len(_compact(least)) < 5

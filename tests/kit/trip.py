@@ -155,7 +155,9 @@ class Trip:
         self.flight = Flight(spec or FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.exchange = Exchange(self.flight, lease, exchange_context, self)
+        self.exchange = Exchange(
+            self.flight, lease, exchange_context, self, self.flight, exchange_context.retry.retries
+        )
 
     def parked(self, exchange: Exchange) -> None:
         """It waits for its place."""

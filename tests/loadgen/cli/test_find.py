@@ -96,7 +96,8 @@ def folder_of(out: Path) -> Path:
 
 
 async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
-    """Two places of 200 ms: 10 requests a second at most. The limit is long, since this machine is often busy."""
+    """Two places of 200 ms: 10 requests a second at most. The limit is short, since of a stage of 24 requests nine
+    of ten are within 400 ms at up to 12.2 a second."""
     async with Engine(with_places(2, 0.2)) as engine:
         code, said, result = await loadgen(
             tmp_path,
@@ -105,7 +106,7 @@ async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
                 "--base-url",
                 engine.url,
                 "--goodput",
-                "ttft:1000",
+                "ttft:400",
                 "--attainment",
                 "90%",
                 "--precision",
@@ -120,7 +121,7 @@ async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
     assert found["first"] == "ttft"
     assert said.count("highest rate: ") == 1, said
     assert "TTFT breaks first: met by " in said
-    assert "TTFT ≤ 1000 ms for 90.0 % of requests" in report_of(tmp_path)
+    assert "TTFT ≤ 400 ms for 90.0 % of requests" in report_of(tmp_path)
     assert result["loadgen"]["run"]["focus"] in said
 
 
