@@ -65,18 +65,16 @@ class FlightSpec(msgspec.Struct, frozen=True, gc=False):
     fresh: bool = False  # no look-up in the store, but the answer is written to it
     storable: bool = True  # its first reader allows its answer to be stored
     usage_added: bool = False  # the gateway asks for usage, though not every reader does
-    many: bool = False  # its answer is divided among several clients
     tenant: bytes = b""  # requests of different tenants are never merged
     affinity: int = 0  # requests with the same number go to the same engine; 0: to any
+    fold: bool = True  # a stored stream may answer it, where it wants one body
+    salt: str = ""  # the `cache_salt` that it is sent with
+    falls_back: bool = False  # another model answers where none of this one's engines is up: none is tried then
+    many: bool = False  # its answer is divided among several clients
     parts: int = 0  # choices or vectors that its body asks for; 0: as many as `api_request` does
     cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
-    fold: bool = True  # a stored stream may answer it, where it wants one body
     event_api: EventApi | None = None  # its answer is a stream of this API's events, or a body of it
     engine: str | None = None  # the name of the only engine that may answer it: it has what the request refers to
-    salt: str = ""  # the `cache_salt` that it is sent with
-    falls_back: bool = (
-        False  # another model answers where none of this one's engines is up: no engine is tried then
-    )
 
 
 class User(NamedTuple):

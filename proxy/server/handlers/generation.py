@@ -335,24 +335,25 @@ class Generation:
         name = new_id() if key is not None and context.named else context.id
         if "request_id" in api_request.fields and not context.named:
             name = _own_id(api_request) or name  # of all who share it, as it is part of the key
+        # By place: by name it takes a microsecond more.
         spec = FlightSpec(
-            method="POST",
-            path=PATHS[api_request.endpoint],
-            body=api_request.body,
-            mode=_STREAM if streamed else _WHOLE,
-            request_id=name,
-            headers=[("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
-            api_request=api_request,
-            model=api_request.model,
-            key=key,
-            fresh=share.fresh,
-            storable=storable,
-            fold=fold,
-            usage_added=streamed and key is not None,
-            tenant=scope if share.merge else b"",
-            affinity=affinity,
-            salt=salt,
-            falls_back=api_request.model in self._rules.names.standbys,
+            "POST",
+            PATHS[api_request.endpoint],
+            api_request.body,
+            _STREAM if streamed else _WHOLE,
+            name,
+            [("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
+            api_request,
+            api_request.model,
+            key,
+            share.fresh,
+            storable,
+            streamed and key is not None,  # the gateway asks for usage
+            scope if share.merge else b"",
+            affinity,
+            fold,
+            salt,
+            api_request.model in self._rules.names.standbys,
         )
         queue_state = QueueState(
             owner=owner,
