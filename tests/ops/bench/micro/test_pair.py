@@ -1,0 +1,56 @@
+"""`python -m ops.bench.micro.pair`: two checkouts in turns, and what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ops.bench.micro import pair
+from ops.bench.micro.pair import ROOT, Pair, compare, table
+
+
+def test_both_run_in_each_round_and_each_runs_first_in_every_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def cpu_of(tree: Path, ground: object, workload: object, scale: float) -> float:
+        order.append(tree.name)
+        return 10.0 if tree.name == "before" else 7.0
+
+    monkeypatch.setattr(pair, "cpu_of", cpu_of)
+    pairs = compare((Path("/a/before"), Path("/a/now")), ["json"], 2, 1.0)
+    assert order == ["before", "now"] * 2 + ["now", "before"] * 2
+    assert pairs == [
+        Pair(f"json, {shared}", 10.0, 7.0) for _ in range(2) for shared in ("nothing shared", "look-up and store")
+    ]
+
+
+def test_a_row_has_the_median_of_each_side_and_of_the_rounds_ratios() -> None:
+    rows = [Pair("json", 100.0, 60.0), Pair("json", 200.0, 100.0), Pair("json", 120.0, 90.0)]
+    assert table(rows).splitlines()[2:] == [
+        "| json | 120.0 (100.0 to 200.0) | 90.0 (60.0 to 100.0) | 0.60 (0.50 to 0.75) |"
+    ]
+
+
+def test_a_checkout_compared_with_itself_answers_all_requests() -> None:
+    pairs = compare((ROOT, ROOT), ["json"], 1, 0.02)
+    assert [each.workload for each in pairs] == ["json, nothing shared", "json, look-up and store"]
+    assert all(each.before > 0 and each.now > 0 for each in pairs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--against", str(ROOT / "proxy")], "is no checkout"),
+        (["--against", str(ROOT), "--workloads", "json,none"], "unknown workload: none"),
+        (["--against", str(ROOT), "--rounds", "0"], "must be above 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    flags: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pair", *flags])
+    with pytest.raises(SystemExit) as exit:
+        pair.main()
+    assert exit.value.code == 2
+    assert why in capsys.readouterr().err
