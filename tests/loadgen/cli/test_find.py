@@ -147,7 +147,7 @@ async def test_the_most_users_of_three_places_are_found(tmp_path: Path) -> None:
     async with Engine(with_places(3, 0.2)) as engine:
         code, said, result = await loadgen(
             tmp_path,
-            *("find", "--base-url", engine.url, "--goodput", "ttft:120", "--concurrency", "--max-minutes", "0.4"),
+            *("find", "--base-url", engine.url, "--goodput", "ttft:120", "--concurrency", "--max-minutes", "1.5"),
             *("--num-prompts", "3000", *LENIENT),
         )
     assert code == 0, said
