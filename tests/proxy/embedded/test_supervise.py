@@ -64,6 +64,21 @@ def exists(path: Path) -> Serves:
     return look
 
 
+def seen(path: Path) -> Serves:
+    """It serves from the first look on, which the child can see."""
+
+    async def look() -> bool:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        return True
+
+    return look
+
+
+def after(path: Path, script: str) -> list[str]:
+    """A child that does not end before it has been looked at, however late that is."""
+    return ["sh", "-c", f"while [ ! -e {path} ]; do sleep 0.02; done; {script}"]
+
+
 def pid_of(child: Child) -> int:
     assert child.pid is not None
     return child.pid
@@ -100,9 +115,10 @@ async def test_a_child_that_is_killed_is_started_again() -> None:
     await child.stop()
 
 
-async def test_the_pause_before_a_restart_doubles_while_it_keeps_dying() -> None:
-    events = Events()
-    child = Child("dying", ["sh", "-c", "echo last words; exit 3"], yes, on_event=events, jitter=lambda: 1.0)
+async def test_the_pause_before_a_restart_doubles_while_it_keeps_dying(tmp_path: Path) -> None:
+    events, looked = Events(), tmp_path / "looked"
+    command = after(looked, "echo last words; exit 3")
+    child = Child("dying", command, seen(looked), on_event=events, jitter=lambda: 1.0)
     await child.start()
     await events.until(lambda: len(events.details("died")) == 3)
     await child.stop()
@@ -112,9 +128,9 @@ async def test_the_pause_before_a_restart_doubles_while_it_keeps_dying() -> None
 
 
 async def test_what_an_earlier_life_said_is_not_told_of_a_later_one(tmp_path: Path) -> None:
-    events, mark = Events(), tmp_path / "mark"
+    events, mark, looked = Events(), tmp_path / "mark", tmp_path / "looked"
     says = f"if [ -e {mark} ]; then echo second; else touch {mark}; echo first; fi; exit 3"
-    child = Child("dying", ["sh", "-c", says], yes, on_event=events, jitter=lambda: 0.0)
+    child = Child("dying", after(looked, says), seen(looked), on_event=events, jitter=lambda: 0.0)
     await child.start()
     await events.until(lambda: len(events.details("died")) == 2)
     await child.stop()
