@@ -185,7 +185,9 @@ class FrameTemplate(msgspec.Struct, gc=False, eq=False):
             if found is None:
                 return None
             self.opening = opening = found[0]
-        return _KNOWN.events.get(frame[len(opening) :]) if frame.startswith(opening) else None
+        if len(frame) - len(opening) > KNOWN_BYTES or not frame.startswith(opening):
+            return None
+        return _KNOWN.events.get(frame[len(opening) :])
 
     def learns_known(self, frame: bytes) -> bool:
         """`learn` a frame whose like came in another stream. False: none did."""
@@ -199,7 +201,8 @@ class FrameTemplate(msgspec.Struct, gc=False, eq=False):
                 end = frame.find(b'"', start)
                 text = frame[start:end]
                 if (
-                    end > start and (frame[opening:start], frame[end:]) in _KNOWN.texts
+                    end > start and start - opening + len(frame) - end <= KNOWN_BYTES
+                    and (frame[opening:start], frame[end:]) in _KNOWN.texts
                     and text[-1] != 92 and 10 not in text and 13 not in text
                     and frame.startswith(self.opening)
                 ):  # fmt: skip

@@ -218,23 +218,10 @@ class Connection(asyncio.Protocol):
         self.received = True
         if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
             return
-        self._feeding = True
         try:
-            ended = answer.feed(data)
-        except InvalidResponse as e:
-            if self._answer is answer:
-                self._refuse(str(e))
-            return
+            self._feed(answer, data)
         except Exception as e:  # noqa: BLE001 - the receiver's fault: its exchange ends, the loop goes on
             self._fault(answer, e)
-            return
-        finally:
-            self._feeding = False
-        if self._answer is answer:
-            if ended:
-                self._finish(answer)
-            elif self._drains:
-                self._drain_rest(answer)
 
     def _fault(self, answer: ResponseParser, error: Exception) -> None:
         """Handling input raised, at an unknown position of the response: end the exchange."""
@@ -251,7 +238,7 @@ class Connection(asyncio.Protocol):
             raised("an engine's answer that was lost", e)
 
     def _feed(self, answer: ResponseParser, data: bytes) -> None:
-        """`data_received` has this inline, which saves a call per token. `deliver` contains its exceptions."""
+        """Give input to the parser. Raises what its receiver raises; the callers contain that."""
         self._feeding = True
         try:
             ended = answer.feed(data)
