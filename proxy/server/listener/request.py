@@ -65,7 +65,7 @@ class Request(msgspec.Struct, eq=False):
     _headers: CIMultiDictProxy[str] | None = None
     _raw_headers: tuple[tuple[bytes, bytes], ...] | None = None
     plain: bool = False
-    """None of its headers asks the gateway for anything, and its body is JSON, not encoded: no search is needed."""
+    """None of its headers asks the gateway for anything, and its body is JSON, not encoded."""
     _known: KnownHead | None = None
     made: dict[str, Any] | None = None
     """What handlers have made of a head that its client repeats, for all its requests; None: of another head."""
