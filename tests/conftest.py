@@ -17,6 +17,7 @@ import pytest
 import pytest_timeout
 from hypothesis import settings
 
+from tests.kit.accepting import mend_accept
 from tests.kit.engine import Engine
 from tests.kit.leaks import check_groups, check_tasks, recorded_groups
 from tests.kit.patience import Alarm
@@ -39,7 +40,7 @@ LONG = ("tests/ops/", "tests/loadgen/", "tests/system/", "tests/proxy/embedded/"
 
 
 def pytest_configure() -> None:
-    """The same for programs that tests start, wherever pytest was started.
+    """The same for programs that tests start, wherever pytest was started; and a fault of asyncio is mended.
 
     A file is compiled once: else it is a third of the start of each program. A background job of a shell ignores
     Ctrl-C, and so would what it starts.
@@ -48,6 +49,7 @@ def pytest_configure() -> None:
     sys.dont_write_bytecode = False
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    mend_accept()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from types import ModuleType
 
@@ -224,6 +225,23 @@ async def test_the_engine_refuses_and_listens_again_on_the_same_port(engine: Eng
         await get(url, "/health")
     await engine.listen()
     assert (await get(url, "/health")).status == 200
+
+
+async def test_a_server_closed_while_it_accepts_leaves_no_connection_open() -> None:
+    made: list[asyncio.Protocol] = []
+
+    def protocol() -> asyncio.Protocol:
+        made.append(asyncio.Protocol())
+        return made[-1]
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1")
+    with socket.create_connection(server.sockets[0].getsockname()) as client:
+        for _ in range(2):  # accepted in the first turn, given to the server in the second
+            await asyncio.sleep(0)
+        server.close()
+        client.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+    assert made == []
 
 
 async def test_a_silent_engine_accepts_and_never_answers(engine: Engine) -> None:
