@@ -287,10 +287,13 @@ class Log:
             self._wanted.clear()
 
     def _line(self, msg: str, level: str = "warning", **fields: object) -> bytes:
-        """A line of the log about itself."""
-        if self._text:
-            return self._text_line(level, msg, fields)
-        return self._json_line(_head(level, msg, fields), _json(fields))
+        """A line of the log about itself. Empty where it cannot be made."""
+        try:
+            if self._text:
+                return self._text_line(level, msg, fields)
+            return self._json_line(_head(level, msg, fields), _json(fields))
+        except Exception:  # noqa: BLE001 - the thread that asks has the lines of all requests to write
+            return b""
 
     def _write(self, data: bytes) -> bool:
         """Write all of it, without a time limit. False: the reader is gone or the disk is full."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import select
+import threading
 from functools import partial
 
 import msgspec
@@ -174,6 +175,38 @@ def test_what_was_left_out_is_told_though_nothing_more_happens(pipe: tuple[int, 
     told = msgspec.json.decode(data.splitlines()[-1])
     assert (told["of"], told["count"], told["level"]) == ("x", 100 - OFTEN, "info")
     assert log.close(30)
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_a_line_about_the_log_that_cannot_be_made_ends_no_other_line(pipe: tuple[int, int], fmt: str) -> None:
+    """Its time is asked in the writer's thread, and fails there: of the lines left out, then of those dropped."""
+    here, asked, ticks = threading.current_thread(), threading.Event(), [0.0]
+
+    def clock() -> float:
+        if threading.current_thread() is here:
+            return NOW
+        asked.set()
+        raise RuntimeError("no clock")
+
+    reader, writer = pipe
+    log = Log(writer, fmt, clock=clock, ticks=lambda: ticks[0], max_pending=200_000)
+    for _ in range(2 * OFTEN):
+        log.often("info", "x")
+    ticks[0] = 5.0
+    log.event("info", "after")
+    assert asked.wait(30)
+    asked.clear()
+    for _ in range(5000):
+        log.event("info", "many", text="y" * 100)
+    assert log.dropped
+    data = b""
+    while (more := select.select([reader], [], [], 0.1)[0]) or not asked.is_set():
+        data += os.read(reader, 65536) if more else b""
+    log.event("info", "last")
+    assert log.close(30)
+    data += os.read(reader, 65536)
+    assert b"after" in data
+    assert b"last" in data.splitlines()[-1]
 
 
 @pytest.mark.parametrize("fmt", ["json", "text"])
