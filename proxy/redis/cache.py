@@ -33,7 +33,7 @@ MAX_KNOWN: Final = 4 * 1024 * 1024
 _LAST: Final = 4
 """Frames at a stream's end that are checked one by one: the last choice's finish, usage, [DONE]."""
 STORE_SECONDS: Final = 1.0  # timeout of one store; no client waits for it
-FLUSH_SECONDS: Final = 60.0  # timeout of a flush
+FLUSH_SECONDS: Final = 60.0  # timeout of a flush, and of each of its steps: nobody else waits for those
 FLUSH_STEP: Final = 512  # keys per SCAN: well under a millisecond of Redis' time
 MAX_FLUSHED: Final = 1024  # models whose last flush is remembered
 
@@ -457,7 +457,7 @@ class Cache:
         removed, cursor = 0, b"0"
         while True:
             reply = await link.call(
-                *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=STORE_SECONDS
+                *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=FLUSH_SECONDS
             )
             cursor, found = _scanned(reply)
             keys = [key for key in found if ours.fullmatch(key)]
@@ -465,7 +465,7 @@ class Cache:
                 each = (self._stores.call(b"UNLINK", key, timeout=STORE_SECONDS) for key in keys)
                 removed += sum(map(int, await asyncio.gather(*each)))
             elif keys:
-                removed += int(await link.call(b"UNLINK", *keys, timeout=STORE_SECONDS))
+                removed += int(await link.call(b"UNLINK", *keys, timeout=FLUSH_SECONDS))
             if cursor == b"0":
                 return removed
 

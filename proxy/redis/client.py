@@ -98,7 +98,9 @@ class RedisClient(Client):
         if self._closed:
             done(Lost("the gateway is shutting down"))
             return
-        wire = self._wire if self._wire is not None else self._dial()
+        wire = self._wire
+        if wire is None or wire.lost is not None:
+            wire = self._dial()
         wire.send(command, timeout, done)
         if now:
             wire.flush()

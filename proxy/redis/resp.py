@@ -196,7 +196,10 @@ class RespConnection(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         self._out.clear()
         self.pending = 0
-        self._on_lost(self)
+        try:
+            self._on_lost(self)
+        except Exception as e:  # noqa: BLE001 - the commands are lost all the same
+            raised("a lost connection to Redis", e)
         for *_, done in waiting:
             self._tell(done, why)
 
@@ -205,6 +208,14 @@ class RespConnection(asyncio.Protocol):
         try:
             done(reply)
         except Exception as e:  # noqa: BLE001 - the next replies have other receivers
+            self._unhandled(done, e)
+
+    def _unhandled(self, done: Done, error: Exception) -> None:
+        """The receiver of a reply raised this: it gets an Unhandled, or its request would wait for ever."""
+        raised("a reply of Redis", error)
+        try:
+            done(Unhandled("the gateway failed to handle the reply"))
+        except Exception as e:  # noqa: BLE001 - as above
             raised("a reply of Redis", e)
 
     def _hinted(self, why: str, *, tls: bool) -> Lost:
@@ -278,8 +289,7 @@ class RespConnection(asyncio.Protocol):
                 try:
                     done(reply)
                 except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
-                    raised("a reply of Redis", e)
-                    self._tell(done, Unhandled("the gateway failed to handle the reply"))
+                    self._unhandled(done, e)
         except (hiredis.HiredisError, ValueError, MemoryError):
             why = "a reply that is not RESP: no Redis listens there"
             self.lose(self._hinted(why, tls=False) if data[:1] == _TLS_ALERT else Lost(why))

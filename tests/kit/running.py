@@ -29,6 +29,8 @@ DEFAULTS: dict[str, Any] = {
     "keepalive_seconds": 0.0,  # on a busy machine an error may come later than the first one, as a frame then
     "probe": "off",
 }
+PATIENT = {"GATEWAY_REDIS_TIMEOUT_MS": str(DEFAULTS["redis_timeout_ms"])}
+"""The same for a gateway that a test starts as a process; its flags come first."""
 
 
 @asynccontextmanager

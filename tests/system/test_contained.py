@@ -41,6 +41,7 @@ async def test_what_any_function_raises_costs_one_answer_at_most(shard: int) -> 
                     problems.append(problem)
         results = await run_round(app.url, number + 1)
         left = await settled(app)
-    assert [str(problem) for problem in problems] == []
-    assert [(group, result) for group, result in results if result] == []
-    assert left == {}
+        # Here, where they can be told: what the gateway itself finds at its end follows from them.
+        assert [str(problem) for problem in problems] == []
+        assert [(group, result) for group, result in results if result] == []
+        assert left == {}

@@ -57,6 +57,8 @@ async def followed(
     engine: Engine, one: Gateway, other: Gateway, *begun: str, body: dict[str, Any] = HELLO_STREAM
 ) -> AsyncIterator[tuple[Turn, Connection, Connection]]:
     """A stream of these tokens so far that a client of each gateway reads; the second follows the first."""
+    for gateway in (one, other):  # on a busy machine Redis may answer late, and it is left alone for a while then
+        await reaches(gateway, "fleet_live", 1)
     async with streaming(one.url, CHAT, body) as first:
         turn = await engine.next_request()
         async with streaming(other.url, CHAT, body) as second:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.kit.client import Connection, get, post_json, streaming
 from tests.kit.engine import Engine, Turn
-from tests.kit.running import HELLO_STREAM, lines, until
+from tests.kit.running import HELLO_STREAM, PATIENT, lines, until
 from tests.proxy.access.test_policy import bearer, entry
 
 CHAT = "/v1/chat/completions"
@@ -59,7 +59,7 @@ async def started(log: Path, *flags: str, **env: str) -> AsyncIterator[Process]:
             *("-m", "proxy", "--port", "0", *flags),
             stdout=out,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **env},
+            env={**PATIENT, **os.environ, **env},
         )
     assert process.stderr is not None
     try:

@@ -19,7 +19,7 @@ import pytest
 from tests.kit.client import get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.late import late
-from tests.kit.running import pause
+from tests.kit.running import PATIENT, pause
 
 if TYPE_CHECKING:
     import openai
@@ -59,7 +59,7 @@ async def proxy(*flags: str, descriptors: str = "", **env: str) -> AsyncIterator
         *("-m", "proxy", "--port", "0", *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **env},
+        env={**PATIENT, **os.environ, **env},
         preexec_fn=limited if descriptors else None,
     )
     assert process.stderr is not None

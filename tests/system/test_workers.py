@@ -21,7 +21,7 @@ from proxy.config import Settings
 from tests.kit.client import get
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
-from tests.kit.running import until
+from tests.kit.running import PATIENT, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PATIENCE = 90.0
@@ -72,6 +72,7 @@ async def workers(count: int, log: Path, *flags: str) -> AsyncIterator[Gateway]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=asyncio.subprocess.PIPE,
+            env=PATIENT | os.environ,
         )
     running = Gateway(process, log)
     try:

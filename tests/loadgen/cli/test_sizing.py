@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -328,22 +329,27 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
         urls = {"http://127.0.0.1:8080": app.url, "http://gpu-1:8000": engine.url}
         words = [urls.get(word, word) for word in documented(command)]
         assert set(urls.values()) & {*words}
-        process = await asyncio.create_subprocess_exec(
-            *program(*words, *LENIENT, "--quiet", "--max-seconds", "4", "--result-dir", str(tmp_path)),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await process.communicate()
-    said = output.decode()
-    assert process.returncode == 0, said
+        for seconds in (4, 16, 64):  # a slow machine needs more of them until a prompt is repeated
+            folder = tmp_path / str(seconds)
+            process = await asyncio.create_subprocess_exec(
+                *program(*words, *LENIENT, "--quiet", "--max-seconds", str(seconds), "--result-dir", str(folder)),
+                cwd=ROOT,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            output, _ = await process.communicate()
+            said = output.decode()
+            assert process.returncode == 0, said
+            (result,) = folder.iterdir()
+            records = list(read_records(result))
+            asked = Counter((record.target, record.prompt) for record in records if record.shared is not None)
+            if max(asked.values(), default=0) > 1:
+                break
     assert re.search(r"^probed: .* requests completed in [\d.]+ s: TTFT \d+ ms, ", said, re.MULTILINE), said
     assert re.search(r"^chosen: --.* \(about \d+ s at that pace\)$", said, re.MULTILINE), said
     assert re.search(r"^  saved.* tokens were not generated again\)$", said, re.MULTILINE), said
     assert "Result: all " in said
-    folder = only(tmp_path)
-    assert folder is not None
-    run, records = read_run(folder), list(read_records(folder))
+    run = read_run(result)
     chosen = run.config["chosen_by_probe"]
     assert {"num_prompts", "max_tokens"} <= {*chosen}
     assert "--max-seconds" not in chosen
@@ -357,7 +363,7 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
         shared.count("miss") == 1 and {*shared} <= {"miss", "hit", "attached"} for shared in verdicts.values()
     )
     assert any(len(shared) > 1 for shared in verdicts.values())
-    report = (folder / "report.md").read_text()
+    report = (result / "report.md").read_text()
     for name in chosen:
         value = str(run.config[name]).removesuffix(".0")
         row = rf"^\| {name.replace('_', ' ')} +\| {value} \(chosen by the probe\) +\|$"

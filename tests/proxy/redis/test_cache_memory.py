@@ -14,6 +14,7 @@ import pytest
 from proxy.redis import cache as module
 from proxy.redis import deployment
 from proxy.redis.cache import (
+    FLUSH_SECONDS,
     FLUSH_STEP,
     KEY_BYTES,
     MAX_FLUSHED,
@@ -370,7 +371,7 @@ class Scanned:
         return self
 
     async def call(self, *command: Any, timeout: float) -> Any:
-        assert timeout == STORE_SECONDS
+        assert timeout == FLUSH_SECONDS
         self.commands.append(command)
         if command[0] == b"UNLINK":
             return len(command) - 1

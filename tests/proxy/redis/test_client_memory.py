@@ -59,6 +59,26 @@ async def turns() -> None:
 
 
 @virtual
+async def test_a_lost_connection_is_replaced_though_nobody_was_told_of_its_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
+    server, link, replies = Server(monkeypatch), link_to(), list[Any]()
+    link.send((b"GET", b"k"), 1.0, replies.append)
+    await turns()
+    ((wire, _),) = server.wires
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "_on_lost", lambda wire: 1 // 0)
+        wire.connection_lost(None)
+    link.send((b"GET", b"k"), 1.0, replies.append)
+    await turns()
+    server.wires[1][0].data_received(b"+a\r\n")
+    assert [str(reply) for reply in replies[:1]] == ["it closed the connection"]
+    assert replies[1:] == [b"a"]
+    server.wires[1][0].connection_lost(None)
+
+
+@virtual
 async def test_one_connection_serves_until_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     server, link = Server(monkeypatch), link_to()
     assert (link.pending, "None" in repr(link)) == (0, True)

@@ -109,15 +109,21 @@ async def test_a_loss_is_told_once_whatever_comes_after_it() -> None:
 async def test_one_who_cannot_be_told_of_a_loss_is_told_of_and_the_others_hear() -> None:
     faults: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["message"]))
-    on = Opened()
+    on, heard = Opened(), list[Any]()
 
     def fails(reply: Any) -> None:
+        heard.append(type(reply))
         raise ZeroDivisionError
 
+    def cannot_be_lost(wire: RespConnection) -> None:
+        raise ZeroDivisionError
+
+    on.wire._on_lost = cannot_be_lost
     on.wire.send((b"GET", b"a"), 1.0, fails)
     on.ask()
     on.wire.lose(Lost("why"))
-    assert ([str(reply) for reply in on.replies], faults) == (["why"], ["a reply of Redis"])
+    assert (heard, [str(reply) for reply in on.replies]) == ([Lost, Unhandled], ["why"])
+    assert faults == ["a lost connection to Redis", *["a reply of Redis"] * 2]
 
 
 @virtual
