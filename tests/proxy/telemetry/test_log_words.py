@@ -255,7 +255,7 @@ def test_a_writer_that_rests_is_woken_to_say_what_was_left_out_in_seconds_that_a
             log.often("info", kind)
         rests(log)
         log.often("info", kind)
-    assert said.wait(5)
+    assert said.wait(30)
     rests(log)
     told = [msgspec.json.decode(text) for text in data.splitlines()]
     assert [line["of"] for line in told if line["msg"] == "log lines left out"] == ["x"]
