@@ -10,7 +10,7 @@ from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from proxy.flights.resuming.ledger import MOST_READERS, Entry, Ledger
 
@@ -89,8 +89,9 @@ TestHeld = Held.TestCase
 TestHeld.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
 
 
-def test_every_step_was_taken() -> None:
-    """After the machine, in this file's order."""
-    if STEPS:
-        assert min(STEPS[step] for step in ("held", "refused", "evicted", "joined", "left", "lapsed")) > 0
-        print(dict(STEPS))
+def test_the_machine_takes_every_step() -> None:
+    """With the same examples each time: of random ones, now and then none takes the rarest step."""
+    STEPS.clear()
+    run_state_machine_as_test(Held, settings=settings(TestHeld.settings, derandomize=True, database=None))
+    assert min(STEPS[step] for step in ("held", "refused", "evicted", "joined", "left", "lapsed")) > 0
+    print(dict(STEPS))
