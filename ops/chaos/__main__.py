@@ -14,7 +14,7 @@ from typing import Final
 
 from ops.bench.table import machine
 from ops.chaos.report import WANTED, Row, markdown
-from ops.chaos.run import SCENARIOS, SOAK, Options, play
+from ops.chaos.run import LONGEST, SCENARIOS, SOAK, Options, play
 
 EVENTS: Final = 600
 EVENTS_A_MINUTE: Final = 60
@@ -31,6 +31,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--events", type=int, help=f"faults in total (default {EVENTS}, or {EVENTS_A_MINUTE} per minute of a soak)"
     )
     parser.add_argument("--seconds", type=float, default=360, help="seconds of load in total (default 360)")
+    parser.add_argument(
+        "--least",
+        type=int,
+        default=0,
+        help=f"results of each scenario: its load takes up to {LONGEST} times its seconds until it has them",
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of faults and load")
     parser.add_argument("--clients", type=int, default=50, help="concurrent clients")
     parser.add_argument("--engines", type=int, default=3, help="number of engines")
@@ -83,6 +89,7 @@ async def run(args: argparse.Namespace, logs: Path) -> list[Row]:
             engines=args.engines,
             bound=args.hung,
             out=args.out,
+            least=args.least,
         )
         print(f"{name} …", file=sys.stderr, flush=True)
         row = await play(name, options, logs)

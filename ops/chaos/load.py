@@ -89,15 +89,16 @@ class Load:
         self._pick = random.Random(seed + 1)  # noqa: S311 - a workload, not a secret
         self._told: dict[str, int] = {}  # sample -> index of the request that received it
 
-    async def run(self, clients: int, until: float) -> None:
-        """Run until `until` (time.monotonic()) and until the last requests have ended."""
-        await asyncio.gather(*[self._client(until) for _ in range(clients)])
+    async def run(self, clients: int, until: float, least: int = 0, last: float = 0.0) -> None:
+        """Run until `until` (time.monotonic()), then up to `last` while there are fewer than `least` results, and
+        until the last requests have ended."""
+        await asyncio.gather(*[self._client(until, least, last) for _ in range(clients)])
 
-    async def _client(self, until: float) -> None:
+    async def _client(self, until: float, least: int, last: float) -> None:
         client = Client(*self._where, bound=self._bound)
         pick = self._pick
         await asyncio.sleep(pick.uniform(0, 0.3))
-        while time.monotonic() < until:
+        while time.monotonic() < (until if len(self.results) >= least else max(until, last)):
             leave = pick.uniform(0.0, 0.5) if pick.random() < LEAVE else None
             result = await self._ask(client, self.mix.draw(), leave)
             await asyncio.sleep(0.3 if result.verdict.kind == "error" else pick.uniform(0.05, 0.35))

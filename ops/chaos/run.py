@@ -58,6 +58,7 @@ FLAGS: Final = (
     *("--log-level", "warning"),
 )
 OPTIONAL: Final = {"--head-timeout": "3"}
+LONGEST: Final = 10  # times the seconds of load, where too few results have come by then
 WARM: Final = 200  # requests before the first measurement
 WAVE: Final = 200  # requests after the last fault
 SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be up again
@@ -84,12 +85,13 @@ class Options:
     engines: int
     bound: float  # seconds after which a request counts as hung
     out: Path | None
+    least: int = 0  # results, for which the load may take `LONGEST` times its seconds
 
 
 async def play(scenario: str, options: Options, logs: Path) -> Row:
     """Play one scenario against a fresh gateway."""
     row = Row(scenario)
-    seconds = options.seconds
+    seconds = options.seconds * (LONGEST if options.least else 1)
     waits = 4 + WAVE / options.clients  # waits of up to the bound: end of the load, breakers, last wave
     limit = seconds + waits * options.bound + LONGER + SETTLE_SECONDS + EMPTY_SECONDS + 30
     began = time.monotonic()
@@ -126,8 +128,9 @@ async def _scene(
     load.results.clear()
     longs = 1 if options.seconds > options.bound + LONGER else 0
     chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound + LONGER, longs)  # noqa: S311
-    until = time.monotonic() + options.seconds
-    running = asyncio.create_task(load.run(options.clients, until))
+    now = time.monotonic()
+    until, last = now + options.seconds, now + LONGEST * options.seconds
+    running = asyncio.create_task(load.run(options.clients, until, options.least, last))
     telling = asyncio.create_task(_tell(row, on, load))
     results: list[Result] = []
     try:

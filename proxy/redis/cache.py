@@ -32,7 +32,7 @@ MAX_KNOWN: Final = 4 * 1024 * 1024
 """Bytes of values known to be sound; their decoded form takes as much again."""
 _LAST: Final = 4
 """Frames at a stream's end that are checked one by one: the last choice's finish, usage, [DONE]."""
-STORE_SECONDS: Final = 1.0  # timeout of one store; no client waits for it
+STORE_SECONDS: Final = 1.0  # timeout of one store, at least; no client waits for it
 FLUSH_SECONDS: Final = 60.0  # timeout of a flush, and of each of its steps: nobody else waits for those
 FLUSH_STEP: Final = 512  # keys per SCAN: well under a millisecond of Redis' time
 MAX_FLUSHED: Final = 1024  # models whose last flush is remembered
@@ -168,6 +168,7 @@ class Cache:
         self._lookups = self._redis.client(connect_timeout=timeout)
         self._stores = self._redis.client(connect_timeout=timeout, max_pending=max_pending)
         self._timeout = timeout
+        self._store_timeout = max(STORE_SECONDS, timeout)
         self._ttl = ttl
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
@@ -420,13 +421,13 @@ class Cache:
             def fenced(reply: Any) -> None:
                 if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
                     # The claim ends when its leader is asked for it.
-                    self._stores.send(command, STORE_SECONDS, done)
+                    self._stores.send(command, self._store_timeout, done)
                 else:
                     done(reply)
 
-            self._stores.send(script, STORE_SECONDS, fenced)
+            self._stores.send(script, self._store_timeout, fenced)
         else:
-            self._stores.send(command, STORE_SECONDS, done)
+            self._stores.send(command, self._store_timeout, done)
         return True
 
     async def flush(self, begin: bytes = b"") -> int:
@@ -445,7 +446,7 @@ class Cache:
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await self._stores.call(
-                    b"PING", timeout=STORE_SECONDS
+                    b"PING", timeout=self._store_timeout
                 )  # earlier stores have been carried out by then
                 return sum([await self._remove(link, ours, pattern) for link in links])
         finally:
@@ -462,7 +463,7 @@ class Cache:
             cursor, found = _scanned(reply)
             keys = [key for key in found if ours.fullmatch(key)]
             if self._redis.sharded:  # a command takes the keys of one slot
-                each = (self._stores.call(b"UNLINK", key, timeout=STORE_SECONDS) for key in keys)
+                each = (self._stores.call(b"UNLINK", key, timeout=self._store_timeout) for key in keys)
                 removed += sum(map(int, await asyncio.gather(*each)))
             elif keys:
                 removed += int(await link.call(b"UNLINK", *keys, timeout=FLUSH_SECONDS))
@@ -491,7 +492,7 @@ class Cache:
     async def _try_store(self) -> None:
         command = (b"SET", self._prefix + b"probe:1", b"", b"PX", 1)
         try:
-            await self._stores.call(*command, timeout=STORE_SECONDS)
+            await self._stores.call(*command, timeout=self._store_timeout)
         except NodeAway:
             return  # the other masters of a Cluster accept stores, or the next one is refused
         except WireError as e:

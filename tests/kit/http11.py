@@ -17,7 +17,7 @@ from tests.kit.patience import patience
 
 TABLE = Path(__file__).parents[1] / "corpus" / "http11.toml"
 QUIET = 1.0  # seconds without a byte after which nothing more is expected
-OPEN = 8.0  # the same by the clock: after 10 s the gateway closes a connection whose body it discards
+OPEN = 5.0  # the same by the clock: after 10 s the gateway closes a connection whose body it discards
 _REPEAT = re.compile(r"<<(.*?)\*(\d+)>>", re.DOTALL)
 
 

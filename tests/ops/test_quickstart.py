@@ -14,7 +14,7 @@ import pytest
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
 from tests.kit.ports import free_port
-from tests.kit.running import until
+from tests.kit.running import PATIENT, until
 from tests.ops.kit import OPS, ROOT, tool
 
 PAGE = (OPS / "docs" / "quickstart.md").read_text("utf-8")
@@ -85,8 +85,9 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
         cleanup = f"trap 'redis-cli -p {redis} shutdown nosave 2> /dev/null; kill $gateway 2> /dev/null' EXIT"
         (tmp_path / "client.py").write_text(python_of_the_page().replace("8443", str(gateway)))
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = {"PATH": path, "PYTHONPATH": str(ROOT), **PATIENT}
         process = await asyncio.create_subprocess_exec(
-            "bash", "-c", f"{cleanup}\n{text}", cwd=tmp_path, env={"PATH": path, "PYTHONPATH": str(ROOT)},
+            "bash", "-c", f"{cleanup}\n{text}", cwd=tmp_path, env=env,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip

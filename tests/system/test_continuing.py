@@ -527,11 +527,11 @@ async def test_a_client_s_time_limit_holds_across_the_seam(engines: tuple[Engine
         await turn.frame(*(chunk(turn, choices, **more) for choices, more in PLAIN[1][:3]))
         await turn.cancelled()
 
-    async with gateway(*engines, total_timeout=1.0) as app:
+    async with gateway(*engines, total_timeout=5.0) as app:
         play = Play(*PLAIN, 3)
         for engine in engines:
             engine.auto(lambda turn: hang(turn) if play.turns else play(turn))
-        honest(await post_json(app.url, CHAT, asked()), "upstream_truncated", "within 1 s")
+        honest(await post_json(app.url, CHAT, asked()), "upstream_truncated", "within 5 s")
 
 
 async def test_all_streams_of_an_engine_that_dies_are_continued_whatever_the_retry_budget(

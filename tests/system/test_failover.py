@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.kit.client import IncompleteBody, NoAnswer, get, streaming
+from tests.kit.ports import free_port
 from tests.kit.running import pause
 from tests.system.test_process import Gateway, proxy
 
@@ -31,7 +32,7 @@ class Process:
     """A fake engine as a process of its own, started again on the same port."""
 
     def __init__(self) -> None:
-        self.url = "http://127.0.0.1:0"
+        self.url = f"http://127.0.0.1:{free_port()}"  # nobody else gets it before it is started again
         self.process: asyncio.subprocess.Process
 
     async def start(self, *, ttft: float = 20.0, itl: float = 10.0) -> None:
@@ -140,7 +141,7 @@ async def test_an_engine_that_is_killed_or_stopped_fails_no_request_that_had_not
     told = []
     flags = (
         *("--backend", one.url, "--backend", two.url, "--redis", "off", "--refresh-seconds", "0.5"),
-        *("--first-token-timeout", "1", "--token-timeout", "1"),
+        *("--first-token-timeout", "5", "--token-timeout", "5"),  # on a busy machine the other one may pause
         *("--retry-on", "connect,reset,truncated,502,503,504,first-token"),
     )
     try:
@@ -158,8 +159,11 @@ async def test_an_engine_that_is_killed_or_stopped_fails_no_request_that_had_not
             told.append(f"killed: {dict(outcomes)}, serves {time.monotonic() - back:.2f} s after it is back")
 
             await until(gateway, "backend_inflight", one, lambda inflight: inflight >= 2)
+            start = len(load.outcomes)
             one.process.send_signal(signal.SIGSTOP)
-            outcomes = await load.more(7 * READERS)
+            await load.more(7 * READERS)
+            await until(gateway, "backend_inflight", one, lambda inflight: inflight == 0)  # what it had timed out
+            outcomes = Counter(load.outcomes[start:])
             honest(outcomes)
             one.process.send_signal(signal.SIGCONT)
             back = time.monotonic()

@@ -397,10 +397,9 @@ async def test_the_documented_rights_are_enough(redis: str) -> None:
         assert app.cache.available
         await link.call(*more.split(), timeout=5.0)
         await until(lambda: node(app).live)
-        async with (
-            gateway(engine, redis=url, fleet="auto") as other,
-            followed(engine, app, other) as (turn, one, two),
-        ):
-            await turn.finish("c")
-            assert await rest(one) == await rest(two)
+        async with gateway(engine, redis=url, fleet="auto") as other:
+            await until(lambda: node(other).live)  # before that it generates alone
+            async with followed(engine, app, other) as (turn, one, two):
+                await turn.finish("c")
+                assert await rest(one) == await rest(two)
     await link.close()

@@ -38,7 +38,7 @@ async def test_claims_of_every_master_are_followed_and_a_failover_cuts_no_leader
     async with (
         redis_cluster(replicas=True) as cluster,
         Engine() as engine,
-        two(engine, cluster.url(), probe="on", redis_timeout_ms=1000, resume="off") as (one, other),
+        two(engine, cluster.url(), probe="on", resume="off") as (one, other),
     ):
         clients = []
         for seed in range(9):
@@ -86,7 +86,7 @@ async def test_clients_come_back_by_a_cluster_and_a_deletion_reaches_the_gateway
     async with (
         redis_cluster() as cluster,
         Engine() as engine,
-        two(engine, cluster.url(), redis_timeout_ms=1000) as (one, other),
+        two(engine, cluster.url()) as (one, other),
     ):
         streams = [await kept_stream(engine, one.url) for _ in range(6)]
         for turn, name, events in streams[:3]:
@@ -105,7 +105,7 @@ async def test_clients_come_back_by_a_cluster_and_a_deletion_reaches_the_gateway
 async def test_one_limit_of_an_engine_by_a_cluster_and_through_a_failover() -> None:
     counting = Counting()
     async with redis_cluster(replicas=True) as cluster, Engine(counting) as engine:
-        changes = FLEET | {"redis": cluster.url(), "redis_timeout_ms": 1000}
+        changes = FLEET | {"redis": cluster.url()}
         async with gateway(engine, **changes) as one, gateway(engine, **changes) as other:
             both = [Counter({200: 60}), Counter({200: 20})]
             await until(lambda: ceilings(one, other) == [3, 3])
@@ -143,7 +143,7 @@ async def test_a_failover_by_sentinels_cuts_no_leader() -> None:
     async with (
         redis_sentinels() as watched,
         Engine() as engine,
-        two(engine, watched.url(), redis_timeout_ms=1000, resume="off") as (one, other),
+        two(engine, watched.url(), resume="off") as (one, other),
     ):
         async with followed(engine, one, other) as (turn, first, second):
             await watched.sentinels[0].call("SENTINEL", "FAILOVER", "mymaster")

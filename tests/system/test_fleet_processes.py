@@ -3,7 +3,6 @@ gateway are as several gateways."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from tests.kit.client import Connection, get, streaming
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO_STREAM, until
+from tests.kit.running import HELLO_STREAM, pause, until
 from tests.system.test_fleet import CHAT, OTHER, rest, texts
 from tests.system.test_limits_processes import two
 from tests.system.test_process import Gateway
@@ -37,8 +36,8 @@ async def figure(gateway: Gateway, name: str) -> float:
 
 async def reaches(gateway: Gateway, name: str, value: float) -> None:
     async with patience(30):
-        while await figure(gateway, name) < value:  # noqa: ASYNC110 - a metric sets no event
-            await asyncio.sleep(0)
+        while await figure(gateway, name) < value:
+            await pause()
 
 
 @asynccontextmanager
@@ -135,12 +134,12 @@ async def test_twins_at_the_workers_of_one_gateway_are_one_generation(tmp_path: 
     async with Engine() as engine, redis_server() as path:
         flags = ("--backend", engine.url, "--redis", f"unix://{path}", "--fleet", "auto")
         async with workers(2, tmp_path / "log", *flags) as gateway:
-            async with asyncio.timeout(60):
-                while not await gateway.all_live():  # noqa: ASYNC110 - as in `reaches`
-                    await asyncio.sleep(0)
+            async with patience(60):
+                while not await gateway.all_live():
+                    await pause()
             clients = [await Connection.open(gateway.url) for _ in range(24)]
             for client in clients:
-                async with asyncio.timeout(60):
+                async with patience(60):
                     await client.request("POST", CHAT, BODY)
             turn = await engine.next_request()
             await turn.send("a")

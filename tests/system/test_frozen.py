@@ -43,7 +43,7 @@ async def test_a_redis_that_freezes_under_load_fails_no_request_and_its_delay_is
         os.kill(redis.pid, signal.SIGSTOP)
 
     try:
-        async with gateway(engine, redis=url, redis_timeout_ms=1000) as app:
+        async with gateway(engine, redis=url, redis_timeout_ms=5000) as app:
             await asyncio.gather(*(client(number) for number in range(10)))
             assert app.cache is not None
             assert not app.cache.available

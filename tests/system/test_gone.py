@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
+from proxy.app import App
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import GONE_SECONDS
 from proxy.flights.spec import FlightSpec, Mode
@@ -169,6 +171,23 @@ async def test_a_request_at_an_engine_that_takes_no_connections_any_more_is_anot
 # -- retries wait at the head of the queue ------------------------------------------------------------
 
 
+def queued(app: App) -> asyncio.Event:
+    """Set by each request that comes into the queue from now on: it may have left again before its length is
+    looked at."""
+    event = asyncio.Event()
+    queue = cast(Any, app.scheduler.queue)
+
+    def noting(put: Callable[..., None]) -> Callable[..., None]:
+        def noted(*args: Any, **more: Any) -> None:
+            put(*args, **more)
+            event.set()
+
+        return noted
+
+    queue.enqueue, queue.requeue = noting(queue.enqueue), noting(queue.requeue)
+    return event
+
+
 async def test_a_retry_that_finds_no_engine_waits_at_the_head_of_the_queue() -> None:
     """Two engines with two places each; one dies with two requests in prefill while the other is full."""
 
@@ -212,12 +231,14 @@ async def test_a_retry_in_the_queue_waits_no_longer_than_the_queue_s_time_and_le
         turn = await one.next_request()
         async with streaming(app.url, CHAT, HELLO_STREAM | {"temperature": 1}) as holds:
             held = await two.next_request()
+            waits = queued(app)
             one.stop_listening()
             await turn.drop(reset=True)
-            await until(lambda: len(app.scheduler.queue) == 1)
+            await waits.wait()
+            waits.clear()
             assert (await first).json()["error"]["code"] == "queue_timeout"
             async with streaming(app.url, CHAT, HELLO_STREAM | {"temperature": 1}) as leaves:
-                await until(lambda: len(app.scheduler.queue) == 1)
+                await waits.wait()
                 await leaves.abort()
                 await until(lambda: len(app.scheduler.queue) == 0)
             await held.finish("x")
@@ -274,9 +295,10 @@ async def test_a_request_that_carries_twins_waits_at_the_head_of_the_queue_as_on
             assert turn.json()["n"] == 2
             other = asyncio.ensure_future(post_json(app.url, CHAT, HELLO | {"seed": 1}))
             held = await two.next_request()
+            waits = queued(app)
             one.stop_listening()
             await turn.drop(reset=True)
-            await until(lambda: len(app.scheduler.queue) == 1)
+            await waits.wait()
             if how == "place":
                 await held.answer("x")
                 again = await two.next_request()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.kit.client import Connection, post_json, streaming
+from tests.kit.client import Connection, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.redis_server import redis_server
-from tests.kit.running import HELLO, HELLO_STREAM, gateway, until
+from tests.kit.running import HELLO, HELLO_STREAM, gateway, pause, until
 
 CHAT = "/v1/chat/completions"
 COMMENT = b": keep-alive\n\n"
@@ -62,7 +62,12 @@ def _texts(body: bytes) -> bytes:
 
 
 async def test_no_comment_is_stored_and_a_hit_has_none(engine: Engine) -> None:
-    async with redis_server() as path, gateway(engine, redis=f"unix://{path}", **SOON) as app:
+    async with (
+        redis_server() as path,
+        gateway(engine, redis=f"unix://{path}", **SOON) as app,
+        # Its own keep-alives never come: a slow look-up would draw one before the hit.
+        gateway(engine, redis=f"unix://{path}", keepalive_seconds=30.0) as other,
+    ):
         async with streaming(app.url, CHAT, HELLO_STREAM) as client:
             turn = await engine.next_request()
             await client.read_head()
@@ -71,7 +76,9 @@ async def test_no_comment_is_stored_and_a_hit_has_none(engine: Engine) -> None:
             await turn.finish()
             first = await rest(client)
         await until(lambda: not app.group.live)
-        async with streaming(app.url, CHAT, HELLO_STREAM) as client:
+        while b'gateway_cache_operations_total{op="store"} 1' not in (await get(app.url, "/metrics")).body:
+            await pause()
+        async with streaming(other.url, CHAT, HELLO_STREAM) as client:
             head = await client.read_head()
             assert head["x-gateway-cache"] == "hit"
             events = [event.raw async for event in client.events()]

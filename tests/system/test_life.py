@@ -21,7 +21,7 @@ from tests.kit.running import HELLO_STREAM, PATIENT, lines, until
 from tests.proxy.access.test_policy import bearer, entry
 
 CHAT = "/v1/chat/completions"
-DRAIN = 6.0  # seconds, in which the short streams end on a busy machine too
+DRAIN = 15.0  # seconds, in which the short streams end on a busy machine too
 
 pytestmark = pytest.mark.e2e
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit.client import get, post_json, streaming
+from tests.kit.client import Connection, get, post_json, request_bytes, streaming
 from tests.kit.engine import Engine
 from tests.kit.late import late
 from tests.kit.running import PATIENT, pause
@@ -172,12 +172,13 @@ async def test_an_sse_client_of_its_own_reads_the_same_events() -> None:
 
 async def test_twins_that_meet_are_one_generation_by_the_engine_s_own_count() -> None:
     async with proxy("--redis", "off") as gateway:
-        body = ASK | {"max_tokens": 64, "stream": True}
-
-        async def one() -> bytes:
-            return (await post_json(gateway.url, CHAT, body)).body
-
-        bodies = await asyncio.gather(*(one() for _ in range(20)))
+        body = json.dumps(ASK | {"max_tokens": 64, "stream": True}).encode()
+        clients = [await Connection.open(gateway.url) for _ in range(20)]
+        for client in clients:  # in one turn: a late one would find the generation at its end
+            client.writer.write(request_bytes("POST", CHAT, body))
+        bodies = [(await client.read()).body for client in clients]
+        for client in clients:
+            await client.close()
         assert len(set(bodies)) == 1
         page = (await get(gateway.url, "/metrics")).body.decode()
         found = re.search(r"gateway_upstream_requests_total\{backend=\"(http://[^\"]+)\"\} 1$", page, re.MULTILINE)

@@ -161,7 +161,7 @@ async def test_conversations_stay_with_the_engine_that_keeps_them_and_the_log_ha
 
 
 async def test_a_gateway_beside_it_finds_them_in_redis_and_with_redis_away_says_so(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"api_keys_file": keys_file(tmp_path), "redis_timeout_ms": 1000}
+    settings: dict[str, Any] = {"api_keys_file": keys_file(tmp_path)}
     async with engines() as both, redis_server() as path:
         async with gateway(*both, redis=f"unix://{path}", **settings) as one:
             ids = [(await post_json(one.url, PATH, ASK, bearer("ka"))).json()["id"] for _ in range(4)]

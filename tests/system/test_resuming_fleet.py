@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -505,19 +506,20 @@ async def test_a_client_that_leaves_soon_takes_no_time_from_another_one_of_the_s
         assert engine.generations == 1
 
 
-async def test_a_pause_of_redis_cancels_nothing_that_is_read_elsewhere(redis: str) -> None:
+async def test_a_pause_of_redis_cancels_nothing_that_is_read_elsewhere(tmp_path: Path) -> None:
     """While the last client of the gateway that generates it deletes its stream."""
     async with (
+        bare_redis(tmp_path) as (redis, server),
         Engine() as engine,
-        two(engine, redis) as (one, other),
-        client_of(redis) as client,
+        two(engine, redis, redis_timeout_ms=1000) as (one, other),
         left(engine, one.url) as (turn, name, _),
         await Connection.open(other.url) as reader,
     ):
         await reader.request("GET", f"/v1/streams/{name}?after=0")
         assert await reader.event()
-        await client.call(b"CLIENT", b"PAUSE", b"1500", b"ALL", timeout=5)
+        server.send_signal(signal.SIGSTOP)
         answer = await call(one.url, "DELETE", f"/v1/streams/{name}")
+        server.send_signal(signal.SIGCONT)
         assert (answer.status, answer.json()["error"]["code"]) == (503, "cache_unavailable")
         async with patience(20):
             while (await call(one.url, "DELETE", f"/v1/streams/{name}")).status != 404:

@@ -21,7 +21,7 @@ from proxy.config import Settings
 from tests.kit.client import get
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
-from tests.kit.running import PATIENT, until
+from tests.kit.running import PATIENT, pause, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PATIENCE = 90.0
@@ -56,6 +56,14 @@ class Gateway:
         page = (await get(self.url, "/metrics")).body.decode()
         lines = (line for line in page.splitlines() if line.startswith(f"gateway_{name}"))
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    async def counts(self, name: str, count: float) -> None:
+        """Waits until a counter has reached this, and no more. A worker that is slow is told of by its last
+        figures."""
+        async with patience(PATIENCE):
+            while (counted := await self.counter(name)) < count:
+                await pause()
+        assert counted == count
 
     async def all_live(self) -> bool:
         """Whether all workers serve, each of which has its part of the queue, and share generations."""
@@ -110,7 +118,7 @@ async def test_they_count_as_one_and_no_death_takes_a_count_back(tmp_path: Path)
         for number in range(12):  # a connection each: the kernel spreads them over the workers
             async with aiohttp.ClientSession() as session:
                 assert await post(session, gateway.url, user=f"u{number}") == 200
-        assert await gateway.counter('requests_total{endpoint="chat"') == 12
+        await gateway.counts('requests_total{endpoint="chat"', 12)
         assert await gateway.counter("start_time_seconds") > 1e9
         state = (await get(gateway.url, "/-/state")).json()
         assert (state["total"]["answered"], state["queue_limit"]) == (12, 1024)
@@ -120,11 +128,11 @@ async def test_they_count_as_one_and_no_death_takes_a_count_back(tmp_path: Path)
             os.kill(gateway.workers[place], signal.SIGKILL)
             await gateway.until("worker ended", place + 1)
         await gateway.until("engine up", 6)
-        assert await gateway.counter('requests_total{endpoint="chat"') == 12
+        await gateway.counts('requests_total{endpoint="chat"', 12)
         assert [line["status"] for line in gateway.events("worker ended")] == [-9] * 3
         async with aiohttp.ClientSession() as session:
             assert await post(session, gateway.url) == 200
-        assert await gateway.counter('requests_total{endpoint="chat"') == 13
+        await gateway.counts('requests_total{endpoint="chat"', 13)
         gateway.process.send_signal(signal.SIGTERM)
         assert await gateway.ended() == 0
     records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
@@ -183,8 +191,8 @@ async def test_workers_are_replaced_under_load_without_a_lost_request(tmp_path: 
         after = gateway.workers
         assert statuses.keys() == {200}
         assert not set(before.values()) & set(after.values())
-        total = await gateway.counter('requests_total{endpoint="chat"')
-        assert total == statuses[200], "counts of workers that have left are kept"
+        # Counts of workers that have left are kept.
+        await gateway.counts('requests_total{endpoint="chat"', statuses[200])
         gateway.process.send_signal(signal.SIGTERM)
         assert await gateway.ended() == 0
 

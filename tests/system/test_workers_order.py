@@ -89,6 +89,7 @@ async def test_a_light_caller_s_wait_is_bounded_by_its_turn_whichever_worker_it_
             begun = len(order)
             released.release()
             await until(lambda begun=begun: len(order) > begun)  # type: ignore[misc]
+            await gateway.counter("queue_waiting")  # asked of both workers: what was told before has arrived
         for _ in range(56):
             released.release()
         await asyncio.gather(*clients.answers)

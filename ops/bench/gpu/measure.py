@@ -20,6 +20,7 @@ from ops.bench.vllm.real import counted, loadgen
 
 SAMPLES: Final = 8  # a row
 BUSY: Final = 0.9  # share of the streams that must be generating for a sample to count
+LEAST_SECONDS: Final = 60.0  # until a row that ends by its count of requests is cut
 GUARD_SECONDS: Final = 90.0  # beyond its load, after which a load generator is killed
 IDLE_SECONDS: Final = 5.0  # waited before a row for requests that the one before it left behind
 COUNTERS: Final = {
@@ -135,6 +136,11 @@ class Load:
     requests: int  # of a row with duplicates
     sets: str  # of the corpus
 
+    @property
+    def longest(self) -> float:
+        """Seconds after which a row is cut that should end by its count of requests."""
+        return max(3 * self.seconds, LEAST_SECONDS)
+
     def arguments(self, cell: Cell, url: str) -> list[str]:
         """The load generator's command line. Prompts are unique at temperature 0: each costs the gateway a key, a
         look-up and a store, though nothing is shared."""
@@ -144,7 +150,7 @@ class Load:
             "run", "--base-url", url, "--backend", "openai-chat", "--max-concurrency", str(at_once),
             "--num-prompts", "1000000" if streams else str(self.requests), "--max-tokens", str(self.tokens),
             "--ignore-eos", "--unique", "--temperature", "0", "--corpus-set", self.sets,
-            "--max-seconds", f"{self.seconds if streams else 3 * self.seconds:g}",
+            "--max-seconds", f"{self.seconds if streams else self.longest:g}",
             "--num-warmups", str(min(at_once, 8)) if streams else "0", "--seed", str(cell.round),
             "--idle-timeout", "30",
             "--duplicates", "0" if streams else f"{cell.value:g}", "--label", "row",
@@ -183,7 +189,7 @@ def _figures(cell: Cell, subject: Subject, engine: Subject, load: Load, folder: 
         generated, running = values.get("generated", 0.0), values.get("running", 0.0)
         return Point(time.monotonic(), generated, running, engine_s, subject_s)
 
-    guard = 3 * load.seconds + GUARD_SECONDS
+    guard = load.longest + GUARD_SECONDS
     with Sampler(sample, load.seconds / SAMPLES) as sampler:
         result = loadgen(*load.arguments(cell, subject.url), folder=folder, seconds=guard)
     after = counters(engine.url)

@@ -54,7 +54,7 @@ from proxy.wire import DONE, unchunks
 TICK: Final = 0.25  # seconds between two looks at what this node follows and publishes
 BEAT: Final = 1.0  # seconds between two heartbeats, and two checks of the leaders'
 LIFE: Final = 3.0  # seconds until a heartbeat that is not renewed lapses: the node counts as dead
-SECONDS: Final = 1.0  # timeout of one script; no client waits for it
+SECONDS: Final = 1.0  # timeout of one script, at least; no client waits for it
 UNBOUNDED: Final = 3600.0  # seconds that a claim lasts where an answer may take any time
 MARGIN: Final = 60.0  # seconds that a claim lasts beyond the longest wait and the longest answer
 MOST_OWED: Final = 4096  # claims that are released later; others expire
@@ -121,10 +121,10 @@ class Node:
         on_drop: Callable[[bytes], None] = lambda name: None,
         name: bytes = b"",
     ) -> None:
-        """`timeout`: seconds for connecting; `longest_wait`: seconds in the queue, inf for no limit; `folds`: as
-        of the group; `on_foreign` is called for each key of the fleet that another program wrote, `on_lost` for
-        each stream that is lost with its leader, `on_drop` with the hashed name of a stream to which its client
-        will not come back. `name`: of this node."""
+        """`timeout`: seconds for connecting, and for one script where they are more than SECONDS; `longest_wait`:
+        seconds in the queue, inf for no limit; `folds`: as of the group; `on_foreign` is called for each key of
+        the fleet that another program wrote, `on_lost` for each stream that is lost with its leader, `on_drop`
+        with the hashed name of a stream to which its client will not come back. `name`: of this node."""
         self.name = name or os.urandom(8).hex().encode()
         self.live = False
         self.led = 0  # flights claimed, in all
@@ -144,6 +144,7 @@ class Node:
         self._on_lost = on_lost
         self._on_drop = on_drop
         self.metrics = FleetMetrics(exchange_context.metrics.registry)
+        self._seconds = max(SECONDS, timeout)
         self._link = deployment.client(connect_timeout=timeout)
         self._subscriber = deployment.subscriber(self._pushed, connect_timeout=timeout)
         self.availability = Availability(self._probe, self._changed)
@@ -223,7 +224,7 @@ class Node:
         await self.availability.stop()
         try:
             # Behind the releases of the flights, which have been carried out with it.
-            await self._link.call(b"DEL", self._beat_key, timeout=SECONDS)
+            await self._link.call(b"DEL", self._beat_key, timeout=self._seconds)
         except WireError:
             pass  # claims expire
         await self._link.close()
@@ -232,19 +233,21 @@ class Node:
     async def _probe(self) -> None:
         """Do what flights ask: the scripts, a claim and its release, the inbox, a heartbeat."""
         for script in FLIGHT_SCRIPTS:
-            await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=SECONDS)
+            await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._seconds)
         claim = self._keys.claim(b"probe:" + self.name)
         interest, facts = self._keys.interest(claim), self._keys.facts(claim, b"0")
         words = (0, self.name, 1000, 1000, self._keys.inbox, 0, 0, 1, self._own + b"0", b"")
         try:
-            held = await self._link.call(b"EVALSHA", LOOK.sha, 2, claim, interest, *words, timeout=SECONDS)
+            held = await self._link.call(b"EVALSHA", LOOK.sha, 2, claim, interest, *words, timeout=self._seconds)
             if held != [self._own + b"0"]:
                 raise Lost("it does not accept claims")
             release = (self._own + b"0", self._keys.inbox, b"")
-            await self._link.call(b"EVALSHA", RELEASE.sha, 3, claim, interest, facts, *release, timeout=SECONDS)
+            await self._link.call(
+                b"EVALSHA", RELEASE.sha, 3, claim, interest, facts, *release, timeout=self._seconds
+            )
         except NodeAway:
             pass  # the other masters of a Cluster accept claims
-        await self._subscriber.call(b"SUBSCRIBE", self._inbox, timeout=SECONDS)
+        await self._subscriber.call(b"SUBSCRIBE", self._inbox, timeout=self._seconds)
         self._beat()
         self.live = not self._stopped
 
@@ -715,7 +718,7 @@ class Node:
         if not self.live:
             raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1)
         try:
-            return await self._link.call(*command, timeout=SECONDS)
+            return await self._link.call(*command, timeout=self._seconds)
         except WireError as e:
             raise GatewayError(Code.CACHE_UNAVAILABLE, _AWAY, retry_after=1) from e
 
@@ -804,7 +807,7 @@ class Node:
             if isinstance(reply, WireError) and not self._stopped:
                 self._failed(reply)
 
-        self._subscriber.send((b"SUBSCRIBE", self._inbox), SECONDS, done)
+        self._subscriber.send((b"SUBSCRIBE", self._inbox), self._seconds, done)
 
     def _check(self, leaders: tuple[bytes, ...]) -> None:
         """Ask Redis for the heartbeats of leaders."""
@@ -859,7 +862,7 @@ class Node:
         if self.availability.open:
             done(self.availability.trouble or Lost("Redis is not used at present"))
         else:
-            self._link.send(command, SECONDS, answered)
+            self._link.send(command, self._seconds, answered)
 
 
 def _ms(seconds: float) -> int:

@@ -24,14 +24,34 @@ from proxy.embedded.supervise import ChildFailed
 from proxy.errors import SettingsError
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Timeout]:
+    """The limits of the looks, which end when a test says so: the clock's would hold for the connect too."""
+    made: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def kept(seconds: float | None) -> asyncio.Timeout:
+        made.append(timeout(seconds))
+        return made[-1]
+
+    monkeypatch.setattr(asyncio, "timeout", kept)
+    for module in (engine, redis):
+        monkeypatch.setattr(module, "LOOK_SECONDS", 3600)
+    return made
+
+
 @asynccontextmanager
-async def answering(answer: bytes | None, path: Path | None = None) -> AsyncIterator[int]:
-    """A server that answers the first line it reads; None: never. Its port, where it has no path."""
+async def answering(
+    answer: bytes | None, limits: list[asyncio.Timeout], path: Path | None = None
+) -> AsyncIterator[int]:
+    """A server that answers the first line it reads; None: it lets the time be over. Its port, where it has no
+    path."""
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readline())
         if answer is None:
+            limits[0].reschedule(asyncio.get_running_loop().time())
             await reader.read()  # until the other side gives up
         else:
             writer.write(answer)
@@ -53,11 +73,9 @@ async def answering(answer: bytes | None, path: Path | None = None) -> AsyncIter
     [(b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 503 Loading\r\n\r\n", False), (b"", False), (None, False)],
 )
 async def test_an_engine_is_healthy_where_it_says_so_in_time(
-    answer: bytes | None, healthy: bool, monkeypatch: pytest.MonkeyPatch
+    answer: bytes | None, healthy: bool, limits: list[asyncio.Timeout]
 ) -> None:
-    if answer is None:
-        monkeypatch.setattr(engine, "LOOK_SECONDS", 0.01)
-    async with answering(answer) as port:
+    async with answering(answer, limits) as port:
         assert await engine._healthy(port) is healthy
 
 
@@ -65,11 +83,9 @@ async def test_an_engine_is_healthy_where_it_says_so_in_time(
     ("answer", "serves"), [(b"+PONG\r\n", True), (b"-LOADING\r\n", False), (b"", False), (None, False)]
 )
 async def test_redis_serves_where_it_answers_in_time(
-    answer: bytes | None, serves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: bytes | None, serves: bool, tmp_path: Path, limits: list[asyncio.Timeout]
 ) -> None:
-    if answer is None:
-        monkeypatch.setattr(redis, "LOOK_SECONDS", 0.01)
-    async with answering(answer, tmp_path / "s"):
+    async with answering(answer, limits, tmp_path / "s"):
         assert await redis._answers(tmp_path / "s") is serves
 
 

@@ -26,6 +26,12 @@ from tests.proxy.telemetry.test_log import Sink
 pytestmark = pytest.mark.filterwarnings("default")
 
 
+@pytest.fixture(autouse=True)
+def time_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test is about that bound, and on a busy machine the thread may need longer."""
+    monkeypatch.setattr("proxy.telemetry.faults.CLOSE_SECONDS", 30.0)
+
+
 @contextmanager
 def faults() -> Iterator[tuple[Faults, Callable[[], list[dict[str, Any]]]]]:
     """Installed, and what has been logged once it is closed."""
@@ -36,7 +42,7 @@ def faults() -> Iterator[tuple[Faults, Callable[[], list[dict[str, Any]]]]]:
 
     def told() -> list[dict[str, Any]]:
         made.close()
-        assert log.close(10)
+        assert log.close(30)
         return [msgspec.json.decode(line) for line in sink.data.splitlines()]
 
     try:

@@ -50,6 +50,6 @@ def test_what_opentelemetry_says_again_and_again_is_told_once_in_a_while(tmp_pat
         now[0] = at
         logger.warning("away at %g", at)
     words.close()
-    log.close()
+    log.close(30)
     assert [line["detail"] for line in lines(path)] == ["away at 0", f"away at {otel.TELL_SECONDS:g}"]
     assert logging.getLogger("opentelemetry").handlers == []

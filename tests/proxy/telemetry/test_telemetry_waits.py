@@ -43,6 +43,6 @@ def test_every_certificate_is_looked_at(tmp_path: Path) -> None:
     certificates = Certificates(Metrics(), log, lambda: 0.0)
     for name, days in (("good", WARN_DAYS), ("soon", WARN_DAYS - 1), ("fine", 900), ("gone", -1)):
         certificates.renew(name, days * DAY)
-    log.close()
+    log.close(30)
     told = [(line["certificate"], line["msg"]) for line in lines(tmp_path / "log")]
     assert told == [("soon", "certificate expires soon"), ("gone", "certificate has expired")]

@@ -185,7 +185,7 @@ async def test_the_first_of_a_burst_waits_for_nobody_and_an_engine_that_is_no_vl
 
 @pytest.mark.parametrize("together", ["ab", "abcd"])
 async def test_a_window_brings_twins_together_where_the_engine_has_room(engine: Engine, together: str) -> None:
-    async with gateway(engine, batch_window_ms=50.0, merge_max=len(together)) as app:
+    async with gateway(engine, batch_window_ms=1000.0, merge_max=len(together)) as app:
         posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in together]
         turn = await engine.next_request()
         assert turn.json()["n"] == len(together)

@@ -104,7 +104,7 @@ async def test_what_names_no_model_is_refused_and_nothing_removed(engine: Engine
 
 
 async def test_many_keys_go_in_small_steps_and_others_are_served_meanwhile(redis: str) -> None:
-    cache = Cache(redis, timeout=1.0, ttl=60, max_entry=1000, max_pending=10**6)
+    cache = Cache(redis, timeout=30.0, ttl=60, max_entry=1000, max_pending=10**6)
     async with Redis.from_url(redis) as client:
         tag = model_tag("m1").hex().encode()
         async with client.pipeline(transaction=False) as pipe:

@@ -18,6 +18,7 @@ from proxy.flights.key import Keyer, hash_of_cpu
 from proxy.server.offload import pool as offload
 from proxy.server.offload.child import Reader
 from proxy.server.offload.pool import Offload, start_child
+from tests.kit.clock import virtual
 from tests.kit.patience import run_process
 from tests.kit.running import until
 
@@ -66,6 +67,7 @@ async def test_a_job_that_takes_too_long_ends_with_its_process_and_the_next_has_
     await under_test.close()
 
 
+@virtual  # the pause between two tries must not pass meanwhile
 async def test_where_no_process_can_be_started_large_requests_are_503_and_it_is_not_tried_at_once_again() -> None:
     tried = 0
 
