@@ -150,7 +150,7 @@ async def server() -> AsyncIterator[str]:
 async def _calibrate(args: argparse.Namespace) -> Calibration:
     seconds: float = args.seconds
     async with server() as url:
-        print("error floor: 4 streams of 50 events, 20 ms apart")
+        print("error floor: 4 streams of 50 events, 20 ms apart", flush=True)
         floor = await stage(url, streams=4, seconds=seconds, itl_ms=20.0)
         print(f"  {floor}")
         if not floor.ttft_ms or not floor.itl_ms:

@@ -19,7 +19,7 @@ from loadgen.cli.find import searched
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags
-from loadgen.cli.preflight import connection_limit, models_of
+from loadgen.cli.preflight import PROBE_TIMEOUT, connection_limit, models_of
 from loadgen.cli.run import job_of, new_run
 from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
@@ -32,7 +32,7 @@ from loadgen.spec import Http
 PORTS: Final = (8000, 8080, 8001, 30000, 11434, 1234, 5000, 3000)
 """Usual ports: vLLM and TGI, this gateway and llama.cpp, a second vLLM, SGLang, Ollama, LM Studio, LocalAI and
 others."""
-LOOK_TIMEOUT: Final = 1.0  # seconds for a port to answer
+LOOK_TIMEOUT: Final = 1.0  # seconds for a usual port to answer; a URL that was given has longer
 GOODPUT: Final = ("ttft:1000", "tpot:100")  # answers within a second, then faster than people read
 MINUTES: Final = 0.9
 TOKENS: Final = 48
@@ -143,11 +143,12 @@ async def found_server(url: str | None, model: str | None, http: Http) -> _Look:
     client = Client(http, kernel=False)
     try:
         if url is not None:
-            look = await _look(client, url, model)
+            look = await _look(client, url, model, PROBE_TIMEOUT)
             if look is None:
                 raise UsageError(f"{url}/v1/models does not list models: is an OpenAI-compatible server there?")
             return look
-        looks = await asyncio.gather(*(_look(client, f"http://127.0.0.1:{port}", model) for port in PORTS))
+        urls = (f"http://127.0.0.1:{port}" for port in PORTS)
+        looks = await asyncio.gather(*(_look(client, each, model, LOOK_TIMEOUT) for each in urls))
     finally:
         await client.close()
     found = next((look for look in looks if look is not None), None)
@@ -159,9 +160,9 @@ async def found_server(url: str | None, model: str | None, http: Http) -> _Look:
     return found
 
 
-async def _look(client: Client, url: str, model: str | None) -> _Look | None:
+async def _look(client: Client, url: str, model: str | None, within: float) -> _Look | None:
     try:
-        status, body = await client.get(f"{url}/v1/models", LOOK_TIMEOUT)
+        status, body = await client.get(f"{url}/v1/models", within)
     except (aiohttp.ClientError, OSError, TimeoutError):
         return None
     if status in (401, 403):
@@ -169,13 +170,13 @@ async def _look(client: Client, url: str, model: str | None) -> _Look | None:
     models = models_of(body) if status == 200 else []
     if not models:
         return None
-    return _Look(url, model or models[0], await _kind(client, url))
+    return _Look(url, model or models[0], await _kind(client, url, within))
 
 
-async def _kind(client: Client, url: str) -> str:
+async def _kind(client: Client, url: str, within: float) -> str:
     """What the server says that it is."""
     try:
-        status, page = await client.get(f"{url}/metrics", LOOK_TIMEOUT)
+        status, page = await client.get(f"{url}/metrics", within)
     except (aiohttp.ClientError, OSError, TimeoutError):
         status, page = 0, b""
     if status == 200:

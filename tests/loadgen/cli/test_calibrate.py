@@ -140,9 +140,9 @@ def test_a_run_beyond_it_is_warned(rate: float, workers: int, warns: bool) -> No
 
 
 def test_ctrl_c_ends_it_and_its_server_without_a_traceback() -> None:
-    """The terminal sends the signal to every process of its group."""
+    """The terminal sends the signal to every process of its group, long before the first stage is over."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadgen", "calibrate", "--no-save"],
+        [sys.executable, "-m", "loadgen", "calibrate", "--no-save", "--seconds", "60"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,

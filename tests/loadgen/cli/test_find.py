@@ -7,7 +7,10 @@ import asyncio
 import json
 import shutil
 import signal
+import time
 from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +51,39 @@ vllm:prefix_cache_hits_total{engine="0"} 40.0
 """
 
 
-def with_places(count: int, seconds: float) -> Script:
-    """A server of so many places, each taken for so long by a response."""
+def with_places(count: int, seconds: float, *, refuses: bool = False) -> Script:
+    """A server of so many places, each taken for so long by a response. One that refuses answers 503 where all are
+    taken, so that what it can do is no matter of the machine's pace; after a moment, or its users would use up the
+    prompts."""
     places, generate = asyncio.Semaphore(count), timed_script(ttft=0.0, itl=seconds, tokens=2)
 
     async def script(turn: Turn) -> None:
+        if refuses and places.locked():
+            await asyncio.sleep(0.05)
+            await turn.respond(503, {"error": {"message": "all places are taken"}})
+            return
         async with places:
             await generate(turn)
 
     return script
+
+
+@asynccontextmanager
+async def stalls() -> AsyncIterator[list[float]]:
+    """How much later than asked, in seconds, this loop woke up each fifth of a second."""
+    late: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.2)
+            late.append(time.monotonic() - began - 0.2)
+
+    task = asyncio.create_task(measure())
+    try:
+        yield late
+    finally:
+        task.cancel()
 
 
 async def loadgen(out: Path, *words: str) -> tuple[int, str, dict[str, Any]]:
@@ -98,22 +125,19 @@ def folder_of(out: Path) -> Path:
 async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
     """Two places of 200 ms: 10 requests a second at most. The limit is short, since of a stage of 24 requests nine
     of ten are within 400 ms at up to 12.2 a second."""
-    async with Engine(with_places(2, 0.2)) as engine:
-        code, said, result = await loadgen(
-            tmp_path,
-            *(
-                "find",
-                "--base-url",
-                engine.url,
-                "--goodput",
-                "ttft:400",
-                "--attainment",
-                "90%",
-                "--precision",
-                "5%",
-            ),
-            *("--max-minutes", "0.6", "--start-rate", "4", "--num-prompts", "2000", *LENIENT),
-        )
+    for attempt in range(4):  # where either side stood still, the server was not the one asked about
+        out = tmp_path / str(attempt)
+        async with stalls() as late, Engine(with_places(2, 0.2)) as engine:
+            code, said, result = await loadgen(
+                out,
+                *("find", "--base-url", engine.url, "--goodput", "ttft:400", "--attainment", "90%"),
+                *("--precision", "5%", "--max-minutes", "0.6", "--start-rate", "4"),
+                *("--num-prompts", "2000", *LENIENT),
+            )
+        assert code in (0, 1), said
+        loop_ms = read_run(folder_of(out)).lag.loop_ms["max"]
+        if max([*late, loop_ms / 1e3]) <= 0.2:
+            break
     found = result["loadgen"]["found"]
     assert code == (1 if None in (found["low"], found["high"]) else 0), said
     assert found["state"] in ("found", "unsure")
@@ -121,33 +145,35 @@ async def test_the_highest_rate_of_two_places_is_found(tmp_path: Path) -> None:
     assert found["first"] == "ttft"
     assert said.count("highest rate: ") == 1, said
     assert "TTFT breaks first: met by " in said
-    assert "TTFT ≤ 400 ms for 90.0 % of requests" in report_of(tmp_path)
+    assert "TTFT ≤ 400 ms for 90.0 % of requests" in report_of(out)
     assert result["loadgen"]["run"]["focus"] in said
 
 
 async def test_no_limit_and_not_met_are_said_plainly(tmp_path: Path) -> None:
+    """The limit of the first search is so high that the machine's stalls do not unsettle its stages."""
     async with Engine(echo_script(tokens=2)) as engine:
-        words = ("find", "--base-url", engine.url, "--num-prompts", "3000", "--max-minutes", "0.5", *LENIENT)
+        words = ("find", "--base-url", engine.url, "--num-prompts", "3000", "--max-minutes", "2", *LENIENT)
         code, said, result = await loadgen(
-            tmp_path / "a", *words, "--goodput", "e2el:60000", "--start-rate", "20", "--top-rate", "40"
+            tmp_path / "a", *words, "--goodput", "e2el:1000000000", "--start-rate", "20", "--top-rate", "40"
         )
         assert code == 0, said
         assert result["loadgen"]["found"]["state"] == "no limit"
-        assert "no limit found up to 40.0 req/s, which still meets E2E ≤ 60000 ms" in said
+        assert "no limit found up to 40.0 req/s, which still meets E2E ≤ 1e+09 ms" in said
         code, said, result = await loadgen(
-            tmp_path / "b", *words, "--goodput", "ttft:0.001", "e2el:60000", "--start-rate", "20"
+            tmp_path / "b", *words, "--goodput", "ttft:0.001", "e2el:60000", "--concurrency"
         )
     assert code == 1, said
     assert result["loadgen"]["found"]["state"] == "not met"
-    assert "not met even at " in said
+    assert "not met even at 1 user" in said
     assert "TTFT breaks first: met by 0 %" in said
 
 
 async def test_the_most_users_of_three_places_are_found(tmp_path: Path) -> None:
-    async with Engine(with_places(3, 0.2)) as engine:
+    async with Engine(with_places(3, 0.2, refuses=True)) as engine:
         code, said, result = await loadgen(
             tmp_path,
-            *("find", "--base-url", engine.url, "--goodput", "ttft:120", "--concurrency", "--max-minutes", "1.5"),
+            *("find", "--base-url", engine.url, "--goodput", "ttft:10000", "--concurrency"),
+            *("--max-minutes", "1.5"),
             *("--num-prompts", "3000", *LENIENT),
         )
     assert code == 0, said
@@ -264,14 +290,14 @@ async def test_a_metrics_page_that_never_ends_does_not_delay_the_load(tmp_path: 
 
 
 async def test_quick_says_three_sentences(tmp_path: Path) -> None:
-    async with Engine(with_places(4, 0.25)) as engine:
+    async with Engine(with_places(4, 0.25, refuses=True)) as engine:
         engine.metrics = PAGE
-        code, said, _ = await loadgen(tmp_path, "quick", engine.url, "--goodput", "ttft:150")
+        code, said, _ = await loadgen(tmp_path, "quick", engine.url, "--goodput", "ttft:10000")
     assert code == 0, said
     lines = said.splitlines()
     assert f"This is vLLM at {engine.url}, serving m1." in lines
     assert any(line.startswith("One user alone waits ") and "tokens per second" in line for line in lines)
-    assert any("users at once get TTFT ≤ 150 ms" in line for line in lines), said
+    assert any("users at once get TTFT ≤ 10000 ms" in line for line in lines), said
 
 
 @pytest.mark.parametrize("answered", [0, 8])

@@ -284,8 +284,10 @@ async def test_a_server_without_a_token_or_with_errors_only_is_refused_before_th
         patch.setattr(sizing, "ALONE_SECONDS", 0.3)
         with pytest.raises(UsageError, match=r"no token from http://\S+ within 0.3 s.*--num-prompts"):
             await probed(silent)
+        patch.setattr(sizing, "ALONE_SECONDS", 4.0)  # a slow machine too has the first token by then
         alone = await probed(first_only)  # one token, and silence: slow, so nothing more is sent
         assert (alone.users, alone.completed) == (1, 0)
+        patch.setattr(sizing, "ALONE_SECONDS", 20.0)  # the answer, not the time, ends this one
         with pytest.raises(UsageError, match=r"failed \(status\): 503: loading"):
             await probed(answering(whole("503 Busy", b'{"error":{"message":"loading"}}')))
 
