@@ -224,7 +224,7 @@ class Node:
         await self.availability.stop()
         try:
             # Behind the releases of the flights, which have been carried out with it.
-            await self._link.call(b"DEL", self._beat_key, timeout=self._seconds)
+            await self._link.call(b"DEL", self._beat_key, timeout=SECONDS)
         except WireError:
             pass  # claims expire
         await self._link.close()
