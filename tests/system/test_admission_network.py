@@ -107,10 +107,9 @@ async def test_a_gateway_that_loses_redis_has_its_share_and_both_serve_all_the_t
                     steady = told(tmp_path, "admission away") == losses  # no gateway stood still for 2.8 s
                     assert most <= (LIMIT if steady else LIMIT + SHARE)
                 await become(both, "admission_live", 1, 1)  # one that ends while it is away never comes back
-                while (away := told(tmp_path, "admission away")) != (back := told(tmp_path, "admission back")):
+                while (away := told(tmp_path, "admission away")) != told(tmp_path, "admission back"):
                     await pause()
             assert {*a, *b} == {200}
-            assert away == back
             assert away[0] >= 3
             assert away[1] >= 1
         finally:

@@ -102,7 +102,6 @@ async def test_a_client_comes_back_to_any_worker(tmp_path: Path) -> None:
             assert all(answer == answers[0] for answer in answers)
             assert answers[0][:3] == first
             assert answers[0][-1] == DONE
-            assert await gateway.counter(FETCHED) >= 1
             assert json.loads(clients[0].head.get("x-gateway-resume") or "0") == 30  # type: ignore[union-attr]
             for client in clients:
                 await client.close()

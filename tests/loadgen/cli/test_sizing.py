@@ -40,6 +40,7 @@ from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import timed_script
 from tests.kit.redis_server import redis_server
 from tests.kit.running import gateway
+from tests.loadgen.cli.test_find import loadgen
 from tests.loadgen.kit.program import program
 from tests.loadgen.kit.running import on_our_loop
 from tests.loadgen.kit.servers import EVENT, HEAD, Handler, answering, chunk, read_request, serving, whole
@@ -333,15 +334,8 @@ async def test_the_commands_of_the_readme_size_themselves_and_show_what_is_saved
         assert set(urls.values()) & {*words}
         for seconds in (4, 16, 64):  # a slow machine needs more of them until a prompt is repeated
             folder = tmp_path / str(seconds)
-            process = await asyncio.create_subprocess_exec(
-                *program(*words, *LENIENT, "--quiet", "--max-seconds", str(seconds), "--result-dir", str(folder)),
-                cwd=ROOT,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-            )
-            output, _ = await process.communicate()
-            said = output.decode()
-            assert process.returncode == 0, said
+            code, said, _ = await loadgen(folder, *words, *LENIENT, "--quiet", "--max-seconds", str(seconds))
+            assert code == 0, said
             (result,) = folder.iterdir()
             records = list(read_records(result))
             asked = Counter((record.target, record.prompt) for record in records if record.shared is not None)
