@@ -238,7 +238,8 @@ def generations(folder: Path) -> list[tuple[float, int, int, str]]:
     """The engines' logs of generations: time, engine, tag of the prompt, lie."""
     found = []
     with suppress(FileNotFoundError):
-        for line in (folder / "generations").read_text().splitlines():
+        whole = (folder / "generations").read_text().rpartition("\n")[0]  # an engine may be within the last line
+        for line in whole.splitlines():
             at, number, tag, lie = line.split(" ", 3)
             found.append((float(at), int(number), int(tag, 16), lie))
     return found

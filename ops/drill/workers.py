@@ -48,7 +48,7 @@ class Workers:
         return f"http://{self.process.address}/v1/chat/completions"
 
     def events(self, msg: str) -> list[dict[str, object]]:
-        lines = self.log.read_text().splitlines()
+        lines = self.log.read_text().rpartition("\n")[0].splitlines()  # its writer may be within the last one
         return [line for line in map(json.loads, lines) if line["msg"] == msg]
 
     @property

@@ -73,5 +73,5 @@ async def pause() -> None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The log's lines, decoded."""
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    """The log's whole lines, decoded. Another process may be in the middle of its last one."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]

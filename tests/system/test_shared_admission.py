@@ -4,7 +4,6 @@ that is killed come back."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -156,7 +155,7 @@ async def test_a_killed_gateway_s_places_come_back_to_the_workers_of_another(tmp
             await killed.process.communicate()
         assert counting.most <= LIMIT
         assert statuses.keys() == {200}
-        said = [json.loads(line)["msg"] for line in (tmp_path / "log").read_text().splitlines()]
+        said = [line["msg"] for line in lines(tmp_path / "log")]
         assert said.count("admission shared") == 1
         assert "admission away" not in said
 

@@ -4,7 +4,6 @@ without a lost request, and end together."""
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from proxy.config import Settings
 from tests.kit.client import get
 from tests.kit.engine import Engine, Turn
 from tests.kit.patience import patience
-from tests.kit.running import PATIENT, pause, until
+from tests.kit.running import PATIENT, lines, pause, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PATIENCE = 90.0
@@ -36,8 +35,7 @@ class Gateway:
         self.url = ""
 
     def events(self, msg: str) -> list[dict[str, object]]:
-        lines = self.log.read_text().splitlines()
-        return [line for line in map(json.loads, lines) if line["msg"] == msg]
+        return [line for line in lines(self.log) if line["msg"] == msg]
 
     @property
     def workers(self) -> dict[int, int]:
@@ -135,8 +133,7 @@ async def test_they_count_as_one_and_no_death_takes_a_count_back(tmp_path: Path)
         await gateway.counts('requests_total{endpoint="chat"', 13)
         gateway.process.send_signal(signal.SIGTERM)
         assert await gateway.ended() == 0
-    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert Counter(record["msg"] for record in records)["request"] == 13 + 1, "the chats and the state"
+    assert Counter(line["msg"] for line in lines(tmp_path / "log"))["request"] == 13 + 1, "the chats and the state"
 
 
 async def test_an_engine_never_has_more_than_its_limit_and_no_request_waits_in_vain(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ class Ledger:
 
     def notes(self) -> list[Note]:
         """All that was noted of prompts of the drill."""
-        words = (line.split(" ", 2) for line in self.lines.read_text().splitlines())
+        whole = self.lines.read_text().rpartition("\n")[0]  # an engine may be within the last line
+        words = (line.split(" ", 2) for line in whole.splitlines())
         return [Note(float(at), what, prompt) for at, what, prompt in words if prompt.startswith("drill ")]
 
     def close(self) -> None:
