@@ -11,7 +11,7 @@ from proxy.errors import Code, GatewayError
 from proxy.telemetry import internal, raised
 from proxy.upstream.http.dial import OURS, short_of, unreachable
 from proxy.upstream.http.framing import InvalidResponse
-from proxy.upstream.http.read_budget import SMALL, ReadBudget
+from proxy.upstream.http.read_budget import SMALL, ReadBudget, admit
 from proxy.upstream.http.response import KnownHead, ResponseParser
 from proxy.wire import SIZE_LINES
 
@@ -216,8 +216,10 @@ class Connection(asyncio.Protocol):
                     self._fault(answer, e)
                 return
         self.received = True
-        if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
-            return
+        if data[SMALL : SMALL + 1] or self._late:
+            data = self._admit(data)
+            if not data:
+                return
         try:
             self._feed(answer, data)
         except Exception as e:  # noqa: BLE001 - the receiver's fault: its exchange ends, the loop goes on
@@ -254,33 +256,42 @@ class Connection(asyncio.Protocol):
             elif self._drains:
                 self._drain_rest(answer)
 
-    def _put_off(self, data: bytes) -> bool:
-        """True: the read budget is used up, so this is handled in a later event loop iteration."""
+    def _admit(self, data: bytes) -> bytes:
+        """The part of a read that is handled now. The rest is handled in a later event loop iteration, as the read
+        budget is used up."""
         reading = self._pool.reading
-        if not self._late and reading.take(len(data)):
-            return False
-        self._late += data
-        reading.wait(self)
-        self._steer()
-        return True
+        piece = b""
+        if not self._late:
+            piece, charge = admit(data)
+            if not reading.take(charge):
+                piece = b""
+        if len(piece) < len(data):
+            self._late += data[len(piece) :]
+            reading.wait(self)
+            self._steer()
+        return piece
 
     def deliver(self) -> int:
-        """Handle the deferred input, and resume reading unless the reader lags. Returns the number of bytes."""
-        late, self._late = self._late, b""
+        """Handle the deferred input, or a piece of it, and resume reading once nothing is left, unless the reader
+        lags. Returns what it is charged, in bytes."""
+        piece, charge = admit(self._late)
+        self._late = self._late[len(piece) :]
         answer = self._answer
-        if answer is not None and late:
+        if answer is not None and piece:
             try:
-                self._feed(answer, late)
+                self._feed(answer, piece)
             except Exception as e:  # noqa: BLE001 - other connections wait in this iteration: only this one ends
                 self._fault(answer, e)
+        if self._late:
+            self._pool.reading.wait(self)
         self._steer()
-        return len(late)
+        return charge
 
     def _catch_up(self) -> None:
         """Handle the deferred input before the end of the connection."""
-        if self._late:
-            self._pool.reading.drop(self)
+        while self._late:
             self.deliver()
+        self._pool.reading.drop(self)
 
     def eof_received(self) -> bool:
         self._catch_up()
@@ -318,7 +329,7 @@ class Connection(asyncio.Protocol):
         try:
             if transport is not None:
                 # A request that is not sent completely: the engine may take its rest for the next one.
-                clean = not answer.surplus and not transport.get_write_buffer_size()
+                clean = not answer.surplus and not self._late and not transport.get_write_buffer_size()
                 if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
                     self._pool.release(self)
                 elif clean:

@@ -1,5 +1,5 @@
 """How many bytes of engines' answers are handled in one event loop iteration, over all connections. Each
-connection asks for reads of more than a few bytes."""
+connection asks for reads of more than a few bytes, and pays more for those with many short lines."""
 
 from __future__ import annotations
 
@@ -17,11 +17,26 @@ SMALL: Final = 2048
 most one per iteration."""
 
 
+SHORT: Final = 48
+"""Bytes of a line, on average, below which each line is charged: the smallest event takes as long as a token."""
+LINE_BYTES: Final = 150  # charged for one of them
+PIECE: Final = 8 * 1024  # bytes of such input that are handled at once
+
+
 class Waiting(Protocol):
     """A connection with input over the budget of this iteration."""
 
     def deliver(self) -> int:
-        """Handle the deferred input and resume reading. Returns the number of bytes."""
+        """Handle the deferred input, or a piece of it, and resume reading once nothing is left. Returns what it is
+        charged."""
+
+
+def admit(data: bytes) -> tuple[bytes, int]:
+    """The part of a read that may be handled at once, and what it is charged in bytes."""
+    if data.count(b"\n") * SHORT <= len(data):
+        return data, len(data)
+    piece = data[:PIECE]
+    return piece, max(len(piece), piece.count(b"\n") * LINE_BYTES)
 
 
 class ReadBudget:
