@@ -10,8 +10,9 @@ ROUTING_POLICIES: Final = ("power-of-two", "least-outstanding", "round-robin", "
 CONNECT: Final = "connect"  # no connection: nothing was sent
 RESET: Final = "reset"  # the connection ended before the answer's head
 TRUNCATED: Final = "truncated"  # the answer ended before any of it was passed on
+MALFORMED: Final = "malformed"  # what came is no HTTP, before any of it was passed on
 FIRST_TOKEN: Final = "first-token"  # noqa: S105 - the first token timed out
-DEFAULT_RETRY_CAUSES: Final = (CONNECT, RESET, TRUNCATED, "429", "502", "503", "504")
+DEFAULT_RETRY_CAUSES: Final = (CONNECT, RESET, TRUNCATED, MALFORMED, "429", "502", "503", "504")
 RETRY_CAUSES: Final = (*DEFAULT_RETRY_CAUSES, FIRST_TOKEN)
 """`--retry-on`."""
 STALE: Final = "stale"

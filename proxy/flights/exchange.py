@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
+from proxy.config import CONNECT, FIRST_TOKEN, MALFORMED, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.continuing import (
     IDS,
@@ -455,6 +455,8 @@ class Exchange(msgspec.Struct, eq=False):
             cause = TRUNCATED
         elif error.code is Code.UPSTREAM_INCOMPLETE:
             cause = None if self.flight.divides else TRUNCATED
+        elif error.code is Code.UPSTREAM_PROTOCOL and not self._answered:
+            cause = MALFORMED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
         self._attempt_failed(error, cause)
@@ -489,7 +491,7 @@ class Exchange(msgspec.Struct, eq=False):
         broke_again = self._broke is not None and error.code in _CUT and cause is not CONNECT
         if cause is not None and not broke_again and self._retry(cause):
             return
-        if error.code not in _BREAKS or not self._continue(error):
+        if not (error.code in _BREAKS or cause is MALFORMED) or not self._continue(error):
             self._finish(error)
 
     @property

@@ -62,6 +62,8 @@ _FIRST: Final = b'"choices":[{"index":0,'
 _INDEX: Final = b'"index"'
 _NO_CHOICE: Final = b'"choices":[],"usage":{'
 _PREFILL: Final = Phase.PREFILL
+_WITHOUT: Final = frozenset({204, 205, 206})
+"""Successes without a body, or with a part of one."""
 
 REFUSAL: Final = 429
 """The least status that may lead to another attempt, or counts against an engine."""
@@ -209,6 +211,8 @@ class Ingest:
         if status >= REFUSAL and self._drops(status, headers):
             return
         flight = self.flight
+        if status != 200 and self._no_answer(status):
+            return
         self._last = flight.clock()
         shared = flight.spec.many or not flight.private
         key = shared, flight.backend
@@ -262,6 +266,18 @@ class Ingest:
                 flight.begins(self._head)
             else:
                 flight.is_whole()  # an error, or an engine that does not stream
+
+    def _no_answer(self, status: int) -> bool:
+        """Fail an answer that is neither an error nor has a whole body: a redirect, no content, a part. A client
+        could do nothing with it, and must not be sent to an engine. False: it is one, or is passed through."""
+        fits = 400 <= status < 600 or (200 <= status < 300 and status not in _WITHOUT)
+        if fits or self.flight.spec.api_request is None:
+            return False
+        words = f"The engine answered {status}, which is no answer to this request."
+        if 300 <= status < 400 and status != 304:
+            words += " Name the address that it redirects to as the engine."
+        self._fail(GatewayError(Code.UPSTREAM_PROTOCOL, words))
+        return True
 
     def _drops(self, status: int, headers: list[tuple[str, str]]) -> bool:
         """Whether the exchange drops this answer."""
@@ -443,7 +459,7 @@ class Ingest:
         lack, ends = None, FINISH.search(frame)
         # Nearly every event is of the one choice that was asked for, or has the usage: it takes no further call.
         usual = self._asked == 1 and not self._ended and _FIRST in frame and frame.count(_INDEX) == 1
-        if ends is not None or not (usual or _NO_CHOICE in frame):
+        if ends is not None or not (usual or self._lack is not None or _NO_CHOICE in frame):
             lack = take_event(frame, self._ended, self._asked, content=content)
         usage = usage_of(frame)
         failed = usage is None and is_error(frame)

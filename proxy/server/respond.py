@@ -4,6 +4,7 @@ a slow reader (`write_until_done`, `wait_writable`)."""
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
@@ -43,6 +44,11 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
+_TITLE: Final = re.compile(rb"<title[^<>]*>([^<]+)", re.IGNORECASE)
+_TAG: Final = re.compile(rb"<[^<>]*>")
+_INDENTED: Final = 64  # bytes of white space before an object, at most
+_SEARCHED: Final = 4096  # bytes of an engine's error that is no JSON
+_QUOTED: Final = 200  # characters of it that a client gets
 _PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a silence lasts a quarter longer at most
 _END: Final = GUARDS + "\r\n"
 
@@ -194,11 +200,26 @@ def _error_of(flight: Flight) -> bytes:
                 return encode(msgspec.json.format(body, indent=-1))
             return event_api.passed_event(msgspec.json.decode(body), status, flight.spec.request_id, flight.number)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            words = f"The engine answered {status}."
-            return flight.error_frame(GatewayError(Code.UPSTREAM_ERROR_FRAME, words))
+            return flight.error_frame(_not_json(status, body))
     return flight.error_frame(
         GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered a request for a stream with one body.")
     )
+
+
+def _is_json(headers: Headers, log: Sequence[bytes]) -> bool:
+    """Whether an engine's error is JSON, as it says or as it begins."""
+    if any(name == "content-type" and "json" in value.lower() for name, value in headers):
+        return True
+    return bool(log) and log[0][:_INDENTED].lstrip().startswith(b"{")
+
+
+def _not_json(status: int, body: bytes) -> GatewayError:
+    """An engine's error that is no JSON, as of a server or a balancer before it: its title, or its first words."""
+    begin = body[:_SEARCHED]
+    title = _TITLE.search(begin)
+    text = (title[1] if title is not None else _TAG.sub(b" ", begin)).decode("utf-8", "replace")
+    said = "".join(c for c in " ".join(text.split()) if c.isprintable())[:_QUOTED].strip(" .")
+    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine answered {status}{f': {said}' if said else ''}.")
 
 
 async def write_until_done(reader: Subscriber, wait_writable: WaitWritable, every: float = 0.0) -> None:
@@ -257,7 +278,11 @@ def json_response(flight: Flight, *, limited: bool = False) -> tuple[int, Header
     if flight.mode is _STREAM:
         return 200, [*_JSON, *(header for header in headers if header[0] != "content-type")], folded_body(flight)
     log = flight.log
-    return head.status if head is not None else 200, headers, log[0] if len(log) == 1 else log
+    status = head.status if head is not None else 200
+    if status >= 400 and flight.spec.api_request is not None and not _is_json(headers, log):
+        kept = [header for header in headers if not header[0].startswith("content-")]
+        return status, [*_JSON, *kept], _not_json(status, log[0] if log else b"").json()
+    return status, headers, log[0] if len(log) == 1 else log
 
 
 def write(

@@ -102,7 +102,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("share", "some", "auto, all, off"),
     ("share", ["auto"], "auto, all, off"),
     ("routing", "random", "power-of-two, least-outstanding, round-robin, hash, prefix"),
-    ("retry_on", "500", "connect, reset, truncated, 429, 502, 503, 504, first-token, or none"),
+    ("retry_on", "500", "connect, reset, truncated, malformed, 429, 502, 503, 504, first-token, or none"),
     ("retry_on", ["connect", 5.0], "or none"),
     ("retry_budget", 101, "from 0 to 100"),
     ("host", "", "an address"),

@@ -138,10 +138,25 @@ async def test_an_engine_that_is_full_is_looked_at_again_after_a_wait_and_so_is_
 async def test_what_another_engine_would_do_no_better_is_not_tried_there() -> None:
     trip = Trip(engines=2)
     trip.exchange.begin()
-    (await trip.dialled()).lose(GatewayError(Code.UPSTREAM_PROTOCOL, "no HTTP"))
+    wire = await trip.dialled()
+    assert trip.exchange.ingest is not None
+    trip.exchange.ingest.answered = True  # a whole answer, whose content is no JSON
+    wire.lose(GatewayError(Code.UPSTREAM_PROTOCOL, "no JSON"))
     assert [error and error.code for error in trip.arrivals] == [Code.UPSTREAM_PROTOCOL]
     assert trip.engines[1].dials == []
     assert trip.backends.all[0].up is not False
+    await trip.left_nothing()
+
+
+@virtual
+async def test_what_is_no_http_is_tried_elsewhere_and_counts_against_its_engine() -> None:
+    trip = Trip(engines=2)
+    trip.exchange.begin()
+    (await trip.dialled()).lose(GatewayError(Code.UPSTREAM_PROTOCOL, "no HTTP"))
+    assert (trip.arrivals, trip.retries()) == ([], {"malformed": 1})
+    answer(await trip.dialled(1))
+    assert trip.arrivals == [None]
+    assert repr(trip.backends.all[0].breaker) == "<Breaker closed row=1 probing=0>"
     await trip.left_nothing()
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from proxy.errors import Code, GatewayError
+from proxy.flights import ingest as module
 from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.ingest import LATE, PUT_OFF, Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.upstream.http import KnownHead
+from proxy.wire import take_event
 from proxy.wire.openai import decode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
@@ -539,3 +541,24 @@ def test_how_often_the_clocks_are_looked_at(limits: StreamLimits, every: float) 
     watch.close()
     watch.close()
     assert [delay for delay, _ in timers.calls] == [pytest.approx(every), -1.0]
+
+
+@virtual
+async def test_once_no_whole_answer_is_possible_later_events_are_only_searched_for_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[bytes] = []
+
+    def noted(frame: bytes, *arguments: Any, **options: Any) -> Any:
+        taken.append(frame)
+        return take_event(frame, *arguments, **options)
+
+    monkeypatch.setattr(module, "take_event", noted)
+    fed = Fed(body=ASKED)
+    fed.ingest.head(200, SSE)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}\n\n'
+    fed.ingest.body(frame("x") + b"data: 1\n\n" * 100 + STOP + usage + DONE)
+    assert taken == [b"data: 1\n\n", STOP]
+    assert fed.flight.usage is not None
+    assert fed.flight.usage.completion_tokens == 4
+    assert (fed.code, fed.ingest.clean) == (None, False)

@@ -326,7 +326,7 @@ ZEROS = {
         "queue_full queue_share_exceeded queue_timeout deadline_unmeetable memory_full shutting_down pushed_out",
     ),
     "rate_limited_total": ("limit", "requests tokens streams global"),
-    "retries_total": ("cause", "connect reset truncated 429 502 503 504 first-token stale"),
+    "retries_total": ("cause", "connect reset truncated malformed 429 502 503 504 first-token stale"),
     "watchdog_healed_total": ("what", "turn lookup place flight"),
 }
 
