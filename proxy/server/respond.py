@@ -42,8 +42,6 @@ _HEADS: Final = 64  # the same of engines' heads: one for each second, status an
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
-
-
 _TITLE: Final = re.compile(rb"<title[^<>]*>([^<]+)", re.IGNORECASE)
 _TAG: Final = re.compile(rb"<[^<>]*>")
 _INDENTED: Final = 64  # bytes of white space before an object, at most

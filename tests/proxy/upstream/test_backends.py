@@ -281,10 +281,11 @@ async def test_an_answer_is_an_engine_s_failure_from_500_on(health: int, models:
     assert engine.up is up
 
 
+@pytest.mark.parametrize("code", [Code.LOCAL_RESOURCES, Code.INTERNAL])
 @virtual
-async def test_our_own_shortage_says_nothing_of_an_engine() -> None:
-    short = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
-    up, down = backend("a", answer=short), backend("b", up=False, answer=short)
+async def test_our_own_shortage_or_fault_says_nothing_of_an_engine(code: Code) -> None:
+    ours = GatewayError(code, "ours")
+    up, down = backend("a", answer=ours), backend("b", up=False, answer=ours)
     await HealthChecks(Backends([up, down])).check()
     assert (up.up, down.up) == (True, False)
 

@@ -74,6 +74,7 @@ class Ward:
 
 REFUSED = GatewayError(Code.UPSTREAM_UNREACHABLE, "refused")
 SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
+BUG = GatewayError(Code.INTERNAL, "a bug")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
         ({"health": None}, State.CLOSED, ""),
         ({"health": 200, "completions": None}, State.CLOSED, ""),
         ({"health": SHORT}, State.CLOSED, ""),
+        ({"health": BUG}, State.CLOSED, ""),
         ({"health": ValueError("ours")}, State.CLOSED, ""),
     ],
 )
@@ -197,6 +199,7 @@ async def test_closing_ends_a_check_that_gets_no_answer() -> None:
         ({"health": None}, None, "no answer to /health in 2 s", True),
         ({"health": 200, "completions": None}, None, "no token in 5 s", False),
         ({"health": SHORT}, None, "no descriptors", False),
+        ({"health": BUG}, None, "a bug", False),
         ({"health": REFUSED}, False, "refused", False),
         ({"health": ValueError("odd")}, None, "ValueError('odd')", False),
     ],

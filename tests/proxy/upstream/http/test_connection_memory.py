@@ -234,6 +234,27 @@ def test_an_answer_that_cannot_be_read_is_lost_and_closes_the_connection() -> No
     assert repr(line.connection) == "<Connection closed>"
 
 
+@pytest.mark.parametrize(
+    ("method", "reads"),
+    [
+        ("on_header", (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n",)),
+        ("on_headers_complete", (b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n",)),
+        ("on_message_complete", (CHUNKED % 200, b"1;x=y\r\na\r\n0\r\n\r\n")),
+    ],
+)
+async def test_what_our_reading_of_an_answer_raises_is_no_fault_of_the_engine(
+    line: Line, monkeypatch: pytest.MonkeyPatch, method: str, reads: tuple[bytes, ...]
+) -> None:
+    def fails(parser: object, *arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ResponseParser, method, fails)
+    taker = line.ask()
+    line.read(*reads)
+    assert (taker.got[-1], line.faults) == (Code.INTERNAL, ["an engine's answer"])
+    assert line.transport.closing == "aborted"
+
+
 async def test_an_answer_that_cannot_be_read_after_its_receiver_left_is_nobody_s(line: Line) -> None:
     taker = line.ask()
     line.read(CHUNKED % 200)
@@ -293,7 +314,9 @@ RESET = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         (HI[:-1], RESET, Code.UPSTREAM_TRUNCATED, "before the end of its answer (Connection reset by peer)."),
         (UNTIL_CLOSE, None, "end", ""),
         (UNTIL_CLOSE, RESET, Code.UPSTREAM_TRUNCATED, "before the end of its answer (Connection reset by peer)."),
-        (UNTIL_CLOSE, ValueError("odd"), Code.UPSTREAM_TRUNCATED, "before the end of its answer (odd)."),
+        (UNTIL_CLOSE, OSError("odd"), Code.UPSTREAM_TRUNCATED, "before the end of its answer (odd)."),
+        (UNTIL_CLOSE, ValueError("odd"), Code.INTERNAL, ""),
+        (b"", ValueError("odd"), Code.INTERNAL, ""),
         (HI[:-1], OSError(errno.ENOBUFS, "No buffer"), Code.LOCAL_RESOURCES, "(No buffer)"),
         (b"", OSError(errno.ENOBUFS, ""), Code.LOCAL_RESOURCES, "[Errno"),
     ],
