@@ -24,6 +24,11 @@ INSTALL = "pip install ."
 SECONDS = 45.0
 VLLM = "http://127.0.0.1:8000"
 TOKENS = 64
+STORED = (
+    "sleep 1     # until it is stored",
+    """until curl -s --cacert cert.pem -H "authorization: Bearer $(cat operator.key)" $G/metrics |
+  grep -q 'gateway_cache_operations_total{op="store"} 1'; do :; done""",
+)
 STOP = ("kill $gateway", "python client.py; kill $gateway")
 
 
@@ -79,7 +84,7 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
     redis, gateway = free_port(), free_port()
     async with Engine(script, models=["smollm2"]) as engine:
         text = commands()
-        for old, new in ((VLLM, engine.url), ("6390", str(redis)), ("8443", str(gateway)), STOP):
+        for old, new in ((VLLM, engine.url), ("6390", str(redis)), ("8443", str(gateway)), STORED, STOP):
             assert old in text
             text = text.replace(old, new)
         cleanup = f"trap 'redis-cli -p {redis} shutdown nosave 2> /dev/null; kill $gateway 2> /dev/null' EXIT"
