@@ -268,8 +268,8 @@ class Ingest:
                 flight.is_whole()  # an error, or an engine that does not stream
 
     def _no_answer(self, status: int) -> bool:
-        """Fail an answer that is neither an error nor has a whole body: a redirect, no content, a part. A client
-        could do nothing with it, and must not be sent to an engine. False: it is one, or is passed through."""
+        """Fail an answer whose status is neither a success with a whole body nor an error: a redirect may not lead
+        a client to an engine. False: the status is usable, or the answer is passed through."""
         fits = 400 <= status < 600 or (200 <= status < 300 and status not in _WITHOUT)
         if fits or self.flight.spec.api_request is None:
             return False

@@ -45,7 +45,7 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 _TITLE: Final = re.compile(rb"<title[^<>]*>([^<]+)", re.IGNORECASE)
 _TAG: Final = re.compile(rb"<[^<>]*>")
 _INDENTED: Final = 64  # bytes of white space before an object, at most
-_SEARCHED: Final = 4096  # bytes of an engine's error that is no JSON
+_SEARCHED: Final = 4096  # bytes of an engine's error that is not JSON
 _QUOTED: Final = 200  # characters of it that a client gets
 _PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a silence lasts a quarter longer at most
 _END: Final = GUARDS + "\r\n"
@@ -212,7 +212,7 @@ def _is_json(headers: Headers, log: Sequence[bytes]) -> bool:
 
 
 def _not_json(status: int, body: bytes) -> GatewayError:
-    """An engine's error that is no JSON, as of a server or a balancer before it: its title, or its first words."""
+    """The error for an engine's error that is not JSON, such as a balancer's page: its title or first words."""
     begin = body[:_SEARCHED]
     title = _TITLE.search(begin)
     text = (title[1] if title is not None else _TAG.sub(b" ", begin)).decode("utf-8", "replace")

@@ -99,19 +99,25 @@ async def half_a_body(turn: Turn) -> None:
     await turn.drop()
 
 
-@pytest.mark.parametrize(("ask", "script"), [(HELLO_STREAM, cut_before), (HELLO, half_a_body)])
-async def test_an_answer_cut_before_its_first_frame_comes_whole_from_another_engine(
-    ask: dict[str, Any], script: Any
-) -> None:
+async def another_answers(script: Any, path: str, ask: dict[str, Any], cause: str) -> None:
+    """The request fails at one engine by this script, is retried once for this cause, and another one answers."""
     async with (
         Engine(script) as one,
         Engine(echo_script()) as two,
         gateway(one, two, routing="round-robin") as app,
     ):
-        answer = await post_json(app.url, CHAT, ask)
+        answer = await post_json(app.url, path, ask)
         assert answer.status == 200
         assert b"error" not in answer.body
-        assert (one.generations, two.generations) == (1, 1)
+        assert f'gateway_retries_total{{cause="{cause}"}} 1'.encode() in (await get(app.url, "/metrics")).body
+        assert [[turn.path for turn in engine.requests].count(path) for engine in (one, two)] == [1, 1]
+
+
+@pytest.mark.parametrize(("ask", "script"), [(HELLO_STREAM, cut_before), (HELLO, half_a_body)])
+async def test_an_answer_cut_before_its_first_frame_comes_whole_from_another_engine(
+    ask: dict[str, Any], script: Any
+) -> None:
+    await another_answers(script, CHAT, ask, "truncated")
 
 
 async def test_readers_who_share_a_flight_share_its_second_attempt() -> None:
