@@ -1,10 +1,11 @@
-"""Compares the CPU of two checkouts of the gateway for each request or event: one round runs both, one after the
-other, in the opposite order of the round before, so that what slows the machine slows both."""
+"""Compares the CPU of two checkouts of the gateway, or of two interpreters, for each request or event: one round
+runs both, one after the other, in the opposite order of the round before, so that what slows the machine slows both."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,6 +38,13 @@ class Pair(msgspec.Struct, frozen=True):
     now: float
 
 
+class Side(msgspec.Struct, frozen=True):
+    """What is compared: a checkout, and the interpreter that runs it."""
+
+    tree: Path = ROOT
+    python: str = sys.executable
+
+
 class Ground(msgspec.Struct, frozen=True):
     """What both run on: a folder, the engine's port and Redis' URL."""
 
@@ -45,10 +53,13 @@ class Ground(msgspec.Struct, frozen=True):
     redis: str
 
 
-def cpu_of(tree: Path, ground: Ground, workload: Workload, scale: float) -> float:
-    """Of a fresh gateway of this checkout. Raises RuntimeError for a wrong answer."""
+def cpu_of(side: Side, ground: Ground, workload: Workload, scale: float) -> float:
+    """Of a fresh gateway of this side. Raises RuntimeError for a wrong answer."""
     port = start.free_port()
-    command = replace(start.gateway(port, ground.engine, ground.redis), env={"PYTHONPATH": str(tree)}, cwd=tree)
+    command = start.gateway(port, ground.engine, ground.redis)
+    command = replace(
+        command, argv=[side.python, *command.argv[1:]], env={"PYTHONPATH": str(side.tree)}, cwd=side.tree
+    )
     ready = partial(start.answers, port, "/ready", {})
     with start.started(command, port, set(EVERYWHERE), ready=ready, log=ground.work / "gateway.log") as gateway:
         return uvloop.run(_counted(Load(port, {}), workload, scale, gateway.pid))
@@ -64,8 +75,8 @@ async def _counted(load: Load, workload: Workload, scale: float, pid: int) -> fl
     return used / 1000 / max(1, tally.events if workload.per_event else tally.done)
 
 
-def compare(trees: Sequence[Path], names: Sequence[str], rounds: int, scale: float) -> list[Pair]:
-    """`trees`: before and now."""
+def compare(sides: Sequence[Side], names: Sequence[str], rounds: int, scale: float) -> list[Pair]:
+    """`sides`: before and now."""
     chosen = [
         (f"{workload.name}, {'look-up and store' if shared else 'nothing shared'}", workload)
         for shared in (False, True)
@@ -87,7 +98,7 @@ def compare(trees: Sequence[Path], names: Sequence[str], rounds: int, scale: flo
         for number in range(rounds):
             for name, workload in chosen:
                 first = number % 2  # which of the two runs first
-                used = [cpu_of(trees[side], ground, workload, scale) for side in (first, 1 - first)]
+                used = [cpu_of(sides[side], ground, workload, scale) for side in (first, 1 - first)]
                 pairs.append(Pair(name, used[first], used[1 - first]))
     return pairs
 
@@ -106,18 +117,29 @@ def table(pairs: Sequence[Pair]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.micro.pair", description=__doc__)
-    parser.add_argument("--against", type=Path, required=True, metavar="DIR", help="the checkout of before")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="the checkout of before; default: this one")
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="the interpreter of now, with the gateway's packages; default: this one, which is that of before",
+    )
     parser.add_argument("--workloads", default="json", metavar="NAME,…", help="default: json")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=0.4, help="factor for the duration of each workload")
     args = parser.parse_args()
     names = args.workloads.split(",")
+    if not args.against and not args.python:
+        parser.error("name a checkout (--against), an interpreter (--python), or both")
+    before = Side(args.against.resolve() if args.against else ROOT)
+    now = Side(python=args.python or sys.executable)
     unknown = set(names) - {workload.name for workload in workloads(shared=False)}
-    if unknown or not (args.against / "proxy").is_dir():
+    if unknown or not (before.tree / "proxy").is_dir():
         parser.error(f"unknown workload: {min(unknown)}" if unknown else f"{args.against} is no checkout")
+    if shutil.which(now.python) is None:
+        parser.error(f"{now.python} is no program")
     if args.rounds < 1 or not args.scale > 0:
         parser.error("--rounds and --scale must be above 0")
-    print(table(compare((args.against.resolve(), ROOT), names, args.rounds, args.scale)))
+    print(table(compare((before, now), names, args.rounds, args.scale)))
     return 0
 
 
