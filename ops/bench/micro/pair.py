@@ -1,5 +1,5 @@
-"""Compares the CPU of two checkouts of the gateway, or of two interpreters, for each request or event: one round
-runs both, one after the other, in the opposite order of the round before, so that what slows the machine slows both."""
+"""Compares the CPU of two checkouts of the gateway, or of two interpreters, for each request or event. One round
+runs both in turns, in the opposite order of the round before, so that what slows the machine slows both."""
 
 from __future__ import annotations
 
