@@ -179,6 +179,7 @@ def _ready(app: App) -> Ready:
         models=[str(model["id"]) for model in app.backends.models()],
         engines=app.engines,
         answers=app.backends.ready,
+        unlisted=next((f"{b.name}{b.detail}" for b in app.backends.all if b.up and b.detail), ""),
         redis=app.redis,
         url=app.url,
         admin_url=app.admin_url,
@@ -195,7 +196,7 @@ def _greet(ready: Ready, settings: Settings) -> None:
     say(
         f"gateway at {ready.url}\n"
         f"  engines: {', '.join(ready.engines)}{'' if ready.answers else '  (none answers yet)'}\n"
-        f"  models:  {', '.join(ready.models) or 'not known yet'}\n"
+        f"  models:  {', '.join(ready.models) or ready.unlisted or 'not known yet'}\n"
         f"  redis:   {ready.redis}\n"
         f"{shares}"
         f"{f'  operators: {ready.admin_url}' + chr(10) if ready.admin_url else ''}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from proxy.config.model_names import alias_conflicts
 from proxy.config.settings import Option, Settings
@@ -19,6 +20,10 @@ _AT_MOST: Final = (
     ("breaker_seconds", "breaker_max_seconds", "it is the first open time"),
 )
 """(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none."""
+
+
+_ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def reconcile(values: dict[str, Any], sources: Mapping[str, str], known: Mapping[str, Option]) -> list[str]:
@@ -40,11 +45,30 @@ def reconcile(values: dict[str, Any], sources: Mapping[str, str], known: Mapping
     return problems
 
 
+def own_address(settings: Settings) -> str:
+    """The first engine's URL that is the address of this gateway itself; empty for none."""
+    ours = {settings.host}
+    if settings.host in _ANY or settings.host in _LOOPBACK:
+        ours |= _LOOPBACK
+    for url in settings.backends:
+        if settings.listen_unix:
+            if url == f"unix://{settings.listen_unix}":
+                return url
+            continue
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not parts.scheme.startswith("dns+") and parts.hostname in ours and port == settings.port:
+            return url
+    return ""
+
+
 def conflicts(settings: Settings) -> list[str]:
     """Settings that cannot be meant together."""
+    itself = own_address(settings)
     both = (settings.backend_api_key and settings.backend_api_key_file) != ""
     held = settings.backend_api_key or settings.backend_api_key_file
     found = [
+        (itself, f"backends: {itself} is this gateway's own address: name the engine's"),
         (both, "backend_api_key and backend_api_key_file are both given: give one"),
         (
             settings.forward_authorization and held,

@@ -18,6 +18,7 @@ from proxy.config.toml_errors import read_toml
 from proxy.errors import SettingsError
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
+_ENGINE: Final = re.compile(r"https?://", re.IGNORECASE)
 _KUBERNETES: Final = re.compile(
     r"GATEWAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -97,7 +98,8 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
             name = after_switch[arg]
             problems.append(f"flag {name}: takes no value; {name.replace('--', '--no-', 1)} switches it off")
         elif not after_flag:  # the word after an unknown flag is its value
-            problems.append(f"unexpected argument {shown_word(arg)}: settings are given as --flag VALUE")
+            again = "; --backend is repeated for each engine" if _ENGINE.match(arg) else ""
+            problems.append(f"unexpected argument {shown_word(arg)}: settings are given as --flag VALUE{again}")
         after_flag = arg.startswith("-") and "=" not in arg
     return {name: value for name, value in vars(namespace).items() if value is not None}
 
@@ -159,7 +161,8 @@ def _given(option: Option, raw: object) -> str:
     if isinstance(raw, str) and option.metavar == "URL":
         return repr(shown_urls(raw)[:_SHOWN] if option.repeats else shown_url(raw)[:_SHOWN])
     if isinstance(raw, list) and option.metavar == "URL":
-        return "[" + ", ".join(repr(shown_urls(str(one))[:_SHOWN]) for one in raw) + "]"
+        urls = ", ".join(repr(shown_urls(str(one))[:_SHOWN]) for one in raw)
+        return urls if len(raw) == 1 else f"[{urls}]"
     if isinstance(raw, str) and option.metavar == "FILE":
         return shown_path(raw)
     return _shown(raw)

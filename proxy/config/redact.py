@@ -40,7 +40,8 @@ _PATH: Final = re.compile(
     r"(~|\.{0,2})/[\w./ @+,=-]{0,400}|([\w.-]+/)*[\w.-]{1,64}\.[a-z]{2,8}|[a-z][a-z_-]{0,11}|\.{1,2}"
 )
 _WORD: Final = re.compile(r"[a-z][a-z_-]{0,11}|--?[a-z][a-z_-]{0,40}")
-_HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]{1,253}:[0-9]{1,5}/?")
+HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]{1,253}:[0-9]{1,5}/?")
+_IPV4: Final = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
 _QUERY: Final = re.compile(r"([?&])([^=&#\s]*)=([^&#\s\"']*)")
 
 
@@ -52,7 +53,8 @@ def shown_url(text: str) -> str:
         begin = _SCHEME.match(text)
         if begin is not None:
             return f"{begin[1]}://{HIDDEN}"
-        return text if not text or _WORD.fullmatch(text) or _HOST_AND_PORT.fullmatch(text) else HIDDEN
+        plain = _WORD.fullmatch(text) or HOST_AND_PORT.fullmatch(text) or _IPV4.fullmatch(text)
+        return text if not text or plain else HIDDEN
     user = f"{HIDDEN}@" if found["user"] is not None else ""
     query = "" if found["query"] is None else "?" + "&".join(map(_option, found["query"].split("&")))
     path = found["path"] or ""
@@ -98,6 +100,8 @@ def shown_path(text: str) -> str:
 
 def shown_word(text: str) -> str:
     """An unknown argument, quoted; hidden where it may be part of a secret."""
+    if _URL.fullmatch(text):
+        return repr(shown_url(text))
     return repr(text) if _WORD.fullmatch(text) else f"{HIDDEN} ({len(text)} characters)"
 
 

@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from proxy.config.redact import HOST_AND_PORT, shown_url
 from proxy.config.redact import mask_url as mask_url
 
 _HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # other texts may hold a secret
@@ -356,7 +357,13 @@ def backend_urls(raw: object) -> tuple[str, ...]:
         raise ValueError(right)
     if not all(isinstance(each, str) and each.strip(", ") for each in items):
         raise ValueError(right)  # an empty one is a variable of the environment that is not set
-    urls = [_backend_url(url) for item in items for url in item.replace(",", " ").split()]
+    texts = [url for item in items for url in item.replace(",", " ").split()]
+    urls = []
+    for text in texts:
+        try:
+            urls.append(_backend_url(text))
+        except ValueError as e:
+            raise ValueError(f"{e}; {shown_url(text)!r} is not" if len(texts) > 1 else str(e)) from None
     for at, url in enumerate(urls):
         if url in urls[:at]:
             raise ValueError(f"must name each engine once, and names {url} twice")
@@ -373,6 +380,8 @@ def _backend_url(text: str) -> str:
         "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
         "such as unix:///run/vllm.sock"
     )
+    if HOST_AND_PORT.fullmatch(text):
+        raise ValueError(f"must begin with http:// or https://, as in http://{text}")
     parts = _split(text, right)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError(right)
@@ -380,7 +389,7 @@ def _backend_url(text: str) -> str:
         raise ValueError("must not hold a user or password: an engine's URL is shown in logs and metrics")
     if "?" in text or "#" in text:
         raise ValueError(right + ", without ? or #")
-    path = _base(parts.path, right)
+    path = _base(parts.path)
     try:
         name = host(parts.hostname)
     except ValueError:
@@ -420,7 +429,7 @@ def _unix_url(text: str) -> str:
         encoded, slash, after = rest.removeprefix("//").partition("/")
         if not re.fullmatch(r"[\x21-\x7e]+", encoded + after):
             raise ValueError(right)
-        path, base = unquote(encoded, errors="replace"), _base(slash + after, right)
+        path, base = unquote(encoded, errors="replace"), _base(slash + after)
     if (
         not re.fullmatch(r"/[^\x00-\x1f\x7f\ufffd\ud800-\udfff]+", path)
         or path.endswith("/")
@@ -434,12 +443,12 @@ def _unix_url(text: str) -> str:
     return f"unix://{path}" if plain and not base else f"http+unix://{quote(path, safe='')}{base}"
 
 
-def _base(path: str, right: str) -> str:
+def _base(path: str) -> str:
     """The prefix of an engine's paths before /v1."""
     base = path.rstrip("/").removesuffix("/v1").rstrip("/")
     for endpoint in _ENDPOINTS:
         if base.endswith(endpoint):
-            raise ValueError(right + f", without {endpoint}")
+            raise ValueError(f"must be the engine's address alone, without {endpoint}")
     return base
 
 

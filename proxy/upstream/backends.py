@@ -46,7 +46,7 @@ class Backend:
     inflight: int = 0
     up: bool | None = None  # None: not checked yet
     models: list[dict[str, Any]] = field(default_factory=list)
-    detail: str = ""  # why it is down
+    detail: str = ""  # why it is down; where it is up, why it lists no models
     breaker: Breaker = field(default_factory=Breaker)
     reported: float = 0.0  # reported load besides ours, in requests (`load.weigh`)
     report: LoadReport | None = None
@@ -516,15 +516,17 @@ class Backends:
         """The build of an engine has changed."""
         self._builds = in_common(backend.build for backend in self.all)
 
-    def record_health(self, backend: Backend, *, down: str, gone: bool = False, silent: bool = False) -> None:
+    def record_health(
+        self, backend: Backend, *, down: str, gone: bool = False, silent: bool = False, unlisted: str = ""
+    ) -> None:
         """The result of a health check. `down`: why it is down, empty where it is up; `gone`: no listener, or it
-        says that it is broken; `silent`: it did not answer in time."""
+        says that it is broken; `silent`: it did not answer in time; `unlisted`: why it lists no models."""
         if not gone:
             backend.missed = 0
         elif not backend.leaving:
             backend.missed += 1
         backend.silent = backend.silent + 1 if silent else 0
-        self._set(backend, up=not down, detail=down)
+        self._set(backend, up=not down, detail=down or unlisted)
         if backend.silent >= SILENT_LOOKS:
             self._on_silent(backend)
         if backend.missed >= GONE_LOOKS:

@@ -194,8 +194,12 @@ class Fleet:
             self._metrics.forget_backend(backend.name, [name for name, _, _ in _GAUGES])
 
     def _tell_change(self, backend: Backend) -> None:
-        level, event = ("info", "engine up") if backend.up else ("warning", "engine down")
-        self._log.event(level, event, backend=backend.name, detail=backend.detail)
+        self._log.event(
+            "warning" if backend.detail else "info",
+            "engine up" if backend.up else "engine down",
+            backend=backend.name,
+            detail=backend.detail,
+        )
         self._on_news()
 
     def _tell_restart(self, backend: Backend) -> None:

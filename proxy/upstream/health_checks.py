@@ -24,6 +24,7 @@ AGAIN: Final = 1.0  # seconds between two looks for new models
 LIST_SECONDS: Final = 2.0  # for an engine's models, in such a look
 EVERY: Final = 1.0  # seconds between two check-ups of one engine: each costs it some work
 _BROKEN: Final = frozenset({500, 502, 503, 504})
+_REFUSED: Final = frozenset({401, 403})
 _OURS: Final = frozenset({Code.LOCAL_RESOURCES, Code.INTERNAL})
 """A shortage or a fault of the gateway's own."""
 
@@ -131,11 +132,12 @@ class HealthChecks:
 
     async def _check(self, backend: Backend) -> None:
         gone = silent = False
+        unlisted = ""
         try:
             if self._pulse is None:
-                gone, down = await self._look(backend)
+                gone, down, unlisted = await self._look(backend)
             else:
-                gone, down = await self._pulse.patiently(lambda: self._look(backend))
+                gone, down, unlisted = await self._pulse.patiently(lambda: self._look(backend))
         except TimeoutError as e:
             silent, down = True, f"no answer to {e} in {self._timeout:g} s"
         except ConnectionRefused as e:
@@ -144,28 +146,32 @@ class HealthChecks:
             if isinstance(e, GatewayError) and e.code in _OURS:
                 return  # it says nothing of the engine
             down = str(e)
-        self._backends.record_health(backend, down=down, gone=gone, silent=silent)
+        self._backends.record_health(backend, down=down, gone=gone, silent=silent, unlisted=unlisted)
 
-    async def _look(self, backend: Backend) -> tuple[bool, str]:
-        """(gone, why it is down or empty). Any answer but a server error counts as healthy: an engine may have no
-        /health, or list no models."""
+    async def _look(self, backend: Backend) -> tuple[bool, str, str]:
+        """(gone, why it is down or empty, why it lists no models or empty). Any answer but a server error counts
+        as healthy: an engine may have no /health, or list no models."""
         path = "/health"
         try:
             async with asyncio.timeout(self._timeout):
                 # By a new connection: an engine that accepts none any more may still serve the old ones.
                 status, body = await backend.pool.get(path, fresh=True)
                 if status >= 500:  # vLLM's API server outlives its engine core
-                    return True, f"{path}: {status}"
+                    return True, f"{path}: {status}", ""
                 path = "/v1/models"
                 status, body = await backend.pool.get(path)
         except TimeoutError:
             raise TimeoutError(path) from None
-        if status == 200:
-            models = models_in(body)
-            self._backends.record_models(backend, models)
-            if await backend.build.look(backend.pool, models, away=backend.up is False, clock=self._clock):
-                self._backends.record_build()
-        return False, "" if status < 500 else f"{path}: {status}"
+        if status >= 500:
+            return False, f"{path}: {status}", ""
+        if status != 200:
+            key = ": it requires a key (backend_api_key)" if status in _REFUSED else ": is this vLLM's address?"
+            return False, "", f"{path} answered {status}{key}"
+        models = models_in(body)
+        self._backends.record_models(backend, models)
+        if await backend.build.look(backend.pool, models, away=backend.up is False, clock=self._clock):
+            self._backends.record_build()
+        return False, "", "" if models else f"{path} lists no model"
 
 
 def models_in(body: bytes) -> list[dict[str, Any]]:

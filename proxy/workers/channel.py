@@ -86,6 +86,7 @@ class Ready(msgspec.Struct, tag="ready"):
     url: str
     admin_url: str
     shares: list[str] = msgspec.field(default_factory=list)  # with other gateways
+    unlisted: str = ""  # why an engine lists no models
 
 
 class Report(msgspec.Struct, tag="report"):

@@ -181,7 +181,7 @@ def test_the_gateway_takes_the_environment_that_it_is_given() -> None:
 
 
 def test_a_host_without_a_scheme_is_refused_with_what_would_be_right() -> None:
-    assert "such as http://127.0.0.1:8000" in refusal(environment() | {"GATEWAY_BACKENDS": "gpu-1:8000"})
+    assert "as in http://gpu-1:8000" in refusal(environment() | {"GATEWAY_BACKENDS": "gpu-1:8000"})
 
 
 def test_every_file_that_is_mounted_is_there(tmp_path: Path) -> None:

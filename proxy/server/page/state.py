@@ -152,7 +152,7 @@ def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
     return {
         "name": mask_url(backend.name),
         "up": backend.up,
-        "detail": backend.detail if not backend.up else "",
+        "detail": backend.detail,
         "models": [str(model.get("id")) for model in visible(backend.models)],
         "inflight": backend.inflight,
         "max_inflight": backend.max_inflight,

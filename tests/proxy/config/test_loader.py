@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.config.conflicts import conflicts, own_address
 from proxy.config.loader import load
 from proxy.config.settings import MIB, Option, Settings, options
 from proxy.errors import SettingsError
@@ -330,3 +331,39 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
     assert loaded(environ={"GATEWAY_BACKEND": "http://h", "HOME": "/"}).warnings == (
         "environment GATEWAY_BACKEND: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"backends": "http://127.0.0.1:8080"}, "http://127.0.0.1:8080"),
+        ({"backends": "http://gpu:8080,http://localhost:8080/v1"}, "http://localhost:8080"),
+        ({"host": "0.0.0.0", "port": "80", "backends": "http://[::1]"}, "http://[::1]"),
+        ({"host": "10.0.0.1", "port": "443", "backends": "https://10.0.0.1"}, "https://10.0.0.1"),
+        ({"listen_unix": "/run/g.sock", "backends": "unix:/run/g.sock"}, "unix:///run/g.sock"),
+        ({"host": "10.0.0.1", "backends": "http://127.0.0.1:8080"}, ""),
+        ({"backends": "http://gpu:8080,http://127.0.0.1:8000,dns+http://localhost:8080"}, ""),
+        ({"listen_unix": "/run/g.sock", "backends": "http://127.0.0.1:8080"}, ""),
+        ({"port": "0", "backends": "http://127.0.0.1:8080"}, ""),
+    ],
+)
+def test_a_gateway_is_no_engine_of_its_own(settings: dict[str, str], same: str) -> None:
+    environ = {f"GATEWAY_{name.upper()}": value for name, value in settings.items()}
+    read = load([], environ)
+    assert own_address(read) == same
+    assert any("this gateway's own address" in problem for problem in conflicts(read)) is bool(same)
+
+
+def test_an_error_names_the_engine_that_is_wrong() -> None:
+    for argv, said in (
+        (["--backend", "localhost:8000"],
+         "flag --backend = 'localhost:8000': must begin with http:// or https://, as in http://localhost:8000"),
+        (["--backend", "http://a:1,b:2"], "must begin with http:// or https://, as in http://b:2; 'b:2' is not"),
+        (["--backend", "127.0.0.1"], "flag --backend = '127.0.0.1': must be an engine's http://"),
+        (["--backend", "http://a:1", "http://u:s@b:2/"],
+         "unexpected argument 'http://***@b:2/': settings are given as --flag VALUE; "
+         "--backend is repeated for each engine"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError) as refused:
+            load(argv, {})
+        assert said in str(refused.value)

@@ -125,7 +125,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("backends", "http://h/#a", "without ?"),
     ("backends", "http://ü", "http://"),
     ("backends", "http://user@h", "user or password"),
-    ("backends", "http://h/v1/chat/completions", "without /chat/completions"),
+    ("backends", "http://h/v1/chat/completions", "must be the engine's address alone, without /chat/completions"),
     ("backends", ["http://h", "http://H:80/v1/"], "http://h twice"),
     ("backends", 8000, "http://"),
     ("backends", "unix:", "full path"),

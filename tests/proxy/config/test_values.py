@@ -136,6 +136,7 @@ ENGINE = (
     "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
     "such as unix:///run/vllm.sock"
 )
+ALONE = "must be the engine's address alone"
 UNIX = "must be a Unix socket's full path, such as unix:///run/vllm.sock or http+unix://%2Frun%2Fvllm.sock"
 USER = "must not hold a user or password: an engine's URL is shown in logs and metrics"
 LONG = "must have a path of at most 107 bytes: the system allows no longer one"
@@ -309,8 +310,8 @@ REFUSED: list[tuple[Reader, Any, str]] = [
     (values.backend_urls, "http://", ENGINE),
     (values.backend_urls, "http://h?x", ENGINE + ", without ? or #"),
     (values.backend_urls, "http://h#", ENGINE + ", without ? or #"),
-    (values.backend_urls, "http://h/v1/embeddings", ENGINE + ", without /embeddings"),
-    (values.backend_urls, "http://h/completions/", ENGINE + ", without /completions"),
+    (values.backend_urls, "http://h/v1/embeddings", f"{ALONE}, without /embeddings"),
+    (values.backend_urls, "http://h/completions/", f"{ALONE}, without /completions"),
     (values.backend_urls, "http://@h", USER),
     (values.backend_urls, "unix:/" + "x" * 107, LONG),
     (values.backend_urls, "unix:/s#x", UNIX),

@@ -147,31 +147,33 @@ def test_it_is_ready_where_one_engine_lives_and_changes_are_told_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "up", "served"),
+    ("answer", "up", "served", "detail"),
     [
-        ((200, b'{"data": [{"id": "n"}, {"id": 1}, "x", {}]}'), True, {"n"}),
-        ((200, b'{"data": null}'), True, set()),
-        ((200, b'{"data": []}'), True, set()),
-        ((404, b"no such thing"), True, {"old"}),
-        ((401, b""), True, {"old"}),
-        ((503, b""), False, {"old"}),
-        ((200, b"<html>"), False, {"old"}),
-        ((200, b"[]"), False, {"old"}),
-        ((200, b'{"data": 1}'), True, set()),
-        ((200, b'{"data": {"id": "n"}}'), True, set()),
-        ((200, b'{"data": "\xff"}'), False, {"old"}),
-        ((200, b'{"data": ' + b"[" * 100_000), False, {"old"}),
-        (GatewayError(Code.UPSTREAM_UNREACHABLE, "gone"), False, {"old"}),
-        (None, False, {"old"}),
+        ((200, b'{"data": [{"id": "n"}, {"id": 1}, "x", {}]}'), True, {"n"}, ""),
+        ((200, b'{"data": null}'), True, set(), "/v1/models lists no model"),
+        ((200, b'{"data": []}'), True, set(), "/v1/models lists no model"),
+        ((404, b"no such thing"), True, {"old"}, "/v1/models answered 404: is this vLLM's address?"),
+        ((401, b""), True, {"old"}, "/v1/models answered 401: it requires a key (backend_api_key)"),
+        ((403, b""), True, {"old"}, "/v1/models answered 403: it requires a key (backend_api_key)"),
+        ((503, b""), False, {"old"}, "503"),
+        ((200, b"<html>"), False, {"old"}, "JSON is malformed"),
+        ((200, b"[]"), False, {"old"}, "Expected `object`"),
+        ((200, b'{"data": 1}'), True, set(), "/v1/models lists no model"),
+        ((200, b'{"data": {"id": "n"}}'), True, set(), "/v1/models lists no model"),
+        ((200, b'{"data": "\xff"}'), False, {"old"}, "Invalid UTF-8"),
+        ((200, b'{"data": ' + b"[" * 100_000), False, {"old"}, "recursion"),
+        (GatewayError(Code.UPSTREAM_UNREACHABLE, "gone"), False, {"old"}, "gone"),
+        (None, False, {"old"}, "no answer to"),
     ],
 )
-def test_what_a_poll_says_of_an_engine(answer: Any, up: bool, served: set[str]) -> None:
+def test_what_a_poll_says_of_an_engine(answer: Any, up: bool, served: set[str], detail: str) -> None:
     @virtual
     async def poll() -> None:
         engine, other = backend("a", "old", up=None, answer=answer), backend("b", answer=(200, b'{"data": []}'))
         await HealthChecks(Backends([engine, other])).check()
         assert (engine.up, engine.served) == (up, served)
-        assert bool(engine.detail) is not up
+        assert detail in engine.detail
+        assert bool(detail) is bool(engine.detail)
         assert other.up is True
 
     poll()
