@@ -409,7 +409,7 @@ class Ingest:
         else:
             return False
         lack = lack_of(ended, self._asked)
-        return lack is not None and self._lacks(lack)
+        return lack is not None and not lack.few and self._lacks(lack)  # few: the other choices are still to come
 
     def _finish(self, done: bytes) -> None:
         """[DONE] has come; nothing after it is read. An incomplete answer gets our error in its place, and after

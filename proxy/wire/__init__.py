@@ -108,6 +108,7 @@ from proxy.wire.sse import (
 from proxy.wire.structs import settable
 from proxy.wire.whole import (
     REASONS,
+    UNFINISHED,
     Lack,
     asked_of,
     endings,
@@ -138,6 +139,7 @@ __all__ = [
     "SIZES",
     "SIZE_LINES",
     "SLICE",
+    "UNFINISHED",
     "ApiRequest",
     "ChunkCheck",
     "Endpoint",

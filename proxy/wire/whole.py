@@ -16,8 +16,10 @@ from proxy.wire.frames import FINISH, Usage, usage_from
 from proxy.wire.openai import ApiRequest, Endpoint
 from proxy.wire.sse import data_of, is_done
 
-REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-"""OpenAI's values of finish_reason. vLLM also has `abort` and `error`, where the model did not end the answer."""
+REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call", "repetition"})
+"""OpenAI's values of finish_reason, and vLLM's `repetition`, which a request asks for (`repetition_detection`)."""
+UNFINISHED: Final = frozenset({"abort", "error"})
+"""vLLM's values where the answer is not at its end. One that is not known is passed on, and not stored."""
 MAX_CHOICES: Final = 100_000
 _NO_INDEX: Final = -1
 _OPEN: Final = REASONS | {""}
@@ -46,7 +48,7 @@ class Lack(NamedTuple):
 
     words: str  # the error message for the client
     few: bool = False  # the choices present are valid; some are missing or not ended
-    more: bool = False  # all that was asked for is there: who asked for it gets the rest too, and nobody later
+    more: bool = False  # all that was asked for is there: who asked for it gets what came, and nobody later
 
 
 class _Choice(Struct, gc=False):
@@ -210,19 +212,23 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
     """What a stream lacks, by the finish_reasons of its choices. `asked`: number of choices requested, 0: not
     known."""
     open_ = 0
+    unknown: Lack | None = None
     for index, reason in ended.items():
         if not reason:
             open_ += 1
         elif index == _NO_INDEX:
             return Lack("The engine's answer has a choice with an invalid index.")
         elif reason not in REASONS:
-            return Lack(f"The engine ended the answer with finish_reason {reason[:64]!r}.")
+            words = f"The engine ended the answer with finish_reason {reason[:64]!r}."
+            if reason in UNFINISHED:
+                return Lack(words)
+            unknown = unknown or Lack(words, more=True)
     whole = len(ended) - open_
     if asked and not open_ and whole == asked and max(ended) == asked - 1:
-        return None
+        return unknown
     absent = sum(index not in ended for index in range(asked)) if asked else not ended
     if not open_ and not absent:
-        return _surplus(asked) if asked else None
+        return _surplus(asked) if asked else unknown
     if not ended:
         return Lack("The engine ended the answer without any finish_reason.", few=True)
     words = f"The engine ended the answer with {whole} of {max(asked, len(ended))} choices complete."

@@ -20,6 +20,8 @@ def chunk(text: str, index: int = 0, reason: str | None = None) -> bytes:
     return sse({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
 
 
+STORED = b'gateway_cache_operations_total{op="store"} 1'
+
 FOREIGN = {
     "text": b"data: boom\n\n",
     "type": sse({"type": "error", "message": "x", "code": 500}),
@@ -44,6 +46,63 @@ async def test_a_stream_with_an_event_of_no_answer_is_passed_on_and_not_stored(
         await turn.end(b"data: [DONE]\n\n")
 
     await asked_twice(engine, script)
+
+
+@pytest.mark.parametrize("reason", ["eos_token", "Stop", "cache_threshold"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_end_by_a_reason_that_is_not_known_is_passed_on_and_not_stored(
+    engine: Engine, reason: str, stream: bool
+) -> None:
+    """It is neither retried nor the engine's fault: two callers with such answers would open its breaker."""
+
+    async def script(turn: Turn) -> None:
+        if stream:
+            await turn.send("a", "b")
+            await turn.frame(chunk("", 0, reason))
+            await turn.end(b"data: [DONE]\n\n")
+        else:
+            message = {"role": "assistant", "content": "ab"}
+            await turn.respond(200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
+
+    engine.auto(script)
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}", breaker_failures=2) as app:
+        for generations in (1, 2, 3, 4):
+            answer = await post_json(app.url, CHAT, HELLO_STREAM if stream else HELLO)
+            assert (answer.status, answer.head["x-gateway-cache"]) == (200, "miss")
+            assert f'"finish_reason":"{reason}"'.encode() in answer.body.replace(b": ", b":")
+            assert answer.body.endswith(b"data: [DONE]\n\n") is stream
+            assert engine.generations == generations
+            await until(lambda: len(app.group) == 0)
+
+
+@pytest.mark.parametrize("headers", [(), (("x-gateway-share", "off"),)], ids=["shared", "private"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_vllm_s_repetition_is_an_end(
+    engine: Engine, stream: bool, headers: tuple[tuple[str, str], ...]
+) -> None:
+    """Of a request with `repetition_detection`: the answer is complete, and stored."""
+
+    async def script(turn: Turn) -> None:
+        if stream:
+            await turn.send("a", "a")
+            await turn.frame(chunk("", 0, "repetition"))
+            await turn.end(b"data: [DONE]\n\n")
+        else:
+            message = {"role": "assistant", "content": "aa"}
+            await turn.respond(200, {"choices": [{"index": 0, "message": message, "finish_reason": "repetition"}]})
+
+    engine.auto(script)
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}") as app:
+        verdicts = []
+        for _ in range(2):
+            answer = await post_json(app.url, CHAT, HELLO_STREAM if stream else HELLO, headers)
+            assert answer.status == 200
+            assert b"repetition" in answer.body
+            verdicts.append(answer.head["x-gateway-cache"])
+            if not headers:
+                await until(lambda: STORED in app.metrics.render("")[0])
+        assert verdicts == (["bypass"] * 2 if headers else ["miss", "hit"])
+        assert engine.generations == (2 if headers else 1)
 
 
 async def test_a_stream_that_goes_on_after_its_finish_is_not_stored(engine: Engine) -> None:

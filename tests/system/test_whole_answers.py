@@ -73,7 +73,6 @@ def body(content: object) -> Script:
 STREAMS: dict[str, tuple[list[bytes], str]] = {
     "abort": ([choice(), choice(0, "", "abort"), DONE], "'abort'"),
     "error": ([choice(), choice(0, "", "error"), DONE], "'error'"),
-    "any other": ([choice(), choice(0, "", "eos_token"), DONE], "'eos_token'"),
     "none": ([choice(), DONE], "0 of 1|without any finish_reason"),
     "empty": ([choice(), choice(0, "", ""), DONE], "0 of 1"),
     "a number": ([choice(), choice(0, "", 5), DONE], "without any finish_reason"),
@@ -390,8 +389,9 @@ STREAMED = [
     and load(name).status == 200
     and load(name).headers["content-type"].startswith("text/event-stream")
 ]
-REASONS = ["stop", "length", "tool_calls", "content_filter", "function_call"]
-MUTANTS = [b'"abort"', b'"error"', b"null", b'""', b"5", b'"Stop"', b'"stop "', b'["stop"]', b"{}", b"NaN", b""]
+REASONS = ["stop", "length", "tool_calls", "content_filter", "function_call", "repetition"]
+MUTANTS = [b'"abort"', b'"error"', b"null", b'""', b"5", b'["stop"]', b"{}", b"NaN", b""]
+UNKNOWN = [b'"Stop"', b'"stop "', b'"eos_token"']
 FINISH = re.compile(rb'(?<="finish_reason":)"[a-z_]+"')
 
 
@@ -441,6 +441,22 @@ def test_a_recorded_stream_with_another_finish_reason_is_never_whole(
     assert error is not None
     assert error.code is Code.UPSTREAM_INCOMPLETE
     assert b"[DONE]" not in passed
+
+
+@given(
+    st.sampled_from(STREAMED),
+    st.integers(0, 9),
+    st.sampled_from(UNKNOWN),
+    st.lists(st.integers(0, 9999), max_size=4),
+)
+def test_a_recorded_stream_with_an_unknown_finish_reason_is_passed_on_and_not_stored(
+    name: str, which: int, mutant: bytes, cuts: list[int]
+) -> None:
+    body = load(name).body
+    found = list(FINISH.finditer(body))
+    at = found[which % len(found)]
+    changed = body[: at.start()] + mutant + body[at.end() :]
+    assert judged(name, changed, cuts) == (None, False, changed)
 
 
 def more_than_asked(name: str, passed: bytes) -> bool:

@@ -19,7 +19,7 @@ from proxy.flights.continuing.replay import Replay
 from proxy.flights.flight import FREE, STEP, Flight
 from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.upstream.http import KnownHead
-from proxy.wire import PATHS, REASONS, ApiRequest, FrameTemplate, Tokens, Usage, data_of, encode, stream_extras
+from proxy.wire import PATHS, UNFINISHED, ApiRequest, FrameTemplate, Tokens, Usage, data_of, encode, stream_extras
 
 IDS: Final = "ids"
 """How a stream was continued, in log, metrics and traces: by the ids of its tokens."""
@@ -154,7 +154,7 @@ class TokenIds:
                 changed = True
                 choice["token_ids"] = _NULL
             reason = _REASON.decode(choice.get("finish_reason", _NULL))
-            if reason is None or reason in REASONS:  # else readers do not get its text: an abort
+            if reason not in UNFINISHED:  # else readers do not get its text: an abort
                 text = self._look_at(choice, reason, listed=bytes(raw) not in (b"null", b"[]"))
                 if raw != _NULL:
                     self.take(raw, text=text)
@@ -353,7 +353,7 @@ class Rest:
         else:
             token_ids.usable = False
         reason = _REASON.decode(choice.get("finish_reason", _NULL))
-        self._ended = token_ids.finished = reason in REASONS
+        self._ended = token_ids.finished = reason is not None and reason not in UNFINISHED
         if not self._chat:
             return choice | ({"token_ids": _NULL} if "token_ids" in choice else {})
         made: dict[str, Any] = {
