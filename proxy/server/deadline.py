@@ -41,15 +41,16 @@ def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
     reader = context.reader
     ended = reader is not None and reader.done  # with the flight's own end
     pipe = reader.end_writing() if reader is not None else None
-    if not context.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
+    socket = respond.socket_of(pipe)
+    if not context.status and (socket is None or socket.head):
         raise error
     context.failed(error.code.code)
-    if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
+    if reader is None or pipe is None or socket is None or reader.flight.mode is not Mode.STREAM:
         raise ConnectionResetError("ended early, in the middle of a body")
     if not ended:
         if reader.offset:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(reader.flight.error_frame(error)) + LAST_CHUNK)
     context.begin_response(200)
-    context.wrote(pipe.sent)
-    return respond.Sent(200, False, pipe.sent)
+    context.wrote(socket.sent)
+    return respond.Sent(200, False, socket.sent)

@@ -16,7 +16,8 @@ import msgspec
 from aiohttp import HttpVersion11
 
 from proxy.errors import Code, GatewayError
-from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
+from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Pipe, Subscriber, refused
+from proxy.flights.resuming import Numbered
 from proxy.server.context import Resumable
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
@@ -97,6 +98,12 @@ class SocketPipe:
         self.sent += len(data)
         transport.write(data)
         return not self._protocol.write_paused
+
+
+def socket_of(pipe: Pipe | None) -> SocketPipe | None:
+    """The client's socket that a pipe writes to; None where it writes to no socket."""
+    end = pipe.pipe if isinstance(pipe, Numbered) else pipe
+    return end if isinstance(end, SocketPipe) else None
 
 
 async def stream(
@@ -252,9 +259,10 @@ async def write_until_done(reader: Subscriber, wait_writable: WaitWritable, ever
 def _keep_alive(reader: Subscriber) -> None:
     """Write a keep-alive, where the last write ended with an event and the client takes it."""
     pipe = reader.pipe
-    if isinstance(pipe, SocketPipe) and not (
-        reader.offset or reader.lagging or reader.flight.ended or pipe.paused
-    ):
+    socket = socket_of(pipe)
+    if pipe is None or socket is None or socket.paused:
+        return
+    if not (reader.offset or reader.lagging or reader.flight.ended):
         pipe.write(keep_alive(reader.flight))
 
 

@@ -134,6 +134,32 @@ async def test_ids_are_counted_on_and_go_before_the_query() -> None:
         assert answer.events()[-1] == b"id: 5\n" + DONE
 
 
+@pytest.mark.parametrize("form", ["plain", "resume", "ids", "back", "back with ids"])
+@pytest.mark.parametrize("late", [False, True], ids=["begun", "waiting"])
+async def test_a_deadline_ends_each_form_of_a_stream_by_one_error_frame(form: str, late: bool) -> None:
+    """In the body that has begun: no second response is written into it."""
+    headers = {"plain": (), "resume": GRACE, "back": GRACE}.get(form, IDS)
+    soon = (("x-request-timeout", "1"),)
+    async with Engine() as engine, gateway(engine, keepalive_seconds=0.1 if late else 30.0) as app:
+        back = form.startswith("back")
+        async with streaming(app.url, CHAT, HELLO_STREAM, headers if back else headers + soon) as client:
+            turn = await engine.next_request()
+            if not late:
+                await turn.send("a")
+            head = await client.read_head()
+            if back:
+                answer = await get(app.url, f"/v1/streams/{name_of(head)}?after=0", soon)
+            else:
+                answer = await client.read()
+            await turn.finish()
+        assert answer.raw.endswith(b"0\r\n\r\n")
+        body = answer.body
+        assert body.count(b'"code":"deadline_exceeded"') == 1
+        assert b"HTTP/1.1" not in body
+        assert b"[DONE]" not in body
+        assert (b"id: 1\n" in body) is form.endswith("ids")
+
+
 async def test_a_generation_runs_on_for_the_grace_and_no_longer() -> None:
     async with Engine() as engine, gateway(engine) as app:
         async with left(engine, app.url, headers=(("x-gateway-resume", "0.05"),)) as (turn, name, _):

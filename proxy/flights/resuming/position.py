@@ -69,18 +69,18 @@ class Numbered:
     It takes the stream in any pieces. An engine's own `id:` lines, of which a client would take the last, and a
     BOM, which would follow our line, are dropped; of a frame over `SLICE_BYTES` those in its first bytes."""
 
-    __slots__ = ("_carry", "_left", "_pipe", "_seams", "frames")
+    __slots__ = ("_carry", "_left", "_seams", "frames", "pipe")
 
     def __init__(self, pipe: Pipe, frames: int, seams: Sequence[Seam]) -> None:
         """`frames`: how many the client has. `seams`: of the stream, which may grow."""
         self.frames = frames
-        self._pipe = pipe
+        self.pipe = pipe
         self._seams = seams
         self._carry = b""  # a chunk that is not whole
         self._left = 0  # bytes of the chunk that is being written
 
     def write(self, data: bytes | memoryview) -> bool:
-        return self._pipe.write(b"".join(self._numbered(self._carry + bytes(data))))
+        return self.pipe.write(b"".join(self._numbered(self._carry + bytes(data))))
 
     def _numbered(self, data: bytes) -> list[bytes]:
         pieces: list[bytes] = []

@@ -83,15 +83,24 @@ async def test_a_stream_of_a_removed_key_ends_with_a_typed_error_within_seconds_
     assert mine_line["key"] == "team-a"
 
 
-async def test_the_last_reader_that_is_ended_cancels_the_generation(engine: Engine, tmp_path: Path) -> None:
-    async with keyed(engine, tmp_path) as app, streaming(app.url, CHAT, HELLO_STREAM, bearer("ka")) as mine:
+@pytest.mark.parametrize("resume", [(), (("x-gateway-resume", "30"),), (("x-gateway-resume", "30; ids"),)])
+async def test_the_last_reader_that_is_ended_cancels_the_generation(
+    engine: Engine, tmp_path: Path, resume: tuple[tuple[str, str], ...]
+) -> None:
+    headers = (*bearer("ka"), *resume)
+    async with keyed(engine, tmp_path) as app, streaming(app.url, CHAT, HELLO_STREAM, headers) as mine:
         turn = await engine.next_request()
         await turn.send("a")
         assert await mine.event() is not None
         write(tmp_path / "keys.toml", B, OPS)
         await app.reload()
-        assert b'"key_revoked"' in (await mine.read()).body
-        await turn.cancelled()
+        ended = await mine.read()
+        assert b'"key_revoked"' in ended.body
+        assert b"HTTP/1.1" not in ended.body
+        if not resume:
+            await turn.cancelled()
+        else:
+            await turn.finish()
 
 
 async def test_what_waits_in_the_queue_for_its_body_or_for_an_answer_is_refused(

@@ -9,10 +9,12 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.resuming import Numbered
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early, run_with_deadline
 from proxy.server.respond import Sent, SocketPipe
+from proxy.wire import chunk
 from tests.kit.clock import virtual
 from tests.proxy.server.test_respond_streams import Client
 
@@ -65,6 +67,23 @@ def test_a_stream_that_has_begun_ends_with_the_error_and_is_closed() -> None:
         "deadline_exceeded",
     )
     assert (reader.done, reader.pipe) == (True, None)
+
+
+def test_the_error_of_a_numbered_stream_has_its_number() -> None:
+    one, reader, client = call_of(begun=False)
+    assert reader.pipe is not None
+    reader.pipe = Numbered(reader.pipe, 4, ())
+    with pytest.raises(GatewayError, match="over"):  # its head is not out
+        end_early(one, ERROR)
+    one, reader, client = call_of(begun=False)
+    assert reader.pipe is not None
+    reader.pipe = Numbered(reader.pipe, 4, ())
+    reader.pipe.write(chunk(b"data: a\n\n"))
+    sent = end_early(one, ERROR)
+    assert sent == Sent(200, False, len(client.sent))
+    assert client.sent.count(b"HTTP/1.1") == client.sent.count(b"head") - 1 == 0
+    assert b"id: 6\n" in client.sent
+    assert client.sent.endswith(b"0\r\n\r\n")
 
 
 def test_a_stream_that_has_its_end_is_given_no_other() -> None:
