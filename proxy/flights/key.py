@@ -126,8 +126,9 @@ class Keyer:
             # An engine may refuse a body for its spelling, though its canonical form equals that of others: it is
             # padded to many times its size, or a field holds a duplicate member, which the number of quotes shows.
             # It then shares only with requests of the same bytes.
-            quotes, due = body.count(b'"'), text.count(b'"') + elsewhere
-            odd = len(body) > 4 * len(text) + PADDING or (quotes != due and quotes + body.count(_ESCAPED) != due)
+            # The sum has to be exact: an escaped quote, left out of it, would hide a duplicate member's.
+            quotes, due = body.count(b'"') + body.count(_ESCAPED), text.count(b'"') + elsewhere
+            odd = quotes != due or len(body) > 4 * len(text) + PADDING
             if headers or odd:
                 named = sorted((header, value.encode("utf-8", "surrogateescape")) for header, value in headers)
                 text = _ENCODE((*parts, named, self._new(body).digest() if odd else None))
@@ -199,8 +200,7 @@ def _plain_metadata(raw: bytes) -> bool:
 def _once(raw: bytes) -> bool:
     """Whether no member is duplicate, judged by the number of quotes."""
     try:
-        quotes, once = raw.count(b'"'), _ENCODE(_ANY.decode(raw)).count(b'"')
-        return quotes == once or quotes + raw.count(_ESCAPED) == once
+        return raw.count(b'"') + raw.count(_ESCAPED) == _ENCODE(_ANY.decode(raw)).count(b'"')
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 

@@ -64,9 +64,11 @@ class Backend:
     allotted: int = 10**9  # places of the limit that this process may use
     abilities: Abilities = field(default_factory=Abilities)
     build: Build = field(default_factory=Build)
+    served: Set[str] = field(init=False, repr=False, default=frozenset())  # the ids of its models
 
     def __post_init__(self) -> None:
         self.most = self.max_inflight
+        self.list_models(self.models)
         self.seed = key_of(self.name.encode())
 
     def report_load(self, report: LoadReport | None, besides: float = 0.0) -> None:
@@ -96,9 +98,12 @@ class Backend:
         """Whether the `id` of its answers holds the request's id."""
         self.echoes = echoes
 
-    @property
-    def served(self) -> set[str]:
-        return {str(model.get("id")) for model in self.models}
+    def list_models(self, models: list[dict[str, Any]]) -> bool:
+        """Set the models that it lists. True: others than before."""
+        before = self.served
+        self.models = models
+        self.served = frozenset(str(model.get("id")) for model in models)
+        return self.served != before
 
     @property
     def merges(self) -> bool:
@@ -421,11 +426,18 @@ class Backends:
         ]  # fmt: skip
 
     def _choose(self) -> dict[str | None, list[Backend]]:
-        claimed: set[str | None] = {None}
-        claimed.update(*(backend.served for backend in self.all))
-        self._chosen = {model: self.candidates(model) for model in claimed}
-        self.listed = claimed
-        return self._chosen
+        """The candidates for each model, as `candidates` has them: in one pass, as engines may list thousands."""
+        living = [backend for backend in self.all if backend.up] or self.all
+        chosen: dict[str | None, list[Backend]] = {None: living}
+        for backend in living:
+            for model in backend.served:
+                chosen.setdefault(model, []).append(backend)
+        up = frozenset(chosen)
+        for backend in self.all:
+            for model in backend.served - up:  # known, but down
+                chosen.setdefault(model, []).append(backend)
+        self._chosen, self.listed = chosen, chosen.keys()
+        return chosen
 
     def record_unreachable(self, backend: Backend, why: str) -> None:
         """It cannot be connected to: it is down until a health check succeeds, and the next one is soon."""
@@ -492,7 +504,6 @@ class Backends:
     def _set(self, backend: Backend, *, up: bool, detail: str = "", told: bool = False) -> None:
         if backend.leaving:
             return
-        self._chosen = {}
         changed = backend.up is not up
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
@@ -500,6 +511,7 @@ class Backends:
             backend.breaker.half_open()  # it is back: a request may probe it now
             self._anew(backend)
         if changed:
+            self._chosen = {}
             backend.check_soon.set()
             if not up and not told:
                 self.tell(backend.name, "down", 0.0, detail)
@@ -509,8 +521,8 @@ class Backends:
 
     def record_models(self, backend: Backend, models: list[dict[str, Any]]) -> None:
         """The models that it lists."""
-        backend.models = models
-        self._chosen = {}
+        if backend.list_models(models):
+            self._chosen = {}
 
     def record_build(self) -> None:
         """The build of an engine has changed."""

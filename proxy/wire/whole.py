@@ -112,7 +112,8 @@ def asked_of(api_request: ApiRequest) -> int:
 
 
 def _items(raw: Raw) -> int:
-    """The number of prompts: a text or a list of token ids is one."""
+    """The number of prompts, 0 where it is not known: a text or a list of token ids is one, and objects may be the
+    messages of one conversation (vLLM) or an input each (others)."""
     view = memoryview(raw)
     head = bytes(view[:64]).lstrip()
     if head.startswith(b'"'):
@@ -120,7 +121,7 @@ def _items(raw: Raw) -> int:
     first = head[1:].lstrip()[:1]
     if not head.startswith(b"[") or not first or first == b"]" or (first.isdigit() or first == b"-"):
         return 1 if first.isdigit() or first == b"-" else 0
-    if len(view) > MAX_COUNTED:
+    if first == b"{" or len(view) > MAX_COUNTED:
         return 0
     try:
         return len(_LIST.decode(raw))

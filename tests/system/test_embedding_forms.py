@@ -9,6 +9,9 @@ import pytest
 
 from tests.kit.client import post_json
 from tests.kit.engine import Engine, Turn
+from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_wire import embeddings_body
+from tests.kit.redis_server import redis_server
 from tests.kit.running import gateway
 
 VECTORS = bytes(range(256))
@@ -42,6 +45,32 @@ async def test_messages_go_to_the_engine_which_has_their_template(engine: Engine
         assert (empty.status, empty.json()["error"]["param"]) == (400, "input")
     (turn,) = engine.requests
     assert turn.body == json.dumps(ask).encode()
+
+
+@pytest.mark.parametrize("vectors", [1, 2], ids=["one conversation", "an input each"])
+async def test_objects_as_input_have_as_many_vectors_as_the_engine_says(engine: Engine, vectors: int) -> None:
+    """vLLM takes messages for one conversation, others take each object for an input: it is no fault of theirs."""
+    engine.auto(lambda turn: turn.respond(200, embeddings_body(["a"] * vectors, "m1", 1)))
+    talk = [{"role": "system", "content": "Represent it."}, {"role": "user", "content": "cat"}]
+    async with gateway(engine, breaker_failures=1, retries=0) as app:
+        for n in range(3):
+            answer = await post_json(app.url, "/v1/embeddings", {"model": "m1", "input": talk, "seed": n})
+            assert answer.status == 200
+            assert len(answer.json()["data"]) == vectors
+    assert len(engine.requests) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+async def test_each_path_heeds_what_its_client_wants_to_share(engine: Engine, path: str) -> None:
+    engine.auto(echo_script())
+    ask = {"model": "m1", "input": "a"}
+    async with redis_server() as redis, gateway(engine, redis=f"unix://{redis}") as app:
+        for headers in ([("x-gateway-share", "off")], [("cache-control", "no-store")]):
+            for _ in range(2):
+                assert (await post_json(app.url, path, ask, headers)).head["x-gateway-cache"] in ("bypass", "miss")
+        assert len(engine.requests) == 4
+        wrong = await post_json(app.url, path, ask, [("x-gateway-share", "bogus")])
+        assert (wrong.status, wrong.json()["error"]["code"]) == (400, "invalid_header")
 
 
 async def test_what_is_denied_is_denied_in_messages_too(engine: Engine, tmp_path: Path) -> None:

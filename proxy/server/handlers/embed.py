@@ -7,7 +7,6 @@ from typing import Final
 from proxy.access.ratelimit import Admission
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights import sharing_of
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
 from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vector
@@ -32,7 +31,6 @@ class EmbedHandler:
         responder: Responder,
     ) -> None:
         self._stub = settings.embed_stub
-        self._share = settings.share
         self._bodies = bodies
         self._generation = generation
         self._admission = admission
@@ -46,7 +44,8 @@ class EmbedHandler:
         if self._admission is not None:
             await self._admission(context)
         try:
-            reader = self._generation.attach(context, api_request, sharing_of(api_request, self._share))
+            sharing = self._generation.sharing(context, api_request)
+            reader = self._generation.attach(context, api_request, sharing)
             reader, _ = await self._generation.settle(context, body, reader)
             await reader.complete()
             head = reader.flight.head

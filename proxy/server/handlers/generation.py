@@ -137,7 +137,7 @@ class Generation:
                 return await self.forward(context, api_request)
             if self._admission is None:
                 default = self._settings.share
-                share = sharing_of(api_request, default) if request.plain else self._share(context, api_request)
+                share = sharing_of(api_request, default) if request.plain else self.sharing(context, api_request)
                 reader, late = self.attach(context, api_request, share), False  # a coroutine less
             else:
                 reader, late = await self.join(context, api_request), False
@@ -245,12 +245,12 @@ class Generation:
     ) -> Subscriber:
         """Steps 3 to 5: rate limits, key, Flight. `admitted`: it has passed the rate limits. `fold`: see `attach`.
         Raises GatewayError."""
-        share = self._share(context, api_request)
+        share = self.sharing(context, api_request)
         if self._admission is not None and not admitted:
             await self._admission(context)
         return self.attach(context, api_request, share, fold=fold)
 
-    def _share(self, context: RequestContext, api_request: ApiRequest) -> Sharing:
+    def sharing(self, context: RequestContext, api_request: ApiRequest) -> Sharing:
         """What the request may share. Raises GatewayError 400."""
         headers = context.request.headers
         # Lines of one name are one list (RFC 9110, 5.3).

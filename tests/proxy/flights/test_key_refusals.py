@@ -93,6 +93,22 @@ def test_a_quote_is_the_same_however_it_is_written(name: str) -> None:
     assert (key(spelled_[0]) == key(CHAT)) is (name != "x")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        '{"messages":[{"role":"user",%s}]}',
+        '{"messages":[{"role":"user","content":"a"}],"x":{%s}}',
+        '{"messages":[{"role":"user","content":"a"}],"metadata":{%s}}',
+    ],
+)
+def test_escaped_quotes_do_not_hide_a_member_given_twice(form: str) -> None:
+    """Four quotes written as escapes are as many as the second member has."""
+    twice = form % '"content":"evil","content":"\\u0022x\\u0022 \\u0022y\\u0022"'
+    plain = form % '"content":"\\"x\\" \\"y\\""'
+    assert twice.count('"') == plain.count('"')
+    assert key(twice) != key(plain)
+
+
 def test_a_body_padded_to_many_times_its_size_is_one_with_its_like_alone() -> None:
     """An engine, or what stands before it, may refuse a body for its size."""
     body = json.dumps(CHAT)

@@ -29,7 +29,7 @@ def twins(house: House, count: int, *, window: float = 0.0) -> list[Flight]:
     scheduler = house.scheduler
     scheduler._merger = Merger(8, limit=1 << 20, window=window, on_member=scheduler._member_ended)
     scheduler.queue._twin = twin_of
-    house.backends.all[0].models = [{"id": "m", "owned_by": "vllm"}]
+    house.backends.all[0].list_models([{"id": "m", "owned_by": "vllm"}])
     flights = []
     for _ in range(count):
         spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", api_request=decode("chat", BODY), model="m")

@@ -83,7 +83,7 @@ class Desk:
         self.pools = [Script(answers) for _ in range(count)]
         self.engines = [Backend(f"e{n}", cast(Pool, pool), 4, up=True) for n, pool in enumerate(self.pools)]
         for engine in self.engines:
-            engine.models = [{"id": "m", "owned_by": owner}]
+            engine.list_models([{"id": "m", "owned_by": owner}])
         self.log, self.metrics, self.probed = Lines(), Metrics(), list[tuple[str, str]]()
         self.metrics.probed = lambda *given: self.probed.append(given)  # type: ignore[method-assign]
         self.unfolded: list[str] = []
@@ -248,7 +248,7 @@ async def test_llama_cpp_is_known_without_a_question() -> None:
     for name in ("m", "another"):
         assert desk.engines[0].abilities.shape(api_request(model=name)) == LLAMA
     desk.engines[0].abilities.forget()
-    desk.engines[0].models = [{"id": name, "owned_by": "llamacpp"} for name in ("m", "n", "o")]
+    desk.engines[0].list_models([{"id": name, "owned_by": "llamacpp"} for name in ("m", "n", "o")])
     await desk.run(EVERY / 2)
     assert desk.shapes.settled, "one model after the other, without a pause"
 
@@ -315,7 +315,7 @@ async def test_what_one_body_does_not_prove_is_asked_with_another_text() -> None
 async def test_an_engine_of_models_of_several_kinds_is_asked_like_an_unknown_one() -> None:
     desk = Desk()
     engine = desk.engines[0]
-    engine.models = [{"id": "m", "owned_by": "llamacpp"}, {"id": "n", "owned_by": "vllm"}]
+    engine.list_models([{"id": "m", "owned_by": "llamacpp"}, {"id": "n", "owned_by": "vllm"}])
     await desk.run(0.5)
     assert desk.posts() > 0
     assert engine.abilities.shape(api_request()) == VLLM
@@ -357,10 +357,10 @@ async def test_one_that_does_not_answer_well_is_tried_some_times_and_rests_for_l
 async def test_a_model_whose_adapter_is_loaded_meanwhile_has_had_its_tries() -> None:
     desk = Desk(lambda asked: (503, b""))
     engine = desk.engines[0]
-    engine.models = [{"id": "m", "owned_by": "vllm"}, {"id": "other", "owned_by": "vllm"}]
+    engine.list_models([{"id": "m", "owned_by": "vllm"}, {"id": "other", "owned_by": "vllm"}])
     await desk.run((TRIES - 1) * EVERY - 0.5)
     assert len(desk.probed) == TRIES - 1
-    engine.models = [*engine.models, {"id": "adapter", "owned_by": "vllm", "parent": "m"}]
+    engine.list_models([*engine.models, {"id": "adapter", "owned_by": "vllm", "parent": "m"}])
     await desk.run(3 * EVERY)
     assert (len(desk.probed), len(desk.log.lines)) == (TRIES, 1)
 
@@ -414,7 +414,7 @@ async def test_an_engine_that_only_embeds_is_asked_for_no_token(owner: str) -> N
 
     desk = Desk(embeds, owner="new" if owner == "new" else "vllm")
     if owner == "both":
-        desk.engines[0].models = [*desk.engines[0].models, {"id": "n", "owned_by": "new"}]
+        desk.engines[0].list_models([*desk.engines[0].models, {"id": "n", "owned_by": "new"}])
     await desk.run(3.0)
     assert desk.posts() == (2 if owner == "new" else 0)
     assert (desk.log.lines, desk.shapes.settled) == ([], True)
@@ -580,24 +580,26 @@ async def test_a_stream_that_passes_shows_nothing_where_it_is_unreadable_or_nobo
 
 def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
     engine = Backend("e0", cast(Pool, None), 1)
-    engine.models = [
-        {"id": "lora", "parent": "base"},
-        {"id": "base", "root": "/m"},
-        {"id": "alias", "root": "/m"},
-        {"id": "own"},
-        {"id": "orphan", "parent": "gone"},
-        {"id": "odd", "parent": ["base"], "root": ["/m"]},
-    ]
+    engine.list_models(
+        [
+            {"id": "lora", "parent": "base"},
+            {"id": "base", "root": "/m"},
+            {"id": "alias", "root": "/m"},
+            {"id": "own"},
+            {"id": "orphan", "parent": "gone"},
+            {"id": "odd", "parent": ["base"], "root": ["/m"]},
+        ]
+    )
     assert shapes._families(engine) == [["base", "alias", "lora"], ["own"], ["odd"], ["orphan"]]
-    engine.models = [{"id": f"{n}"} for n in range(20)]
+    engine.list_models([{"id": f"{n}"} for n in range(20)])
     assert len(shapes._families(engine)) == shapes.MOST_MODELS
     assert shapes._unknown(engine) == (["0"], "chat")
-    engine.models = [{"id": "base", "root": "/m"}, {"id": "alias", "root": "/m"}, {"id": "own"}]
+    engine.list_models([{"id": "base", "root": "/m"}, {"id": "alias", "root": "/m"}, {"id": "own"}])
     assert shapes._unknown(engine) == (["base", "alias"], "chat")
     for endpoint in shapes.ENDPOINTS:
         engine.abilities.learn(["base"], endpoint, Shape("none"))
     assert shapes._unknown(engine) == (["own"], "chat")
-    engine.models = [{"id": "one"}]
+    engine.list_models([{"id": "one"}])
     assert shapes._unknown(engine) == (["one", None], "chat")
     engine.abilities.learn(["one"], "chat", Shape("none"))
     assert shapes._unknown(engine) == (["one", None], "completions")

@@ -371,7 +371,7 @@ def test_what_is_remembered_chooses_as_asking_anew_would(
 
 def test_an_engine_that_answers_too_few_choices_is_sent_none_together_until_it_has_been_away() -> None:
     one = backend("a", "x")
-    one.models = [{"id": "x", "owned_by": "vllm"}]
+    one.list_models([{"id": "x", "owned_by": "vllm"}])
     engines = Backends([one])
     assert one.merges
     lease = engines.acquire("x")
@@ -395,3 +395,39 @@ async def test_an_engine_that_is_added_has_no_place_before_its_first_allotment_w
     lease = backends.acquire("y")
     assert lease is not None
     lease.release()
+
+
+def test_engines_that_list_thousands_of_models_are_chosen_in_one_pass() -> None:
+    """The ids are looked at once an engine, not once for each model of each other one."""
+
+    class Counted(str):
+        looked = 0
+
+        def __hash__(self) -> int:
+            Counted.looked += 1
+            return super().__hash__()
+
+    names = [Counted(f"m{n}") for n in range(2000)]
+    engines = [backend(str(n), *names[n * 100 :]) for n in range(4)]
+    engines[3].up = False
+    backends = Backends(engines)
+    Counted.looked = 0
+    assert backends.pool_of("m1999") == "m1999"
+    assert Counted.looked < 20 * sum(len(engine.served) for engine in engines)
+    for model in ("m0", "m150", "m250", "m1999", "none", None):
+        lease = backends.acquire(model)
+        assert lease is not None
+        assert lease.backend in backends.candidates(model)
+        lease.release()
+
+
+def test_a_check_that_finds_nothing_new_chooses_no_candidates_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = backend("a", "m")
+    backends = Backends([engine])
+    assert backends.pool_of("m") == "m"
+    chosen = backends._chosen
+    backends.record_models(engine, [{"id": "m", "max_model_len": 5}])
+    backends.record_health(engine, down="")
+    assert backends._chosen is chosen
+    backends.record_models(engine, [{"id": "n"}])
+    assert (backends.pool_of("m"), backends.pool_of("n")) == (None, "n")

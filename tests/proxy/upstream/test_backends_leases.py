@@ -168,7 +168,7 @@ def test_what_waits_for_a_model_has_its_name_only_where_an_engine_claims_it() ->
 
 def test_a_model_s_requests_wait_for_its_own_engines() -> None:
     house = House("ab", room=1)
-    house.engines[1].models = [{"id": "y"}]
+    house.engines[1].list_models([{"id": "y"}])
     assert house.lease().backend is house.engines[0]
     assert house.backends.acquire("x") is None
 
@@ -186,7 +186,7 @@ def test_an_engine_merges_where_one_of_its_models_is_vllm_s() -> None:
     house = House("a")
     (engine,) = house.engines
     merges = [engine.merges]
-    engine.models = [{"id": "a", "owned_by": "someone"}, {"id": "b", "owned_by": "vllm"}]
+    engine.list_models([{"id": "a", "owned_by": "someone"}, {"id": "b", "owned_by": "vllm"}])
     merges.append(engine.merges)
     lease = house.lease(engine)
     for told in (house.backends.record_too_few_choices, house.backends.clear_too_few_choices):
@@ -220,7 +220,7 @@ def test_a_stream_folds_for_sure_where_it_does_at_every_engine_it_may_go_to(
     house = House("abc")
     for engine, does in zip(house.engines, (a, b, True), strict=True):
         engine.abilities = cast(Abilities, Folding(does))
-    house.engines[2].models = [{"id": "other"}]
+    house.engines[2].list_models([{"id": "other"}])
     for _ in range(2):
         assert house.backends.folds(ASK, name) is folds
         house.lease().release()  # now it is known who may answer
@@ -267,7 +267,10 @@ def test_where_no_other_takes_a_request_one_that_is_down_may_just_have_come_back
     down, tripped = house.engines
     refuses(house, down)
     for name, value in change.items():
-        setattr(down, name, value)
+        if name == "models":
+            down.list_models(value)
+        else:
+            setattr(down, name, value)
     house.fail(tripped, None, None)
     if not tried:
         with pytest.raises(GatewayError):

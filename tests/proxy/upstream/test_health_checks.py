@@ -51,7 +51,7 @@ class Ward:
         self.pool = Asked(**answers)
         breaker = Breaker(BreakerRules(failures=2, span=1.0), lambda: 0.0)
         self.backend = Backend("a", cast(Pool, self.pool), 9, up=True, breaker=breaker)
-        self.backend.models = [{"id": "m1"}] if models is None else models
+        self.backend.list_models([{"id": "m1"}] if models is None else models)
         self.told: list[str] = []
         self.backends = Backends(
             [self.backend],

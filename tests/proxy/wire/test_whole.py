@@ -68,6 +68,8 @@ def completion(prompt: Any, **fields: Any) -> ApiRequest:
         (completion(["a" * 2_000_000]), 0),
         (decode("embeddings", b'{"input": [ "a", "b" ]}'), 2),
         (decode("embeddings", b'{"input":[1, 2]}'), 1),
+        (decode("embeddings", b'{"input":[{"role":"system","content":"a"},{"role":"user","content":"b"}]}'), 0),
+        (decode("embeddings", b'{"input":[[{"role":"user","content":"a"}],[{"role":"user","content":"b"}]]}'), 2),
         (decode("embeddings", b'{"input":"a", "n": 7}'), 1),
     ],
 )
