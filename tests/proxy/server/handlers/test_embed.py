@@ -11,7 +11,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.sharing import Sharing
+from proxy.flights.sharing import Sharing, sharing_of
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server.context import RequestContext
 from proxy.server.handlers.embed import EmbedHandler
@@ -36,6 +36,9 @@ class Asked:
 
     async def read(self, *facts: Any, json: bool = True) -> Any:
         return ASK if len(facts) == 3 else b""
+
+    def sharing(self, context: RequestContext, api_request: ApiRequest) -> Sharing:
+        return sharing_of(api_request, "auto")
 
     def attach(self, context: RequestContext, api_request: ApiRequest, share: Sharing) -> Subscriber:
         if self.refuses is not None:
