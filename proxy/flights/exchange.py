@@ -49,6 +49,7 @@ _FAULTS: Final = frozenset(
         Code.UPSTREAM_CONNECT_TIMEOUT,
         Code.UPSTREAM_TRUNCATED,
         Code.UPSTREAM_INCOMPLETE,
+        Code.UPSTREAM_ERROR_FRAME,
         Code.UPSTREAM_PROTOCOL,
         Code.UPSTREAM_FIRST_TOKEN_TIMEOUT,
         Code.UPSTREAM_TOKEN_TIMEOUT,
@@ -62,6 +63,9 @@ _BREAKS: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, 
 _DROPPED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_INCOMPLETE})
 """Those after which the engine works no more for the request: see `GONE`. All its streams break at once when it is
 killed, and the retry budget does not apply to them where another engine runs."""
+
+_ENDED: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED, Code.UPSTREAM_ERROR_FRAME})
+"""The answer ended before it was complete."""
 
 _CUT: Final = frozenset({Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED})
 """The engine's connection ended: the request may have killed it. See `Exchange._look_whether_gone`."""
@@ -451,7 +455,7 @@ class Exchange(msgspec.Struct, eq=False):
                 self._connect_anew(self.lease.backend)
                 return
             cause = RESET
-        elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
+        elif error.code in _ENDED:
             cause = TRUNCATED
         elif error.code is Code.UPSTREAM_INCOMPLETE:
             cause = None if self.flight.divides else TRUNCATED

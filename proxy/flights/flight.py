@@ -118,6 +118,7 @@ class Flight:
         "tail",
         "throttle",
         "times",
+        "told_error",
         "trace",
         "usage",
     )  # fmt: skip
@@ -144,6 +145,7 @@ class Flight:
         self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
+        self.told_error: str | None = None  # the code of an error that the engine told in its stream
         # STREAM: frames in their HTTP chunks, one or more an entry; WHOLE: the body's pieces; RAW: pieces as sent
         self.log: list[bytes] = []
         self.size = 0  # bytes that the log holds now
@@ -201,6 +203,10 @@ class Flight:
         return self.phase in _BEFORE and self.mode is self.spec.mode
 
     # -- facts: one writer each ----------------------------------------------------------------------
+
+    def tells_error(self) -> None:
+        """The engine told an error in its stream, which readers get as it is."""
+        self.told_error = Code.UPSTREAM_ERROR_FRAME.code
 
     def when_abandoned(self, then: Callable[[Flight], None] | None) -> None:
         """Call `then` when the last reader leaves before the end."""

@@ -99,6 +99,14 @@ class StreamLimits(msgspec.Struct, frozen=True):
     flight: int = 64 * 1024 * 1024
 
 
+def _failed_with(fault: str) -> GatewayError:
+    """The error for an engine's own, told in its stream."""
+    said = fault[:200].strip(" .")
+    return GatewayError(
+        Code.UPSTREAM_ERROR_FRAME, f"The engine failed in its stream{f': {said}' if said else ''}."
+    )
+
+
 _NOBODY: Final = Callbacks(lambda error: None)
 """Those of an exchange that has ended."""
 
@@ -396,15 +404,22 @@ class Ingest:
             flight.flush()
 
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
-        """Whether the first frames have a finish reason that completes nothing, as an engine sends for requests
-        that it has not begun when it shuts down. No byte has gone out, so it may be retried."""
-        if self.flight.divides or self.flight.spec.api_request is None:
+        """Whether the first frames have an error of the engine's own, as vLLM sends where it fails in prefill, or
+        a finish reason that completes nothing, as it sends for requests that it has not begun when it shuts down.
+        No byte has gone out, so it may be retried."""
+        flight = self.flight
+        if flight.spec.api_request is None:
             return False
         ended: dict[int, str] = {}
         for frame in frames:
             if b"[DONE]" in frame and is_done(frame):
                 return False  # nothing after it is read
-            if FINISH.search(frame) is not None and not note(frame, ended):
+            if frame.find(b"error") >= 0 and flight.untouched and usage_of(frame) is None and is_error(frame):
+                fault = fault_of(frame)
+                if fault is not None:
+                    self._fail(_failed_with(fault))
+                return fault is not None
+            if not flight.divides and FINISH.search(frame) is not None and not note(frame, ended):
                 break
         else:
             return False
@@ -479,6 +494,7 @@ class Ingest:
             flight.reports(usage)
         elif failed:
             self.error_frame = True
+            flight.tells_error()
             self._spoil()
         elif ends is not None:
             twins.forget()
@@ -507,9 +523,7 @@ class Ingest:
             fault = fault_of(frame)
             if fault is None:
                 return False  # the request's: another engine would say the same
-            said = fault[:200].strip(" .")
-            words = f"The engine failed in its stream{f': {said}' if said else ''}."
-            error = GatewayError(Code.UPSTREAM_ERROR_FRAME, words)
+            error = _failed_with(fault)
         self.flight.flush()  # frames before it in the same read
         return breaks(error)
 

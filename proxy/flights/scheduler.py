@@ -529,12 +529,12 @@ class Scheduler:
         for member in alone:
             self._enqueue_again(member, self._loop.time())
             self._soon()
-        outcome = _outcome(error) if error is not None else "error" if few else "landed"
+        outcome = _outcome(error) if error is not None else "error" if few or merged.failed else "landed"
         self._metrics.flight_landed(outcome, merged.spec.model, None, made)
 
     def _member_ended(self, member: Flight) -> None:
         self._group.remove(member)
-        if member.phase is Phase.LANDED:
+        if member.phase is Phase.LANDED and member.told_error is None:
             self._on_complete(member)
 
     def _abort_upstream(self, flight: Flight) -> None:

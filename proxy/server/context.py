@@ -274,8 +274,9 @@ class RequestContext(msgspec.Struct, eq=False):
 
     def failure(self) -> str | None:
         """The error's code: of a refusal, or of a stream that broke after its head had gone out."""
-        if self.error is None and self.reader is not None and self.reader.flight.error is not None:
-            return self.reader.flight.error.code.code
+        if self.error is None and self.reader is not None:
+            flight = self.reader.flight
+            return flight.told_error if flight.error is None else flight.error.code.code
         return self.error
 
     def recorded(self) -> Recorded:
@@ -322,8 +323,8 @@ class RequestContext(msgspec.Struct, eq=False):
         if reader is not None:
             flight = reader.flight
             verdict = "attached" if reader.attached else flight.origin
-            if error is None and flight.error is not None:
-                error = flight.error.code.code
+            if error is None:
+                error = flight.told_error if flight.error is None else flight.error.code.code
             items, times, usage = flight.items, flight.times, flight.usage
             if times.dispatched is not None:
                 sent_as = flight.carried_as or flight.spec.request_id

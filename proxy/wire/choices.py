@@ -90,8 +90,13 @@ class StreamSplit:
         data = data_of(frame)
         failed = data is not None and is_error(frame)
         self.failed = self.failed or failed
-        if data is None or failed:  # a comment, or an error: for all parts
-            return [(n, frame, False) for n, part in enumerate(self.parts) if not part.ended]
+        if data is None or failed:  # a comment, or an error, which is the last: for all parts
+            left = [n for n, part in enumerate(self.parts) if not part.ended]
+            given: list[Given] = [(n, frame, False) for n in left]
+            if not failed:
+                return given
+            self._ending.update(left)
+            return self._ended(given)
         try:
             members = _MEMBERS.decode(data)
             choices = _LIST.decode(members.get("choices", _NULL))

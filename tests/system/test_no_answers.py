@@ -3,14 +3,18 @@ answer, and bytes that are not HTTP."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit.client import post_json, streaming
 from tests.kit.engine import Engine, Turn
-from tests.kit.running import HELLO, HELLO_STREAM, gateway
+from tests.kit.engine_scripts import echo_script
+from tests.kit.engine_wire import sse
+from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.system.test_retries import another_answers
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -165,6 +169,93 @@ async def test_it_is_tried_nowhere_else_where_the_setting_says_so(retry_on: str)
         answer = await post_json(app.url, CHAT, HELLO)
         assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_protocol")
         assert one.generations + two.generations == 1
+
+
+FAULT = sse({"error": {"message": "EngineCore died", "type": "InternalServerError", "param": None, "code": 500}})
+ROLE = sse({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+DONE = b"data: [DONE]\n\n"
+
+
+async def fails_in_prefill(turn: Turn) -> None:
+    """As vLLM, which has answered 200 before it begins."""
+    await turn.start(role=False)
+    await turn.end(FAULT, DONE)
+
+
+async def fails_after_its_role(turn: Turn) -> None:
+    await turn.start(role=False)
+    await turn.end(ROLE + FAULT, DONE)  # in one read: nothing has gone out
+
+
+@pytest.mark.parametrize("script", [fails_in_prefill, fails_after_its_role])
+@pytest.mark.parametrize("sampled", [False, True])
+async def test_an_engine_s_own_error_before_its_first_token_is_tried_at_another_engine(
+    script: Script, sampled: bool
+) -> None:
+    await another_answers(script, CHAT, HELLO_STREAM | ({"temperature": 1} if sampled else {}), "truncated")
+
+
+async def test_an_engine_whose_streams_begin_with_errors_draws_no_requests_for_long() -> None:
+    """It fails fast, so it looks least busy."""
+    async with (
+        Engine(fails_in_prefill) as bad,
+        Engine(echo_script()) as good,
+        gateway(bad, good, breaker_failures=3, retries=0) as app,
+    ):
+        senders = [[("authorization", f"Bearer {n}")] for n in range(12)]
+        answers = [
+            await post_json(app.url, CHAT, HELLO_STREAM | {"temperature": 1}, sender)
+            for sender in senders
+            for _ in range(3)
+        ]
+        failed = [answer for answer in answers if answer.status != 200]
+        assert {answer.json()["error"]["code"] for answer in failed} <= {"upstream_error_frame"}
+        assert len(failed) <= 6
+        assert b"EngineCore died" in failed[0].body
+
+
+async def test_an_error_that_blames_the_request_is_passed_on_and_logged(engine: Engine, tmp_path: Path) -> None:
+    error = sse({"error": {"message": "no", "code": 400}})
+
+    async def script(turn: Turn) -> None:
+        await turn.start(role=False)
+        await turn.end(error, DONE)
+
+    engine.auto(script)
+    async with gateway(engine, log_to=tmp_path / "log") as app:
+        answer = await post_json(app.url, CHAT, HELLO_STREAM)
+        assert (answer.status, answer.body) == (200, error)
+        assert engine.generations == 1
+    (line,) = [line for line in lines(tmp_path / "log") if line.get("endpoint") == "chat"]
+    assert (line["level"], line["error"], line["status"]) == ("warning", "upstream_error_frame", 200)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("blames", [400, 500])
+async def test_readers_of_a_merged_answer_get_one_error(engine: Engine, begun: bool, blames: int) -> None:
+    error = sse({"error": {"message": "no", "code": blames}})
+    ask = HELLO_STREAM | {"temperature": 1}
+    async with gateway(engine, max_inflight=1, retries=0) as app:
+        first = asyncio.create_task(post_json(app.url, CHAT, HELLO_STREAM | {"seed": 1}))
+        before = await engine.next_request()
+        twins = [asyncio.create_task(post_json(app.url, CHAT, ask)) for _ in range(2)]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await before.finish("x")
+        await first
+        turn = await engine.next_request()
+        assert turn.json()["n"] == 2
+        await turn.start(role=False)
+        if begun:
+            await turn.frame(ROLE)
+            await until(lambda: any(flight.log for flight in app.group.live))
+        await turn.end(error, DONE)
+        for answer in await asyncio.gather(*twins):
+            if begun or blames == 400:
+                assert answer.status == 200
+                assert answer.events()[-1] == error
+                assert answer.body.count(b'"error"') == 1
+            else:
+                assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_error_frame")
 
 
 async def test_a_stream_that_is_no_http_any_more_is_continued_at_another_engine() -> None:

@@ -86,6 +86,7 @@ class EventIngest(Ingest):
             flight.names(seen.id)
         if seen.error:
             self.error_frame = True
+            flight.tells_error()
 
     def _read_whole(self) -> bool:
         log = self.flight.log

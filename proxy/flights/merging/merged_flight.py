@@ -141,9 +141,14 @@ class MergedFlight(Flight):
         return found
 
     @property
+    def failed(self) -> bool:
+        """Whether the engine told an error in the stream, by which all members end."""
+        return self._split.failed
+
+    @property
     def lacks_choices(self) -> bool:
         """Whether a member has not ended though the engine reports no error: it does not support `n`."""
-        return not self._split.failed and any(member is not None for member in self.members)
+        return not self.failed and any(member is not None for member in self.members)
 
     def fail_members(self, error: GatewayError) -> None:
         for n, member in enumerate(self.members):
@@ -195,7 +200,10 @@ class MergedFlight(Flight):
 
     def _land_member(self, n: int, member: Flight) -> None:
         self.members[n] = None
-        member.reports(self._split.usage_of(n), estimated=self._split.parts[n].estimated)
+        part = self._split.parts[n]
+        member.reports(self._split.usage_of(n), estimated=part.estimated)
+        if self.failed and not part.whole:
+            member.tells_error()
         member.land(self.head, last=self.clock())
         self._on_member(member)
 

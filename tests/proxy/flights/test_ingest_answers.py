@@ -163,6 +163,7 @@ async def test_who_divides_an_answer_gets_its_end_though_choices_lack_and_after_
         fed, spoiled = Fed(body=ASKED, flight=kind), list[Flight]()
         fed.flight.on_spoiled = spoiled.append
         fed.ingest.head(200, SSE)
+        fed.ingest.body(frame())
         fed.ingest.body(b'data: {"error":{"message":"no"}}\n\n' + DONE)
         assert (fed.ends, fed.ingest.clean, fed.ingest.error_frame) == ([None], False, True)
         assert (fed.flight.log[-1], spoiled) == (chunk(last), [fed.flight])

@@ -130,8 +130,10 @@ def test_tokens_that_the_engine_does_not_count_for_each_choice_go_by_events(
 
 def test_an_error_and_a_comment_are_everybodys() -> None:
     split = StreamSplit(parts(1, 2), request_id="r0")
-    assert split.feed(ERROR) == [(0, ERROR, False), (1, ERROR, False)]
     assert split.feed(b": ping\n\n") == [(0, b": ping\n\n", False), (1, b": ping\n\n", False)]
+    assert split.feed(ERROR) == [(0, ERROR, False), (1, ERROR, False)]
+    assert split.ended  # nothing follows an error, whatever the engine sends
+    assert split.feed(chunk(0, "a")) == split.feed(DONE) == []
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,9 @@ def test_nothing_is_counted_and_nothing_has_failed_before_the_engine_says_so() -
 def test_a_part_that_has_ended_hears_of_no_comment_and_no_error() -> None:
     split = StreamSplit(parts(1, 1), request_id="r0", fingerprint=Raw(b'"fp"'))
     split.feed(chunk(0, "a", finish="stop"))
-    assert split.feed(ERROR) == [(1, ERROR, False)]
     assert [n for n, _, _ in split.feed(frame(said(0), said(1)))] == [1]
+    assert split.feed(ERROR) == [(1, ERROR, False)]
+    assert split.feed(frame(said(0), said(1))) == []
 
 
 def test_a_frame_that_is_refused_half_way_has_ended_nobody() -> None:

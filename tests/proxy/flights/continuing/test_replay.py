@@ -207,7 +207,9 @@ async def test_why_a_stream_broke_is_said_once(said: str, words: str) -> None:
     reader = Reader(trip.flight)
     trip.exchange.begin()
     for at in range(3):
-        (await engine(trip, at)).body((ROLE if at == 0 else other(ROLE)) + failed)
+        each = await engine(trip, at)
+        each.body(ROLE if at == 0 else other(ROLE))  # with it in one read, the error would be told in its place
+        each.body(failed)
     (error,) = trip.arrivals
     assert error is not None
     assert error.message == f"{words} The stream cannot be continued."
