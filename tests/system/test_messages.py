@@ -311,6 +311,25 @@ async def test_it_is_sent_to_another_engine_before_its_first_byte_and_stops_as_i
             await turn.cancelled()
 
 
+@pytest.mark.parametrize(
+    ("path", "ask", "sent"),
+    [
+        (PATH, ASK_STREAM, "identity"),
+        (PATH, ASK, "identity"),
+        ("/v1/responses", {"model": "m1", "input": "a", "stream": True}, "identity"),
+        ("/tokenize", {"model": "m1", "prompt": "a"}, "gzip, br"),
+    ],
+)
+async def test_an_answer_that_is_read_here_is_asked_for_uncompressed(
+    engine: Engine, path: str, ask: dict[str, Any], sent: str
+) -> None:
+    """A proxy before the engine compresses streams of events for clients that accept it, as Anthropic's does."""
+    async with gateway(engine) as app, streaming(app.url, path, ask, [("accept-encoding", "gzip, br")]):
+        turn = await engine.next_request()
+        assert turn.headers["accept-encoding"] == sent
+        await turn.respond(400, {"error": {"message": "no"}})
+
+
 async def test_one_session_of_claude_code_stays_with_one_engine_and_equal_requests_are_two() -> None:
     by_header = [("x-claude-code-session-id", "0b6c7c1e")]
     by_body = {"metadata": {"user_id": json.dumps({"device_id": "d", "session_id": "0b6c7c1e"})}}

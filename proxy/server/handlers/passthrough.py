@@ -141,7 +141,11 @@ class PassThrough:
             mode=mode,
             request_id=context.id,
             headers=(
-                *end_to_end_headers(request.raw_headers, authorization=self._settings.forward_authorization),
+                *end_to_end_headers(
+                    request.raw_headers,
+                    authorization=self._settings.forward_authorization,
+                    encoded=event_api is None,
+                ),
                 # An engine takes the id in a header before one in the body.
                 *(() if context.raw.names_itself and not context.named else ((REQUEST_ID, context.id),)),
             ),

@@ -155,9 +155,10 @@ def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple
 
 
 def end_to_end_headers(
-    headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False
+    headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False, encoded: bool = True
 ) -> list[tuple[str, str]]:
-    """A client's end-to-end headers, as they came, but for those that end here. `authorization`: with its key."""
+    """A client's end-to-end headers, as they came, but for those that end here. `authorization`: with its key.
+    `encoded`: the answer may be compressed, as it is not read here."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
     named = {
         token.strip().lower()
@@ -172,4 +173,5 @@ def end_to_end_headers(
         and low not in named
         and "_" not in low  # some servers read `content_length` as Content-Length
         and not low.startswith(("x-forwarded-", "sec-websocket-", "x-envoy-"))
-    ]
+        and (encoded or low != "accept-encoding")
+    ] + ([] if encoded else [("accept-encoding", "identity")])
