@@ -576,7 +576,11 @@ def _listener(
         max_headers=settings.max_headers,
         max_head=settings.max_head_bytes,
         proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
-        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        times=Times(
+            head=settings.head_timeout,
+            stall=settings.client_stall_timeout or math.inf,
+            idle=settings.idle_timeout,
+        ),
         origins=origins,
         on_refused=metrics.connection_refused,
         on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),

@@ -485,6 +485,11 @@ class Settings:
         15.0, "Timeout for a request's line and headers, from the connection or their first byte.", low=0.1
     )
     body_timeout: float = _seconds(30.0, "Timeout for a request's body; 0 is no limit.")
+    idle_timeout: float = _seconds(
+        75.0,
+        "How long a client's connection is kept without a request; longer than a load balancer keeps it.",
+        low=1.0,
+    )
     connect_timeout: float = _seconds(5.0, "Timeout for connecting to an engine.", low=0.01)
     first_token_timeout: float = _seconds(
         300.0,

@@ -128,7 +128,11 @@ async def listen_for_operators(
         max_header=settings.max_header_bytes,
         max_headers=settings.max_headers,
         max_head=settings.max_head_bytes,
-        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        times=Times(
+            head=settings.head_timeout,
+            stall=settings.client_stall_timeout or math.inf,
+            idle=settings.idle_timeout,
+        ),
         on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
     )
     runner = web.ServerRunner(listener, shutdown_timeout=CLOSE_SECONDS)

@@ -110,6 +110,7 @@ TYPED: dict[str, str] = {
     "max_flight_bytes": "128MiB",
     "head_timeout": "5",
     "body_timeout": "1.5",
+    "idle_timeout": "620",
     "connect_timeout": "0.25",
     "first_token_timeout": "0",
     "token_timeout": "30",

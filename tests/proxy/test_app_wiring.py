@@ -80,6 +80,7 @@ async def test_settings_in_other_units_are_converted(engine: Engine, given: Give
         retry_burst=4,
         client_stall_timeout=11.0,
         head_timeout=3.0,
+        idle_timeout=620.0,
         merge_max=5,
         max_inflight=2,
         rate_limit_assumed_tokens=77,
@@ -92,7 +93,8 @@ async def test_settings_in_other_units_are_converted(engine: Engine, given: Give
         assert (request_queue["window"], request_queue["timeout"], request_queue["limit"]) == (2.5, 7.0, 9)
         assert (request_queue["max_batch"], request_queue["patience"]) == (3, 6.0)
         assert given["Scheduler"]["merge_max"] == 5
-        assert (given["Times"]["head"], given["Times"]["stall"]) == (3.0, 11.0)
+        times = given["Times"]
+        assert (times["head"], times["stall"], times["idle"]) == (3.0, 11.0, 620.0)
         listener = given["Listener"]
         assert (listener["max_header"], listener["max_headers"], listener["max_head"]) == (3_000, 30, 30_000)
         assert listener["proxies"] is None

@@ -51,7 +51,6 @@ from proxy.telemetry import raised, unawaited
 from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds, Target
 
-KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for discarding the rest of an unread body
 HEARD_SECONDS = 1.0  # a client that still sends has read its error once nothing came for so long
 
@@ -558,8 +557,9 @@ class Listener(web.Server):
         on_refused: Callable[[], None] = lambda: None,
         on_unreadable: Callable[[str, str], None] = lambda peer, why: None,
     ) -> None:
+        self._times = times or Times()
         self._limits: dict[str, Any] = {
-            "keepalive_timeout": KEEPALIVE_SECONDS,
+            "keepalive_timeout": self._times.idle,
             "lingering_time": lingering,
             "max_line_size": max_header,
             "max_field_size": max_header,
@@ -571,7 +571,6 @@ class Listener(web.Server):
         super().__init__(cast(Any, handler), handler_cancellation=True, **self._limits)
         self.handler = handler
         self._max_head = max_head
-        self._times = times or Times()
         self.reading = ReadBudget(self._loop, TURN_BYTES)
         self._heads = KnownHeads(max_head)
         self._sweeper: asyncio.TimerHandle | None = None

@@ -20,6 +20,7 @@ class Times:
 
     head: float = 15.0
     stall: float = math.inf
+    idle: float = 75.0
     closing: float = CLOSING_SECONDS
 
     @property

@@ -11,8 +11,9 @@ from aiohttp import web
 from proxy.access.client_ip import UNIX, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener import listener as doors
-from proxy.server.listener.listener import AT_ONCE, HEARD_SECONDS, KEEPALIVE_SECONDS, SLICE_BYTES, ClientConnection
+from proxy.server.listener.listener import AT_ONCE, HEARD_SECONDS, SLICE_BYTES, ClientConnection
 from proxy.server.listener.request import Request
+from proxy.server.listener.timeouts import Times
 from tests.kit.clock import virtual
 from tests.kit.wire_end import client, connected, door_of, hello, turns
 
@@ -375,7 +376,7 @@ async def test_an_idle_connection_is_kept_for_its_time_after_its_last_request() 
             handler.data_received(GET)
             await turns()
             assert handler.idle_since == pytest.approx(at)
-        await asyncio.sleep(100.0 + KEEPALIVE_SECONDS - 1 - loop.time())
+        await asyncio.sleep(100.0 + Times().idle - 1 - loop.time())
         assert not wire.closed
         await asyncio.sleep(1.1)
         assert wire.closed
