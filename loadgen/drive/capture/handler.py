@@ -52,8 +52,10 @@ class TimestampedHandler(ResponseHandler):
         sock = self._socket
         kernel = 0 if sock is None else sock.rx_ns
         not_before = 0 if self._selector is None else self._selector.not_before_ns
+        before = self._payload
         super().data_received(data)
-        payload = self._payload
+        # aiohttp forgets the payload at its end where the connection is to close, with its last bytes unread.
+        payload = before if self._payload is None else self._payload
         if payload is not None and payload is not self._earlier and payload.exception() is None:
             body = payload.read_nowait()
             if body:
