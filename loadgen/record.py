@@ -102,7 +102,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     stream: bool = True
     due_ns: int
     sent_ns: int | None = None  # the request's last byte left; by the kernel, else by the program
-    write_ns: int | None = None  # the program passed it to the socket
+    write_ns: int | None = None  # the program passed its first byte to the socket
     connect_ns: int | None = None  # duration of connecting, if it got a new connection
     head_ns: int | None = None  # first byte of the response
     end_ns: int | None = None  # last byte of the response
@@ -121,6 +121,11 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     bytes_out: int = 0
     answer: str | None = None  # what was generated, where `ab` compares the answers; at most MAX_ANSWER characters
 
+    @property
+    def began_ns(self) -> int | None:
+        """When the program began to send it."""
+        return self.sent_ns if self.write_ns is None else self.write_ns
+
 
 class Lag(msgspec.Struct, kw_only=True):
     """The generator's own error, in milliseconds; shares are of 1."""
@@ -129,7 +134,10 @@ class Lag(msgspec.Struct, kw_only=True):
     send_clock: Literal["kernel", "user", "mixed"] = "user"
     loop_ms: dict[str, float] = {}  # event-loop lag: "p50", "p99", "max"
     read_ms: dict[str, float] = {}  # from the kernel's stamp to the program, exact events only
-    late_ms: dict[str, float] = {}  # sent - due, for requests that the cap did not delay
+    late_ms: dict[str, float] = {}  # first write - due, for requests that the cap did not delay
+    sending_ms: dict[
+        str, float
+    ] = {}  # last byte sent - first write: the server's and the network's, not our error
     censored: float = 0.0  # share of generated-content events whose time is an interval, without shared responses
     censored_width_ms: dict[str, float] = {}  # widths of those intervals
     cpu: float = 0.0  # CPU seconds per wall second of the busiest worker process

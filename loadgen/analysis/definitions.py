@@ -66,8 +66,11 @@ class Measured:
     sent_ns: int | None
     end_ns: int | None
     closed_ns: int | None = None
+    began_ns: int | None = None
     queued: float = 0.0
-    """Time from due to sent: vLLM's `client_queue_time`."""
+    """Time from due to the first byte written: vLLM's `client_queue_time`."""
+    sending: float = 0.0
+    """From then to the last byte sent: long where the server does not read its socket."""
     ttft: Span | None = None
     """From the request's last byte sent to the first non-empty content, reasoning or tool-call delta. Not vLLM's,
     which ends at the role chunk (`ttft_role` here) and starts before the request is written. None for a body that
@@ -132,12 +135,12 @@ class Measured:
     @property
     def ttft_due(self) -> Span | None:
         """TTFT from when the request was due, so that it includes waiting in the generator's queue."""
-        return None if self.ttft is None else self.ttft.later(self.queued)
+        return None if self.ttft is None else self.ttft.later(self.queued + self.sending)
 
     @property
     def e2e_due(self) -> float | None:
         """E2E from when the request was due: vLLM's `e2el_including_client_queue`."""
-        return None if self.e2e is None else self.e2e + self.queued
+        return None if self.e2e is None else self.e2e + self.queued + self.sending
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -159,6 +162,7 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         due_ns=record.due_ns,
         sent_ns=record.sent_ns,
         end_ns=record.end_ns,
+        began_ns=record.began_ns,
         closed_ns=record.closed_ns,
         prompt_tokens=record.prompt_tokens,
         output_tokens=None if record.failure == "left" else record.completion_tokens,
@@ -172,8 +176,9 @@ def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
         engine_queue=record.engine_queue_ms,
         engine_prefill=record.engine_prefill_ms,
     )
-    if record.sent_ns is not None:
-        measured.queued = max(0.0, (record.sent_ns - record.due_ns) / MS)
+    if record.sent_ns is not None and record.began_ns is not None:
+        measured.queued = max(0.0, (record.began_ns - record.due_ns) / MS)
+        measured.sending = (record.sent_ns - record.began_ns) / MS
     counted = VLLM if definitions == "vllm" else GENERATED
     if record.failure is None and record.sent_ns is not None and record.end_ns is not None:
         _succeeded(measured, record, record.sent_ns, record.end_ns, counted)

@@ -9,23 +9,37 @@ from typing import Final
 import msgspec
 
 from loadgen.analysis.definitions import Measured, Span
+from loadgen.spec import Limits
 
 Slos = Mapping[str, float]  # name -> milliseconds
+
+
+LONG_SENDING: Final = Limits().late_ms
+"""Milliseconds. Where sending took longer, a client's wait begins at the first byte written."""
 
 
 def _high(span: Span | None) -> float | None:
     return None if span is None else span.high
 
 
+def _sending(request: Measured) -> float:
+    return request.sending if request.sending > LONG_SENDING else 0.0
+
+
+def _ttft(request: Measured) -> float | None:
+    return None if request.ttft is None else request.ttft.high + _sending(request)
+
+
 _DURATIONS: Final[Mapping[str, Callable[[Measured], float | None]]] = {
-    "ttft": lambda request: _high(request.ttft),
+    "ttft": _ttft,
     "tpot": lambda request: _high(request.tpot),
-    "e2el": lambda request: request.e2e,
+    "e2el": lambda request: None if request.e2e is None else request.e2e + _sending(request),
     "ttft_due": lambda request: _high(request.ttft_due),
     "e2el_due": lambda request: request.e2e_due,
 }
 """What each objective compares: the upper bound, so that a time known as an interval never makes a request good.
-The first three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due."""
+The first three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due. `ttft`
+and `e2el` include a long sending, so that a server that does not read its socket meets no objective by that."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,13 +65,14 @@ def peak_tokens_per_second(requests: Sequence[Measured], start_ns: int, seconds:
 
 
 def steps(requests: Iterable[Measured]) -> list[tuple[int, int]]:
-    """(time, +1 or -1) for each request sent and ended, ascending; at equal times ends come first."""
+    """(time, +1 or -1) for each request begun and ended, ascending; at equal times ends come first."""
     changes = []
     for request in requests:
-        if request.sent_ns is not None:
-            changes.append((request.sent_ns, 1))
+        began = request.sent_ns if request.began_ns is None else request.began_ns
+        if began is not None:
+            changes.append((began, 1))
             if request.over_ns is not None:
-                changes.append((max(request.over_ns, request.sent_ns + 1), -1))
+                changes.append((max(request.over_ns, began + 1), -1))
     return sorted(changes)
 
 

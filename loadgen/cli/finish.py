@@ -215,6 +215,7 @@ def _own_error(run: Run) -> str:
         ("loop lag", lag.loop_ms),
         ("kernel to program", lag.read_ms),
         ("sent late", lag.late_ms),
+        ("sending", lag.sending_ms),
     ):
         if values:
             error.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")

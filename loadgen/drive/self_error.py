@@ -87,9 +87,14 @@ def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> L
         loop_ms=percentiles_ms(sample for worker in worker_errors for sample in worker.loop_ns),
         read_ms=percentiles_ms(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
         late_ms=percentiles_ms(
-            record.sent_ns - record.due_ns - (record.connect_ns or 0)
+            record.began_ns - record.due_ns - (record.connect_ns or 0)
             for record in measured
-            if record.sent_ns is not None and not record.waited
+            if record.began_ns is not None and not record.waited
+        ),
+        sending_ms=percentiles_ms(
+            record.sent_ns - record.write_ns
+            for record in measured
+            if record.sent_ns is not None and record.write_ns is not None
         ),
         censored=len(censored) / len(events) if events else 0.0,
         censored_width_ms=percentiles_ms(censored),
@@ -139,6 +144,13 @@ def judge_self_error(
                 f"all requests were due at once, and sending 99 % of them took {late:.0f} ms, which is in the "
                 "figures from due"
             )
+    sending, allowed = lag.sending_ms.get("p99", 0.0), limits.allowed_late_ms(ttft)
+    if sending > allowed:
+        warnings.append(
+            f"sending a request took {sending:,.0f} ms (p99) from its first byte to its last, limit "
+            f"{allowed:.2f} ms: the server did not read its socket, or the network is slow. TTFT and E2E begin at "
+            "the last byte; those from due, and objectives, include this time"
+        )
     if lag.clock != "kernel" and loop > for_itl:
         text = (
             f"the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms, and time stamps "

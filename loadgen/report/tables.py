@@ -328,7 +328,12 @@ def own_error(run: Run, summary: Summary) -> list[list[str]]:
         ["send clock", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
         ["event-loop lag", _spread(lag.loop_ms), "how late the event loop ran its callbacks"],
         ["kernel to program", _spread(lag.read_ms), "the delay that the program's clock would have added"],
-        ["sent late", _spread(lag.late_ms), "sent − due, of requests that did not wait for the cap"],
+        ["sent late", _spread(lag.late_ms), "first byte written − due, of requests that did not wait for the cap"],
+        [
+            "sending",
+            _spread(lag.sending_ms),
+            "last byte sent − first byte written: how fast the server takes requests",
+        ],
         [
             "merged reads",
             _censored(summary),

@@ -37,6 +37,8 @@ DEFINITIONS: Final = (
     ("ITL", "gaps between tokens of one stream, all streams pooled; a chunk of k tokens counts as k gaps if usage "
      "reports k, else these are gaps between chunks."),
     ("E2E", "from the request's last byte sent to the response's last byte."),
+    ("sending", "from the request's first byte written to its last byte sent: long where the server does not read "
+     "its socket. In no TTFT and E2E, but in those from due, and above 5 ms in the objectives."),
     ("(a–b)", "95 % interval: order statistics for percentiles, block bootstrap for means, widened for merged "
      "reads and for dependent neighbours. It describes this run, not the next one."),
     ("~", "the sample is too small for an interval: p50 needs 6 independent values, p90 36, p95 72, p99 368, "

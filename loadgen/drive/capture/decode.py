@@ -71,8 +71,9 @@ def decode_exchange(
     record.bytes_in = exchange.size
     if exchange.wrote_ns:
         record.write_ns = clock.since_start(exchange.wrote_ns)
-        by_kernel = clock.since_start(clock.from_kernel(exchange.tx_ns)) if exchange.tx_ns else None
-        record.sent_ns = record.write_ns if by_kernel is None else max(by_kernel, record.write_ns)
+        last_write = clock.since_start(max(exchange.wrote_ns, exchange.last_write_ns))
+        by_kernel = clock.since_start(clock.from_kernel(exchange.tx_ns)) if exchange.tx_ns else last_write
+        record.sent_ns = max(by_kernel, last_write)
     reads = list(exchange.reads())
     if reads:
         record.head_ns = times_of(reads[0], 0, clock)[0]

@@ -36,6 +36,7 @@ class Exchange:
         "failure",
         "first_ns",
         "last_ns",
+        "last_write_ns",
         "parts",
         "record",
         "reused",
@@ -54,7 +55,8 @@ class Exchange:
         self.first_ns = 0  # when the program had the first generated content; for the live view only
         self.last_ns = 0  # of the last data, for the idle limit
         self.tx_ns = 0  # CLOCK_REALTIME, by the kernel; 0: unknown
-        self.wrote_ns = 0
+        self.wrote_ns = 0  # when the program began to write the request
+        self.last_write_ns = 0  # when it wrote the last part of it
         self.ended_ns = 0  # when it had ended or failed; 0: it was never sent
         self.connect_ns: int | None = None
         self.reused = False  # it is on a kept-alive connection

@@ -41,6 +41,8 @@ class TimestampedHandler(ResponseHandler):
         """aiohttp calls this once per request, in the request's own task, before it writes."""
         self._exchange = CURRENT.get(None)
         self._earlier = self._payload
+        if self._socket is not None:
+            self._socket.begin_request()
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
@@ -70,7 +72,7 @@ class TimestampedHandler(ResponseHandler):
             elif (broken := self.exception()) is not None:
                 payload.set_exception(broken)  # aiohttp reports a broken chunk to the protocol only
         if sock is not None and not exchange.answered:
-            exchange.tx_ns, exchange.wrote_ns = sock.tx_ns, sock.wrote_ns
+            _keep_sending(exchange, sock)
         exchange.add_read(kernel, user, not_before)
         if exchange.size > self._max_bytes:
             self._refuse(exchange)
@@ -79,7 +81,7 @@ class TimestampedHandler(ResponseHandler):
         exchange, sock = self._exchange, self._socket
         if exchange is not None and sock is not None and not exchange.answered:
             sock.drain()
-            exchange.tx_ns, exchange.wrote_ns = sock.tx_ns, sock.wrote_ns
+            _keep_sending(exchange, sock)
         self._exchange = self._socket = None
         super().connection_lost(exc)
 
@@ -93,6 +95,10 @@ class TimestampedHandler(ResponseHandler):
         exchange.fail("garbage", f"the response is larger than {self._max_bytes} bytes (--max-response-bytes)")
         if self.transport is not None:
             self.transport.abort()
+
+
+def _keep_sending(exchange: Exchange, sock: TimestampedSocket) -> None:
+    exchange.tx_ns, exchange.wrote_ns, exchange.last_write_ns = sock.tx_ns, sock.first_write_ns, sock.last_write_ns
 
 
 def install(connector: TCPConnector, loop: asyncio.AbstractEventLoop, sockets: Sockets, max_bytes: int) -> None:

@@ -34,7 +34,8 @@ class TimestampedSocket(socket.socket):
 
     `rx_ns`: CLOCK_REALTIME at which the last byte of the last read came; 0 where the kernel gave none.
     `tx_ns`: CLOCK_REALTIME at which the last byte of the last send left; 0 until its stamp has been read.
-    `wrote_ns`: CLOCK_MONOTONIC when the program handed that send over.
+    `first_write_ns`, `last_write_ns`: CLOCK_MONOTONIC when the program handed over the first and the last part of
+    the request: a server that does not read takes a long one in parts.
 
     The send stamps come through the socket's error queue, which must be emptied inside `recv`: epoll reports
     a socket whose error queue is not empty for ever, and asyncio would spin on it.
@@ -43,7 +44,8 @@ class TimestampedSocket(socket.socket):
     stamping = False
     rx_ns = 0
     tx_ns = 0
-    wrote_ns = 0
+    first_write_ns = 0
+    last_write_ns = 0
     reads = 0
     _due = 0  # whether the stamp of the last send has not been read yet
     _ahead: bytes | None = None  # read before the loop did; `rx_ns` is its stamp
@@ -119,8 +121,13 @@ class TimestampedSocket(socket.socket):
         self._sends()
         return super().sendmsg(buffers, *more)
 
+    def begin_request(self) -> None:
+        """The next write is a request's first."""
+        self.first_write_ns = self.last_write_ns = self.tx_ns = 0
+
     def _sends(self) -> None:
-        self.wrote_ns = time.monotonic_ns()
+        self.last_write_ns = time.monotonic_ns()
+        self.first_write_ns = self.first_write_ns or self.last_write_ns
         self.tx_ns = 0
         self._due = self.stamping
 

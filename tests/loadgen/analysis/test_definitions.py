@@ -109,6 +109,13 @@ def test_what_was_never_sent_waited_for_nothing() -> None:
     assert not found.completed
 
 
+def test_a_server_that_does_not_read_lengthens_the_sending_and_what_counts_from_due() -> None:
+    found = measure(record(ev(60), ev(70), due=8, sent=50, write_ns=10 * MS))
+    assert (found.queued, found.sending, found.e2e, found.e2e_due) == (2, 40, 20, 62)
+    assert found.ttft is not None and found.ttft_due is not None  # noqa: PT018
+    assert (found.ttft.value, found.ttft_due.value) == (10, 52)
+
+
 # Merged reads
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadgen.analysis.definitions import measure
+from loadgen.analysis.definitions import MS, measure
 from loadgen.analysis.goodput import BadGoodput, goodput, met, parse_goodput
 from loadgen.record import Kind
 from tests.loadgen.analysis.test_definitions import ev, record
@@ -68,3 +68,11 @@ def test_a_censored_first_token_has_to_be_in_time_at_its_latest() -> None:
     late = measure(record(ev(50, low=20), ev(50)))
     assert met(late, "ttft", 40)
     assert not met(late, "ttft", 39)
+
+
+def test_a_long_sending_counts_in_an_objective_and_a_short_one_does_not() -> None:
+    """A server that does not read its socket met TTFT ≤ 100 ms where its clients had waited for 2 s."""
+    long, short = (measure(record(ev(2020), ev(2030), sent=2000, write_ns=at * MS)) for at in (10, 1996))
+    assert [met(long, name, 100) for name in ("ttft", "e2el")] == [False, False]
+    assert met(long, "ttft", 2010)
+    assert [met(short, "ttft", 20), met(short, "e2el", 30)] == [True, True]

@@ -221,6 +221,8 @@ def test_in_flight_is_counted_by_the_instant_and_back_to_back_is_one() -> None:
     one, two, three = (measure(record(ev(at + 10), sent=at, due=at, end=at + 10)) for at in (10.0, 20.0, 15.0))
     assert peak_in_flight([one, two]) == 1
     assert peak_in_flight([one, two, three]) == 2
+    unread = measure(record(ev(40), sent=35, due=15, write_ns=15_000_000))
+    assert peak_in_flight([one, two, unread]) == 2, "in flight from its first byte written"
 
 
 def test_the_timeline_loses_nothing() -> None:

@@ -14,7 +14,10 @@ from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.decode import decode_exchange
 from loadgen.drive.requests import ScheduledRequest
+from loadgen.drive.self_error import judge_self_error, lag_of
 from loadgen.record import Kind
+from loadgen.spec import Limits
+from loadgen.workload.model import Prompt
 from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.kit.servers import (
     GOOD,
@@ -125,6 +128,35 @@ async def test_events_split_at_every_byte_are_whole_again() -> None:
         record = (await sent(url))[0]
     assert record.failure is None, record.detail
     assert len(record.events) == 3
+
+
+@on_our_loop
+async def test_the_wait_for_a_server_that_does_not_read_is_the_sending_and_no_lateness() -> None:
+    """The generator was called late, and TTFT alone was 51 ms where the client had waited for 2 s."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        transport = writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()
+        asyncio.get_running_loop().call_later(0.1, transport.resume_reading)
+        await read_request(reader)
+        writer.write(GOOD)
+        await writer.drain()
+
+    long = Prompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 1_600_000}]})
+    clock = Clock()
+    async with serving(handle) as url:
+        client = Client(QUICK, kernel=True)
+        request = builder_for(url).build(ScheduledRequest(0, long))
+        clock.zero = clock.now()
+        record = decode_exchange(await client.send(request), clock)
+        await client.close()
+    assert record.failure is None, record.detail
+    lag = lag_of([record], [])
+    assert lag.sending_ms["p50"] > 90
+    assert lag.late_ms["p50"] < 90
+    _, warnings = judge_self_error(lag, [record], Limits(), open_loop=True)
+    assert "the server did not read its socket" in warnings[0]
 
 
 @on_our_loop

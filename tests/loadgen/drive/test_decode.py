@@ -160,6 +160,8 @@ def test_the_kernels_send_time_counts_and_else_the_programs() -> None:
     assert decode_exchange(exchange(STREAM, wrote_ns=500, tx_ns=700), Still()).sent_ns == 700
     record = decode_exchange(exchange(STREAM, wrote_ns=500), Still())
     assert (record.sent_ns, record.write_ns) == (500, 500)
+    record = decode_exchange(exchange(STREAM, wrote_ns=500, last_write_ns=600), Still())
+    assert (record.sent_ns, record.write_ns) == (600, 500)
 
 
 # Tokens

@@ -54,6 +54,15 @@ def test_lateness_leaves_out_connecting_waiting_and_warm_ups() -> None:
     assert lag_of(records, []).late_ms == {"p50": 0.5, "p99": 0.5, "max": 0.5}
 
 
+def test_lateness_ends_at_the_first_write_and_sending_is_the_rest() -> None:
+    slow = record(late=2000.0, write_ns=MS // 2)
+    lag = lag_of([slow], [])
+    assert (lag.late_ms["p99"], lag.sending_ms["p99"]) == (0.5, 1999.5)
+    faults, warnings = judge_self_error(lag, [slow], Limits(), open_loop=True)
+    assert faults == []
+    assert "sending a request took 2,000 ms (p99) from its first byte to its last" in warnings[0]
+
+
 def test_merged_events_are_counted_and_their_widths_told() -> None:
     merged = record()
     merged.events[0] = Event(20 * MS, 16 * MS, 21 * MS, Kind.CONTENT)

@@ -52,13 +52,25 @@ def test_a_send_is_stamped_and_its_stamp_is_out_of_the_way_after_one_read(pair: 
         ours.send(b"request")
     else:
         ours.sendmsg([b"req", b"uest"])
-    assert began <= ours.wrote_ns <= time.monotonic_ns()
+    assert began <= ours.first_write_ns == ours.last_write_ns <= time.monotonic_ns()
     with pytest.raises(BlockingIOError):
         ours.recv(100)  # as the loop does when epoll reports the error queue
     assert before <= ours.tx_ns <= time.time_ns()
     with pytest.raises(BlockingIOError):
         ours.recvmsg(0, 512, socket.MSG_ERRQUEUE)
     assert peer.recv(100) == b"request"
+
+
+def test_a_request_in_parts_began_with_the_first_and_the_next_one_begins_anew(pair: Pair) -> None:
+    ours, _ = pair
+    ours.setblocking(False)
+    ours.send(b"req")
+    first = ours.first_write_ns
+    ours.send(b"uest")
+    assert ours.first_write_ns == first < ours.last_write_ns
+    ours.begin_request()
+    ours.send(b"next")
+    assert first < ours.first_write_ns == ours.last_write_ns
 
 
 async def test_the_loop_does_not_spin_on_an_error_queue(pair: Pair) -> None:
