@@ -24,6 +24,11 @@ from loadgen.record import CUT_OFF, FRESH, GENERATED, Event, Failure, Kind, Reco
 MS: Final = 1e6
 """Nanoseconds in a millisecond."""
 
+SLACK: Final = 0.1
+"""Share of chunks without tokens, and of tokens without a chunk, up to which continuous usage is used."""
+CLOSING: Final = 8
+"""Tokens that may follow the last text: the end of sequence, a tool call's closing tag."""
+
 Definitions = Literal["loadgen", "vllm"]
 VLLM: Final = GENERATED | {Kind.ROLE, Kind.FINISH}
 """What vLLM 0.32 counts as a chunk: anything with `choices`, so the bare role and the bare finish_reason too.
@@ -86,11 +91,12 @@ class Measured:
     chunk with `choices`, SGLang's at the last line."""
     itl: Gaps | None = None
     """Gaps between generated tokens of one choice. If continuous usage reports k tokens in a chunk, its gap counts
-    as k gaps of 1/k each; else these are gaps between chunks, and `by_tokens` is False. Tokens of the first chunk
-    have no gap."""
+    as k gaps of 1/k each; else, and where its counts do not grow with the chunks, these are gaps between chunks,
+    and `by_tokens` is False. Tokens of the first chunk have no gap."""
     chunk_gaps: Gaps | None = None
     """Gaps between chunks with content: vLLM's ITL, AIPerf's ICL."""
     by_tokens: bool = False
+    miscounted: bool = False  # every chunk has a count of tokens, and they do not grow with the chunks
     arrivals: array[int] = field(default_factory=lambda: array("q"))  # of generated events, nanoseconds
     generated: int = 0
     censored: int = 0  # generated events whose time is an interval
@@ -196,7 +202,7 @@ def _reached(measured: Measured, record: Record, sent: int, counted: Iterable[Ki
     measured.generated = len(events)
     measured.censored = sum(event.low_ns < event.at_ns for event in events)
     measured.ttft = _since(events[0], sent)
-    _gaps(measured, events, len({event.choice for event in events}), sent)
+    _gaps(measured, events, len({event.choice for event in events}), sent, record.completion_tokens)
 
 
 def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted: Iterable[Kind]) -> None:
@@ -219,7 +225,7 @@ def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted:
         measured.tpot = Span(
             *((end - at) / MS / rest for at in (first.at_ns, first.at_ns, max(first.low_ns, sent)))
         )
-    _gaps(measured, events, choices, sent)
+    _gaps(measured, events, choices, sent, record.completion_tokens)
 
 
 def _since(event: Event, start: int) -> Span:
@@ -229,14 +235,25 @@ def _since(event: Event, start: int) -> Span:
 # Gaps
 
 
-def _gaps(measured: Measured, events: Sequence[Event], choices: int, sent: int) -> None:
+def _gaps(measured: Measured, events: Sequence[Event], choices: int, sent: int, total: int | None) -> None:
     streams = [events] if choices == 1 else _by_choice(events)
     places = _exact if not measured.censored else _spread
     parts = [_chunk_gaps(stream, places(stream), sent) for stream in streams]
     measured.chunk_gaps = _joined(parts)
     # Continuous usage counts the request's tokens, not a choice's: with several choices chunks are all there is.
-    measured.by_tokens = choices == 1 and len(events) > 1 and all(event.tokens is not None for event in events)
+    if choices == 1 and len(events) > 1:
+        counts = [event.tokens for event in events if event.tokens is not None]
+        if len(counts) == len(events):
+            measured.by_tokens = _grow(counts, total)
+            measured.miscounted = not measured.by_tokens
     measured.itl = _token_gaps(parts[0], events) if measured.by_tokens else measured.chunk_gaps
+
+
+def _grow(counts: Sequence[int], total: int | None) -> bool:
+    """Whether counts of tokens belong to their chunks. An engine holds text back now and then, and the last tokens
+    may have none; one that repeats a count, or counts each chunk by itself, is off by far more."""
+    empty, missing = counts.count(0), 0 if total is None else abs(total - sum(counts))
+    return empty <= max(1, SLACK * len(counts)) and missing <= max(CLOSING, SLACK * sum(counts))
 
 
 def _by_choice(events: Iterable[Event]) -> list[Sequence[Event]]:
@@ -296,7 +313,7 @@ _SIDES: Final[tuple[Callable[[Gaps], array[float]], ...]] = (lambda gaps: gaps.l
 
 def _token_gaps(chunks: Gaps, events: Sequence[Event]) -> Gaps:
     """Each chunk's gap divided among its tokens. A chunk without tokens (text held back) adds its gap to the
-    next."""
+    next; the last one's is a gap by itself."""
     counts = [event.tokens or 0 for event in events[1:]]
     if all(count == 1 for count in counts):
         return chunks
@@ -308,10 +325,12 @@ def _token_gaps(chunks: Gaps, events: Sequence[Event]) -> Gaps:
 
 def _divided(gaps: Iterable[float], counts: Iterable[int]) -> array[float]:
     divided = array("d")
-    carried = 0.0
+    carried, count = 0.0, 1
     for gap, count in zip(gaps, counts, strict=True):
         carried += gap
         if count:
             divided.extend([carried / count] * count)
             carried = 0.0
+    if not count:
+        divided.append(carried)
     return divided

@@ -61,6 +61,7 @@ class Group(msgspec.Struct, kw_only=True):
     peak_in_flight: int
     kept_up: float  # the completed share of the requests, times `completion_ratio`; below 1: the queue grew
     itl_by: ItlBy
+    miscounted: int = 0  # completed requests whose chunks have counts of tokens that do not grow with them
     censored: float  # share of generated events whose time is an interval
     stats: dict[str, Stat]
     goodput: Goodput | None = None
@@ -211,6 +212,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         peak_in_flight=peak_in_flight(requests),
         kept_up=kept_up(requests),
         itl_by=_itl_by(done),
+        miscounted=sum(request.miscounted for request in done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
         stats=_stats([request for request in reached if request.fresh] if fresh else reached, requests, seed),
         goodput=goodput(requests, slos, seconds),

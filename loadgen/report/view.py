@@ -250,6 +250,11 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
             f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage: their tokens "
             "are not counted, and they have no TPOT"
         )
+    if whole.miscounted:
+        warnings.append(
+            f"{amount(whole.miscounted)} of {amount(whole.completed)} responses had counts of tokens in their "
+            "chunks that do not grow with them: their ITL is by chunks"
+        )
     if whole.cancelled:
         warnings.append(
             f"{count(whole.cancelled, 'request')} had not ended when the run did: requests that take long are "

@@ -95,6 +95,42 @@ def test_one_chunk_without_a_count_makes_the_gaps_those_of_chunks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("counts", "total", "by_tokens"),
+    [
+        ([1] * 10, 10, True),
+        ([5, 5], 10, True),
+        ([1] * 10, 11, True),  # the end of sequence has no text
+        ([1] * 10, 15, True),  # nor have the closing tags of a tool call
+        ([1] * 9 + [0], 10, True),
+        ([1] + [0] * 9, 10, False),  # each chunk counts itself
+        ([0] * 10, 10, False),
+        ([0] * 5 + [5] + [0] * 4, 10, False),  # counted at every fifth chunk
+        ([1] * 10, 30, False),
+        ([3, 1, 2, 1, 1], 40, False),
+    ],
+)
+def test_counts_that_do_not_grow_with_the_chunks_make_the_gaps_those_of_chunks(
+    counts: list[int], total: int, by_tokens: bool
+) -> None:
+    """There was no ITL at all, or it lacked the longest gap: a stall of 1 s was not seen."""
+    stall = [20.0 + 10 * place + (1000 if place > len(counts) // 2 else 0) for place in range(len(counts))]
+    found = measure(
+        record(*(ev(at, tokens=n) for at, n in zip(stall, counts, strict=True)), completion_tokens=total)
+    )
+    assert (found.by_tokens, found.miscounted) == (by_tokens, not by_tokens)
+    assert sum(itl(found).values) == pytest.approx(stall[-1] - stall[0])
+    if not by_tokens:
+        assert max(itl(found).values) == (1010 if len(counts) > 2 else 10)
+
+
+def test_text_held_back_until_the_last_chunk_keeps_its_gap() -> None:
+    found = measure(record(ev(20, tokens=1), ev(30, tokens=1), ev(45, low=40, tokens=0)))
+    assert [list(side) for side in (itl(found).values, itl(found).lows, itl(found).highs)] == [
+        [10, 15], [10, 10], [10, 15],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
     "failure", ["refused", "timeout", "status", "truncated", "error_frame", "garbage", "cancelled", "shed"]
 )
 def test_no_failure_has_a_latency(failure: Failure) -> None:

@@ -13,6 +13,7 @@ from loadgen.analysis.stages import focus, limit_of
 from loadgen.analysis.summary import measure_records, summarise, summarise_measured
 from loadgen.analysis.timeline import bin_timeline, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Kind
+from loadgen.report.view import view
 from tests.loadgen.analysis.test_definitions import ev, record
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
 
@@ -177,6 +178,16 @@ def test_a_count_without_usage_is_no_count() -> None:
     assert (whole.output_tokens, whole.without_usage) == (2, 1)
     assert whole.stats["tpot"].n == 1
     assert whole.cached_tokens is None
+
+
+def test_counts_that_do_not_grow_are_warned_of() -> None:
+    odd = record(*(ev(20 + at, tokens=0) for at in range(4)), completion_tokens=4)
+    summary = summarise(run_of(), [odd, record(ev(20), ev(30), completion_tokens=2)])
+    assert (summary.whole.miscounted, summary.whole.itl_by) == (1, "chunks")
+    said = [text for text in view(run_of(), summary).warnings if "do not grow" in text]
+    assert said == [
+        "1 of 2 responses had counts of tokens in their chunks that do not grow with them: their ITL is by chunks"
+    ]
 
 
 def test_gaps_say_what_they_are_gaps_of() -> None:
