@@ -80,6 +80,7 @@ from loadgen.analysis.stats import (
     interpolated,
 )
 from loadgen.analysis.summary import (
+    LINGER_MS,
     PER_REQUEST,
     POOLED,
     Group,
@@ -103,6 +104,7 @@ from loadgen.analysis.thresholds import (
 from loadgen.analysis.timeline import SECOND, bin_timeline
 
 __all__ = [
+    "LINGER_MS",
     "PAIRED_MEASURES",
     "PER_REQUEST",
     "POOLED",

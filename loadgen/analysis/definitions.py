@@ -87,8 +87,10 @@ class Measured:
     """(E2E - TTFT) / (n - 1), with n the tokens of one choice by usage, as in vLLM and SGLang. None below two
     tokens (vLLM: 0, which its mean leaves out too) and without usage, since n would be a guess."""
     e2e: float | None = None
-    """From the request's last byte sent to the response's last byte, including `[DONE]`. vLLM's ends at the last
-    chunk with `choices`, SGLang's at the last line."""
+    """From the request's last byte sent to the stream's last event (`[DONE]`), or to the last byte of a body that
+    is not a stream. vLLM's ends at the last chunk with `choices`, SGLang's at the last line."""
+    after_last: float = 0.0
+    """From the stream's last event to the response's last byte."""
     itl: Gaps | None = None
     """Gaps between generated tokens of one choice. If continuous usage reports k tokens in a chunk, its gap counts
     as k gaps of 1/k each; else, and where its counts do not grow with the chunks, these are gaps between chunks,
@@ -210,8 +212,10 @@ def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted:
     measured.arrivals = array("q", [event.at_ns for event in events])
     measured.generated = len(events)
     measured.censored = sum(event.low_ns < event.at_ns for event in events)
-    if events and counted is VLLM:
-        end = events[-1].at_ns
+    if record.stream and record.events:
+        last = _last(record.events).at_ns
+        measured.after_last = (end - last) / MS
+        end = events[-1].at_ns if events and counted is VLLM else last
     measured.e2e = (end - sent) / MS
     if not events or not record.stream or events[0].kind is Kind.WHOLE:
         return
@@ -226,6 +230,11 @@ def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted:
             *((end - at) / MS / rest for at in (first.at_ns, first.at_ns, max(first.low_ns, sent)))
         )
     _gaps(measured, events, choices, sent, record.completion_tokens)
+
+
+def _last(events: Sequence[Event]) -> Event:
+    """The one that ends the stream: `[DONE]`, or the last event of an API without it."""
+    return next((event for event in reversed(events) if event.kind is Kind.DONE), events[-1])
 
 
 def _since(event: Event, start: int) -> Span:

@@ -17,6 +17,7 @@ from loadgen.analysis.stats import PERCENTILES, Sample, Stat, describe
 from loadgen.analysis.timeline import SECOND, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Record, Run
 
+LINGER_MS: Final = 50.0
 Value = Span | float | None
 ItlBy = Literal["tokens", "chunks", "mixed", "none"]
 
@@ -61,6 +62,7 @@ class Group(msgspec.Struct, kw_only=True):
     peak_in_flight: int
     kept_up: float  # the completed share of the requests, times `completion_ratio`; below 1: the queue grew
     itl_by: ItlBy
+    lingering: int = 0  # completed streams whose response went on for more than LINGER_MS after their last event
     miscounted: int = 0  # completed requests whose chunks have counts of tokens that do not grow with them
     censored: float  # share of generated events whose time is an interval
     stats: dict[str, Stat]
@@ -212,6 +214,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         peak_in_flight=peak_in_flight(requests),
         kept_up=kept_up(requests),
         itl_by=_itl_by(done),
+        lingering=sum(request.after_last > LINGER_MS for request in done),
         miscounted=sum(request.miscounted for request in done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
         stats=_stats([request for request in reached if request.fresh] if fresh else reached, requests, seed),

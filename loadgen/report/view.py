@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from loadgen.analysis import (
+    LINGER_MS,
     Bin,
     Group,
     Measured,
@@ -36,7 +37,8 @@ DEFINITIONS: Final = (
     ("TPOT", "(E2E − TTFT) / (tokens − 1), per request, tokens by the server's usage."),
     ("ITL", "gaps between tokens of one stream, all streams pooled; a chunk of k tokens counts as k gaps if usage "
      "reports k, else these are gaps between chunks."),
-    ("E2E", "from the request's last byte sent to the response's last byte."),
+    ("E2E", "from the request's last byte sent to the stream's last event, or to the last byte of a body that is "
+     "not a stream."),
     ("sending", "from the request's first byte written to its last byte sent: long where the server does not read "
      "its socket. In no TTFT and E2E, but in those from due, and above 5 ms in the objectives."),
     ("(a–b)", "95 % interval: order statistics for percentiles, block bootstrap for means, widened for merged "
@@ -249,6 +251,11 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
         warnings.append(
             f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage: their tokens "
             "are not counted, and they have no TPOT"
+        )
+    if whole.lingering:
+        warnings.append(
+            f"{amount(whole.lingering)} of {amount(whole.completed)} responses went on for more than "
+            f"{LINGER_MS:g} ms after their last event: that time is in no latency"
         )
     if whole.miscounted:
         warnings.append(

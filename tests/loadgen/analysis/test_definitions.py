@@ -145,6 +145,16 @@ def test_what_was_never_sent_waited_for_nothing() -> None:
     assert not found.completed
 
 
+@pytest.mark.parametrize("last", [Kind.DONE, Kind.FINISH])
+def test_a_stream_ends_at_its_last_event_and_not_with_its_connection(last: Kind) -> None:
+    """A connection that stayed open for 500 ms after `[DONE]` was 500 ms of decoding."""
+    found = measure(record(ev(20), ev(50), ev(51, last), end=551, completion_tokens=2))
+    assert found.tpot is not None
+    assert (found.e2e, found.tpot.value, found.after_last) == (41, 31, 500)
+    commented = measure(record(ev(20), ev(51, Kind.DONE), ev(300, Kind.OTHER), completion_tokens=2))
+    assert commented.e2e == 41
+
+
 def test_a_server_that_does_not_read_lengthens_the_sending_and_what_counts_from_due() -> None:
     found = measure(record(ev(60), ev(70), due=8, sent=50, write_ns=10 * MS))
     assert (found.queued, found.sending, found.e2e, found.e2e_due) == (2, 40, 20, 62)

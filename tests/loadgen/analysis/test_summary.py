@@ -180,6 +180,14 @@ def test_a_count_without_usage_is_no_count() -> None:
     assert whole.cached_tokens is None
 
 
+def test_a_response_that_went_on_after_its_last_event_is_warned_of() -> None:
+    events = ev(20), ev(30), ev(31, Kind.DONE)
+    summary = summarise(run_of(), [record(*events, end=end, completion_tokens=2) for end in (31, 81, 82)])
+    assert summary.whole.lingering == 1
+    (said,) = [text for text in view(run_of(), summary).warnings if "after their last event" in text]
+    assert said.startswith("1 of 3 responses went on for more than 50 ms")
+
+
 def test_counts_that_do_not_grow_are_warned_of() -> None:
     odd = record(*(ev(20 + at, tokens=0) for at in range(4)), completion_tokens=4)
     summary = summarise(run_of(), [odd, record(ev(20), ev(30), completion_tokens=2)])
