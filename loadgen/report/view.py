@@ -249,8 +249,8 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
     warnings: list[str] = []
     if whole.without_usage:
         warnings.append(
-            f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage: their tokens "
-            "are not counted, and they have no TPOT"
+            f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage, or one of 0 "
+            "tokens: their tokens are not counted, and they have no TPOT"
         )
     if whole.lingering:
         warnings.append(

@@ -89,6 +89,8 @@ def decode_exchange(
         pass
     elif body:
         parts = _read_body(record, exchange, body, Timeline(reads, clock), DIALECTS[endpoint])
+        if record.completion_tokens == 0 and any(part.text or part.other for part in parts):
+            record.completion_tokens = None  # there is content: the usage does not count it
         if keep_answer and record.failure is None:
             record.answer = hide(answer_text(parts, whole=True))[:MAX_ANSWER]
     elif exchange.complete:
@@ -271,15 +273,17 @@ def _events(reading: Message, times: Times, counted: dict[int, int | None]) -> I
 
 
 def _count(record: Record, usage: Usage | None) -> None:
-    """The last usage counts: continuous usage grows, and the final chunk holds the total."""
+    """The last usage counts: continuous usage grows, and the final chunk holds the total. 0 replaces no count."""
     if usage is None:
         return
-    if usage.prompt_tokens is not None:
-        record.prompt_tokens = usage.prompt_tokens
-    if usage.completion_tokens is not None:
-        record.completion_tokens = usage.completion_tokens
-    if usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens is not None:
-        record.cached_tokens = usage.prompt_tokens_details.cached_tokens
+    record.prompt_tokens = _later(record.prompt_tokens, usage.prompt_tokens)
+    record.completion_tokens = _later(record.completion_tokens, usage.completion_tokens)
+    if usage.prompt_tokens_details is not None:
+        record.cached_tokens = _later(record.cached_tokens, usage.prompt_tokens_details.cached_tokens)
+
+
+def _later(count: int | None, new: int | None) -> int | None:
+    return new if new or count is None else count
 
 
 def _keep_times(record: Record, reading: Message) -> None:

@@ -191,6 +191,31 @@ def test_several_choices_in_a_chunk_are_several_events() -> None:
     assert [(event.kind, event.choice) for event in record.events[:2]] == [(Kind.CONTENT, 0), (Kind.CONTENT, 1)]
 
 
+def usage(completion: int) -> bytes:
+    return sse(choices=[], usage={"prompt_tokens": 7 if completion else 0, "completion_tokens": completion})
+
+
+@pytest.mark.parametrize(
+    ("usages", "counts"),
+    [
+        (usage(2) + usage(0), (7, 2)),
+        (usage(0) + usage(2), (7, 2)),
+        (usage(0), (0, None)),
+    ],
+)
+def test_a_usage_of_0_is_no_count_of_content_and_replaces_none(
+    usages: bytes, counts: tuple[int, int | None]
+) -> None:
+    """Requests with content and a usage of 0 were not among those without usage, and lowered the mean length."""
+    record = decode_exchange(exchange(delta(content="a", finish="stop") + usages + DONE), Still())
+    assert (record.failure, record.prompt_tokens, record.completion_tokens) == (None, *counts)
+
+
+def test_an_answer_without_content_has_0_tokens() -> None:
+    record = decode_exchange(exchange(delta(finish="stop") + usage(0) + DONE), Still())
+    assert (record.failure, record.completion_tokens) == (None, 0)
+
+
 def test_missing_usage_is_no_failure_and_no_count() -> None:
     record = decode_exchange(exchange(delta(content="a", finish="stop") + DONE), Still())
     assert record.failure is None
