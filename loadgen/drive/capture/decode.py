@@ -9,8 +9,8 @@ from typing import Final
 
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.dialects import DIALECTS, Dialect, Message, Part, error_in
-from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
-from loadgen.drive.capture.messages import MessageError, Usage
+from loadgen.drive.capture.exchange import Exchange, Read
+from loadgen.drive.capture.messages import MessageError, Usage, cut
 from loadgen.record import GENERATED, MAX_ANSWER, Event, Kind, Record, writable
 from loadgen.spec import Endpoint
 from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
@@ -18,6 +18,8 @@ from proxy.wire import Framer, data_of, endings, field_of, is_done, lack_of
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of the largest event; a response with a larger one is `garbage`."""
 
+MAX_DETAIL: Final = 500
+Hide = Callable[[str], str]
 Times = tuple[int, int, int]  # at, low, user
 
 
@@ -57,7 +59,7 @@ def times_of(read: Read, before: int, clock: Clock) -> Times:
 def decode_exchange(
     exchange: Exchange,
     clock: Clock,
-    hide: Callable[[str], str] = str,
+    hide: Hide = str,
     *,
     endpoint: Endpoint = "chat",
     keep_answer: bool = False,
@@ -82,13 +84,13 @@ def decode_exchange(
         record.closed_ns = clock.since_start(exchange.ended_ns)
     body = exchange.body
     if exchange.status is not None and not 200 <= exchange.status < 300:
-        _set(record, "status", f"{exchange.status}: {_words(body)}")
+        _set(record, "status", f"{exchange.status}: {_words(body, hide)}")
     if exchange.failure is not None:
         _set(record, exchange.failure, exchange.detail)
     if record.failure == "status":
         pass
     elif body:
-        parts = _read_body(record, exchange, body, Timeline(reads, clock), DIALECTS[endpoint])
+        parts = _read_body(record, exchange, body, Timeline(reads, clock), DIALECTS[endpoint], hide)
         if record.completion_tokens == 0 and any(part.text or part.other for part in parts):
             record.completion_tokens = None  # there is content: the usage does not count it
         if keep_answer and record.failure is None:
@@ -150,10 +152,10 @@ def answer_text(parts: Sequence[Part], *, whole: bool = False) -> str:
 
 
 def _read_body(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect, hide: Hide
 ) -> Sequence[Part]:
     if not record.stream:
-        return _read_whole(record, exchange, body, timeline, dialect)
+        return _read_whole(record, exchange, body, timeline, dialect, hide)
     if "text/event-stream" not in exchange.content_type.lower() and body.lstrip()[:1] == b"{":
         error = error_in(body)
         if error is not None:
@@ -161,25 +163,25 @@ def _read_body(
         else:
             _set(record, "garbage", "requested a stream, got one JSON body")
         return ()
-    return _read_stream(record, exchange, body, timeline, dialect)
+    return _read_stream(record, exchange, body, timeline, dialect, hide)
 
 
 def _read_whole(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect, hide: Hide
 ) -> Sequence[Part]:
     if not exchange.complete:
         return ()
     try:
         reading = dialect.whole(body)
     except MessageError as error:
-        _set(record, "garbage", str(error))
+        _set(record, "garbage", error.words(hide))
         return ()
     at, low, user = timeline.of(len(body))
     if reading.error is not None:
         _set(record, "error_frame", reading.error)
         record.events = [Event(at, low, user, Kind.ERROR)]
     elif not reading.parts:
-        _set(record, "garbage", f"no answer in the body: {_words(body)}")
+        _set(record, "garbage", f"no answer in the body: {_words(body, hide)}")
     else:
         _count(record, reading.usage)
         _keep_times(record, reading)
@@ -189,7 +191,7 @@ def _read_whole(
 
 
 def _read_stream(
-    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect
+    record: Record, exchange: Exchange, body: bytes, timeline: Timeline, dialect: Dialect, hide: Hide
 ) -> Sequence[Part]:
     done = False
     parts: list[Part] = []
@@ -210,7 +212,7 @@ def _read_stream(
             reading = dialect.event(data)
             error = reading.error
             if error is None and any(v.strip() == b"error" for v in field_of(frame, b"event")):
-                error = _words(data)
+                error = _words(data, hide)
             if error is not None:
                 events.append(Event(*times, Kind.ERROR))
                 _set(record, "error_frame", error)
@@ -226,7 +228,7 @@ def _read_stream(
                 if part.finish:
                     endings((frame,), ended)
     except MessageError as error:
-        _set(record, "garbage", str(error))
+        _set(record, "garbage", error.words(hide))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
         _set(record, "garbage", "the stream ended without any choice")
     elif done:
@@ -235,7 +237,7 @@ def _read_stream(
         if events:
             _set(record, "truncated", f"the stream ended without {dialect.end}")
         else:
-            _set(record, "garbage", f"not an event stream: {_words(body)}")
+            _set(record, "garbage", f"not an event stream: {_words(body, hide)}")
     return parts
 
 
@@ -298,6 +300,6 @@ def _set(record: Record, failure: str, detail: str) -> None:
         record.detail = detail
 
 
-def _words(body: bytes) -> str:
-    """A body as text for a person: its error message, or its first 200 bytes."""
-    return error_in(body) or body[:200].decode("utf-8", "replace").strip() or "empty body"
+def _words(body: bytes, hide: Hide) -> str:
+    """A body as text for a person: its error message, or its first 200 characters."""
+    return error_in(body) or cut(body, 200, hide).strip() or "empty body"

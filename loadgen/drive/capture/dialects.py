@@ -282,8 +282,7 @@ def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        shown = data[:80].decode("utf-8", "replace")
-        raise MessageError(f"not a message of this API ({error}): {shown}") from None
+        raise MessageError(f"not a message of this API ({error})", data) from None
 
 
 def _error_text(error: Any) -> str:

@@ -6,11 +6,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from loadgen.record import Failure, Record
-
-MAX_DETAIL: Final = 500
 
 
 class Read(NamedTuple):
@@ -98,7 +96,7 @@ class Exchange:
     def fail(self, failure: Failure, detail: str) -> None:
         """Keep the first failure: later ones are its consequences."""
         if self.failure is None:
-            self.failure, self.detail = failure, detail[:MAX_DETAIL]
+            self.failure, self.detail = failure, detail
 
     @property
     def body(self) -> bytes:

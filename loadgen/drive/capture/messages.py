@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -10,8 +11,21 @@ import msgspec
 from loadgen.record import Kind
 
 
+def cut(data: bytes, size: int, hide: Callable[[str], str]) -> str:
+    """The beginning of bytes as text. Secrets are hidden first: half of one would not be found."""
+    return hide(data.decode("utf-8", "replace"))[:size]
+
+
 class MessageError(Exception):
     """The bytes are not a message of this API; the text says why."""
+
+    def __init__(self, why: str, data: bytes = b"") -> None:
+        super().__init__(why)
+        self._data = data
+
+    def words(self, hide: Callable[[str], str]) -> str:
+        """Why, and the beginning of the bytes."""
+        return f"{self}: {cut(self._data, 80, hide)}" if self._data else str(self)
 
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e12)]  # so no NaN
@@ -84,8 +98,7 @@ def decode_message(data: bytes) -> Message:
         try:
             return msgspec.convert(json.loads(data), Message, strict=False)
         except _UNREADABLE:
-            shown = data[:80].decode("utf-8", "replace")
-            raise MessageError(f"not a message of this API ({error}): {shown}") from None
+            raise MessageError(f"not a message of this API ({error})", data) from None
 
 
 def times_of_engine(message: Message) -> EngineTimes | None:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from loadgen.drive.capture import decode as reading
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import answer_of, decode_exchange
+from loadgen.drive.capture.decode import MAX_DETAIL, answer_of, decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.record import GENERATED, Kind, Record
+from loadgen.spec import Endpoint
 
 MS = 1_000_000
 DONE = b"data: [DONE]\n\n"
@@ -293,6 +294,29 @@ def test_secrets_that_a_server_repeats_are_masked() -> None:
     body = json.dumps({"error": {"message": "bad key sk-123"}}).encode()
     record = decode_exchange(exchange(body, status=401), Still(), lambda text: text.replace("sk-123", "***"))
     assert record.detail == "401: bad key ***"
+
+
+KEY = "sk-" + "k" * 40
+
+
+@pytest.mark.parametrize("before", range(MAX_DETAIL + 40, 40, -7))
+@pytest.mark.parametrize("endpoint", ["chat", "messages"])
+def test_no_cut_leaves_a_part_of_a_secret(before: int, endpoint: Endpoint) -> None:
+    """A key that was cut at 200 bytes was not found, and not hidden."""
+    text = ("x" * before + KEY).encode()
+    refused = exchange()
+    refused.fail("refused", text.decode())
+    for made in (
+        exchange(text, status=500),
+        exchange(text),
+        exchange(text, stream=False),
+        exchange(b"data: %b\n\n" % text),
+        exchange(b"event: error\ndata: {}%b\n\n" % text),
+        refused,
+    ):
+        record = decode_exchange(made, Still(), lambda said: said.replace(KEY, "***"), endpoint=endpoint)
+        assert record.failure is not None
+        assert "kk" not in record.detail
 
 
 def test_a_json_body_where_a_stream_was_asked_for_is_garbage_or_the_error_it_is() -> None:
