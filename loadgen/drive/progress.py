@@ -59,7 +59,8 @@ class Progress:
 
     def _met(self, exchange: Exchange, tokens: int) -> bool:
         """By the program's clock."""
-        sent, first, last = exchange.wrote_ns, exchange.first_ns or exchange.last_ns, exchange.last_ns
+        sent, last = exchange.wrote_ns, exchange.body_ns
+        first = exchange.first_ns or last
         queued = sent - self._zero_ns - exchange.record.due_ns
         took = (
             first - sent,

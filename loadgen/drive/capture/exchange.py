@@ -84,6 +84,14 @@ class Exchange:
         """Whether the response's first byte has arrived."""
         return bool(self._reads)
 
+    @property
+    def body_ns(self) -> int:
+        """When the program had the body's last byte. The read that ends the response may come later."""
+        place = len(self._reads) - 4
+        while place > 0 and self._reads[place - 4] == self.size:
+            place -= 4
+        return self._reads[place + 2] if place >= 0 else self.last_ns
+
     def reads(self) -> Iterator[Read]:
         flat = iter(self._reads)
         return map(Read._make, zip(flat, flat, flat, flat, strict=True))

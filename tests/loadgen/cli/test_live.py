@@ -287,6 +287,16 @@ def test_goodput_counts_what_met_every_objective() -> None:
     assert (snapshot.good, snapshot.done) == (1, 4)
 
 
+def test_goodput_leaves_out_how_long_a_response_stays_open_after_its_body() -> None:
+    progress = Progress({"e2el": 100.0})
+    exchange = ended(first_ms=40, tail=b"data: [DONE]\n\n")
+    for size, at in ((10, 40), (30, 90), (30, 590), (30, 600)):
+        exchange.size = size
+        exchange.add_read(0, 1 + at * MS, 0)
+    progress.ended(exchange)
+    assert progress.good == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "limit", "left"),
     [
