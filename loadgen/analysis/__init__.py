@@ -20,7 +20,7 @@ Durations are in milliseconds, points in time in nanoseconds since the run's sta
 """
 
 from loadgen.analysis.bins import Bin, histogram
-from loadgen.analysis.definitions import Gaps, Measured, Span
+from loadgen.analysis.definitions import Gaps, Measured, Span, measure
 from loadgen.analysis.effect import (
     Shift,
     cliffs_delta,
@@ -41,7 +41,7 @@ from loadgen.analysis.format import (
     signed,
     time_text,
 )
-from loadgen.analysis.goodput import BadGoodput, met, parse_goodput, strain
+from loadgen.analysis.goodput import BadGoodput, Goodput, met, parse_goodput, strain, unmeasured
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
@@ -120,6 +120,7 @@ __all__ = [
     "Finding",
     "Found",
     "Gaps",
+    "Goodput",
     "Group",
     "Limit",
     "Loads",
@@ -155,6 +156,7 @@ __all__ = [
     "interval_text",
     "judge_rule",
     "limit_of",
+    "measure",
     "measure_records",
     "met",
     "ms",
@@ -178,5 +180,6 @@ __all__ = [
     "summarise",
     "summarise_measured",
     "time_text",
+    "unmeasured",
     "unsteady_warning_of",
 ]

@@ -99,6 +99,8 @@ class Measured:
     """Gaps between chunks with content: vLLM's ITL, AIPerf's ICL."""
     by_tokens: bool = False
     miscounted: bool = False  # every chunk has a count of tokens, and they do not grow with the chunks
+    empty: bool = False
+    """A complete stream without a token: it has no latency, since it would count as a fast answer."""
     arrivals: array[int] = field(default_factory=lambda: array("q"))  # of generated events, nanoseconds
     generated: int = 0
     censored: int = 0  # generated events whose time is an interval
@@ -216,8 +218,11 @@ def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted:
         last = _last(record.events).at_ns
         measured.after_last = (end - last) / MS
         end = events[-1].at_ns if events and counted is VLLM else last
+    measured.empty = record.stream and not events
+    if measured.empty:
+        return
     measured.e2e = (end - sent) / MS
-    if not events or not record.stream or events[0].kind is Kind.WHOLE:
+    if not record.stream or events[0].kind is Kind.WHOLE:
         return
     measured.ttft = _since(events[0], sent)
     role = next(event for event in record.events if event.kind in VLLM)

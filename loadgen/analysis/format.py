@@ -30,8 +30,10 @@ def rate(value: float) -> str:
     return digits(value)
 
 
-def percent(share: float) -> str:
+def percent(share: float | None) -> str:
     """0 % only for none, 100 % only for all."""
+    if share is None:
+        return UNKNOWN
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
     text = f"{100 * share:.1f}" if 0.001 <= share < 0.9995 else f"{100 * share:.2g}"

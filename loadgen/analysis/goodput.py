@@ -43,14 +43,16 @@ and `e2el` include a long sending, so that a server that does not read its socke
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares are of all requests that were due and not cancelled; failed and shed ones met no objective."""
+    """Shares are of all requests that were due and not cancelled; failed and shed ones met no objective. None
+    where an objective could not be judged."""
 
     slos: dict[str, float]  # milliseconds
     attempted: int
-    good: int  # met all of them
-    per_second: float
-    attainment: float
-    by_slo: dict[str, float]
+    good: int | None  # met all of them
+    per_second: float | None
+    attainment: float | None
+    by_slo: dict[str, float]  # of those that could be judged
+    unmeasured: dict[str, str] = {}  # objective -> why it could not be judged
 
 
 class BadGoodput(ValueError):
@@ -89,7 +91,32 @@ def met(request: Measured, name: str, limit: float) -> bool:
     if not request.completed:
         return False
     duration = _DURATIONS[name](request)
-    return duration <= limit if duration is not None else name == "tpot" and request.generated == 1
+    return duration <= limit if duration is not None else _single(request, name)
+
+
+def _single(request: Measured, name: str) -> bool:
+    return name == "tpot" and request.generated == 1 and request.ttft is not None
+
+
+def unmeasured(requests: Iterable[Measured], names: Iterable[str]) -> dict[str, str]:
+    """The objectives of these that no completed request has a value for, and why; empty if none completed."""
+    done = [request for request in requests if request.completed]
+    missing = [
+        name
+        for name in names
+        if done and all(_DURATIONS[name](request) is None and not _single(request, name) for request in done)
+    ]
+    return dict.fromkeys(missing, _lack(done))
+
+
+def _lack(done: Sequence[Measured]) -> str:
+    if all(request.empty for request in done):
+        return "the server answers without any token"
+    if all(request.ttft is None for request in done):
+        return "the responses are no streams"
+    if all(request.output_tokens is None for request in done):
+        return "the server reports no usage"
+    return "no response has two tokens by the server's usage"
 
 
 def strain(request: Measured, slos: Slos) -> float:
@@ -110,14 +137,17 @@ def goodput(requests: Sequence[Measured], slos: Slos, seconds: float) -> Goodput
     if not slos:
         return None
     attempted = [request for request in requests if not request.cancelled]
-    hits = {name: [met(request, name, limit) for request in attempted] for name, limit in slos.items()}
-    good = sum(map(all, zip(*hits.values(), strict=True)))
+    missing = unmeasured(attempted, slos)
+    judged = {name: limit for name, limit in slos.items() if name not in missing}
+    hits = {name: [met(request, name, limit) for request in attempted] for name, limit in judged.items()}
+    good = None if missing else sum(map(all, zip(*hits.values(), strict=True)))
     n = len(attempted)
     return Goodput(
         slos=dict(slos),
         attempted=n,
         good=good,
-        per_second=good / seconds if seconds > 0 else 0.0,
-        attainment=good / n if n else 0.0,
+        per_second=None if good is None else good / seconds if seconds > 0 else 0.0,
+        attainment=None if good is None else good / n if n else 0.0,
         by_slo={name: sum(each) / n if n else 0.0 for name, each in hits.items()},
+        unmeasured=missing,
     )

@@ -53,6 +53,7 @@ class Group(msgspec.Struct, kw_only=True):
     input_tokens: int
     output_tokens: int
     generated_tokens: int  # of these, those that an engine generated for the request: not cached, not attached
+    empty: int = 0  # completed streams without a token; they are in no latency
     without_usage: int  # completed requests whose tokens are unknown, so in no count
     cached_tokens: int | None  # prompt tokens from the engine's prefix cache; None: it does not report them
     request_throughput: float
@@ -205,6 +206,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         input_tokens=inputs,
         output_tokens=outputs,
         generated_tokens=sum(request.output_tokens or 0 for request in done if request.fresh),
+        empty=sum(request.empty for request in done),
         without_usage=sum(map(_lacks_usage, done)),
         cached_tokens=sum(cached) if cached else None,
         request_throughput=rate(len(done)),

@@ -10,7 +10,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -35,7 +35,7 @@ from loadgen.cli.flags import values
 from loadgen.cli.flags.engine import add_engine, add_gpus, sources_of
 from loadgen.cli.preflight import connection_limit
 from loadgen.cli.run import add_workload, finished, new_run, prepare, sent_stats
-from loadgen.cli.sizing import choose_find
+from loadgen.cli.sizing import choose_find, refuse_unmeasured, unmeasured_in
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Job,
@@ -51,6 +51,7 @@ from loadgen.drive import (
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
+from loadgen.report import unmeasured_text
 from loadgen.secrets import Hide
 from loadgen.snapshot import View
 from loadgen.spec import Pace
@@ -140,13 +141,18 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 class Driver:
-    """Runs a search's plans as stages, and hands their results back to it."""
+    """Runs a search's plans as stages, and hands their results back to it. `drops`: objectives that no response of
+    the first stage has a value for are dropped instead of refused."""
 
-    def __init__(self, args: argparse.Namespace, search: Search, stages: Stages, session: Session) -> None:
+    def __init__(
+        self, args: argparse.Namespace, search: Search, stages: Stages, session: Session, *, drops: bool = False
+    ) -> None:
         self._search = search
         self._stages = stages
         self._session = session
-        self._slos = parse_goodput(args.goodput)
+        self.slos = parse_goodput(args.goodput)
+        self.unmeasured: dict[str, str] = {}  # the objectives that were dropped, and why
+        self._drops = drops
         self._allowed = 1 - args.attainment
         self._users = bool(args.concurrency)
         self._seconds = args.max_minutes * 60
@@ -156,7 +162,8 @@ class Driver:
         self.records: list[Record] = []
 
     async def stage(self, plan: Plan) -> Stage | None:
-        """The stage as the search takes it; None if it was interrupted or had no prompts."""
+        """The stage as the search takes it; None if it was interrupted, had no prompts, or cannot be judged by any
+        objective. Raises UsageError."""
         began = self._stages.elapsed
         left = max(self._seconds - began, LEAST_SECONDS)
         if self._users:
@@ -176,28 +183,40 @@ class Driver:
         self.records += records
         if self._session.stopped or not records:
             return None
+        if not self._search.stages:
+            self._check(records)
+        if not self.slos:
+            return None
         return stage_of(
             plan.load,
             records,
-            self._slos,
+            self.slos,
             seconds=self._stages.elapsed - began,
             aborted=aborted,
             open_loop=not self._users,
             fault=self._fault(records),
         )
 
+    def _check(self, records: Sequence[Record]) -> None:
+        """Drop or refuse the objectives that these responses have no value for."""
+        unmeasured = unmeasured_in(records, self.slos)
+        if not self._drops:
+            refuse_unmeasured(unmeasured)
+        self.unmeasured = unmeasured
+        self.slos = {name: limit for name, limit in self.slos.items() if name not in unmeasured}
+
     def _fault(self, records: Sequence[Record]) -> str:
         """What the generator itself did wrong in the stage that ended last, if it touches the objectives."""
         lag = lag_of(records, self._stages.worker_errors[-1:])
         faults, _ = judge_self_error(lag, records, self._limits, open_loop=not self._users)
-        touching = (fault.text for fault in faults if not fault.touches or fault.touches & self._slos.keys())
+        touching = (fault.text for fault in faults if not fault.touches or fault.touches & self.slos.keys())
         return next(touching, "")
 
     def _hopeless(self, plan: Plan, began: float) -> Callable[[int], bool]:
         """Whether several times as many requests as may miss an objective in the whole stage have missed it, or
         the stage takes much longer than its arrivals."""
         ttft, e2e = (
-            min((self._slos[name] for name in names if name in self._slos), default=math.inf) * 1e6
+            min((self.slos[name] for name in names if name in self.slos), default=math.inf) * 1e6
             for names in (("ttft", "ttft_due"), ("e2el", "e2el_due"))
         )
         most = most_misses(plan, self._allowed)
@@ -276,7 +295,7 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     folder = finish.make_folder(args.result_dir, args.label or "find", finish.now())
     async with scraping(sources_of(args, job.targets, job.http), folder) as run.scraped:
         with live.view(quiet=args.quiet) as view, store.EventsFile(folder / store.EVENTS) as file:
-            warm, records, stages, found = await searched(args, job, run, hide, view, file)
+            warm, records, stages, found, _ = await searched(args, job, run, hide, view, file)
     run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = stages.start_unix_ns
     run.found = msgspec.to_builtins(found)
@@ -284,6 +303,16 @@ async def _find(args: argparse.Namespace, argv: list[str]) -> int:
     run.sent_stats = sent_stats(open_workload(job.workload), job.num_prompts, len(records))
     reported = finished(args, folder, run, warm + records, stages.worker_errors, open_loop=found.by == "rate")
     return exit_code(run, found, lost=reported.lost)
+
+
+class Searched(NamedTuple):
+    """A search that has ended."""
+
+    warm: list[Record]
+    records: list[Record]
+    stages: Stages
+    found: Found
+    unmeasured: dict[str, str]  # the objectives that were dropped, and why
 
 
 async def searched(
@@ -295,8 +324,9 @@ async def searched(
     file: store.EventsFile,
     *,
     say: bool = True,
-) -> tuple[list[Record], list[Record], Stages, Found]:
-    """The warm-up's records, the search's records, its stages, and what it found."""
+) -> Searched:
+    """Warm-up and search. Raises UsageError for an objective that cannot be measured; `quick`, which does not
+    `say` its stages, drops it from the run's."""
     by = "users" if args.concurrency else "rate"
     response = getattr(args, "probed_response", None) or 0.0
     search = Search(
@@ -319,17 +349,20 @@ async def searched(
         stop_on_signals(session.stop, view.note)
         await warm_up(job, session, workload, warmed)
         stages = Stages(session, itertools.islice(workload.requests(), job.num_prompts), file.append)
-        driver = Driver(args, search, stages, session)
-        while not session.stopped and not stages.ran_out and (plan := search.next()) is not None:
+        driver = Driver(args, search, stages, session, drops=not say)
+        while not session.stopped and not stages.ran_out and driver.slos and (plan := search.next()) is not None:
             stage = await driver.stage(plan)
             if stage is not None:
                 search.add(stage)
                 if say:
                     view.note(line_of(stage, by, 1 - args.attainment))
         run.interrupted = session.stopped
+    if driver.unmeasured:
+        run.config["goodput"] = [f"{name}:{limit:g}" for name, limit in driver.slos.items()]
+        run.warnings.append(unmeasured_text(driver.unmeasured))
     if stages.ran_out:
         run.warnings.append("the search ran out of prompts: raise --num-prompts")
-    return warm, driver.records, stages, search.found()
+    return Searched(warm, driver.records, stages, search.found(), driver.unmeasured)
 
 
 def line_of(stage: Stage, by: str, allowed: float) -> str:

@@ -25,7 +25,7 @@ from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.report import Files, objectives
+from loadgen.report import Files, objectives, unmeasured_text
 from loadgen.secrets import Hide
 from loadgen.spec import Http
 
@@ -47,7 +47,7 @@ KINDS: Final = {
 """What /metrics contains, and what the server then is."""
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """A server that answered, and what it is."""
 
     url: str
@@ -96,13 +96,14 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
     folder = finish.make_folder(args.result_dir, "quick", finish.now())
     print(f"{look.kind} at {look.url}; about a minute …", file=sys.stderr)
     with live.view(quiet=True) as view, store.EventsFile(folder / store.EVENTS) as file:
-        _, records, stages, found = await searched(full, job, run, hide, view, file, say=False)
+        _, records, stages, found, unmeasured = await searched(full, job, run, hide, view, file, say=False)
     run.start_unix_ns, run.found = stages.start_unix_ns, msgspec.to_builtins(found)
     finish.judge(run, records, stages.worker_errors, flags.limits_of(full), open_loop=False)
     files = Files(folder)
     files.write(store.RUN, store.encoded_run(run))
     lost = [*([file.warning] if file.warning else []), *(f"could not write {text}" for text in files.lost)]
-    for sentence in sentences(look, records, found, parse_goodput(args.goodput), interrupted=run.interrupted):
+    slos = parse_goodput(run.config["goodput"])
+    for sentence in sentences(look, records, found, slos, unmeasured, interrupted=run.interrupted):
         print(sentence)
     if run.invalid:
         print(f"The measurement is rough: {'; '.join(run.invalid[:1])}.", file=sys.stderr)
@@ -138,7 +139,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
     return full
 
 
-async def found_server(url: str | None, model: str | None, http: Http) -> _Look:
+async def found_server(url: str | None, model: str | None, http: Http) -> Look:
     """The server of this URL, or the first usual port of this machine that lists models. Raises UsageError."""
     client = Client(http, kernel=False)
     try:
@@ -160,7 +161,7 @@ async def found_server(url: str | None, model: str | None, http: Http) -> _Look:
     return found
 
 
-async def _look(client: Client, url: str, model: str | None, within: float) -> _Look | None:
+async def _look(client: Client, url: str, model: str | None, within: float) -> Look | None:
     try:
         status, body = await client.get(f"{url}/v1/models", within)
     except (aiohttp.ClientError, OSError, TimeoutError):
@@ -170,7 +171,7 @@ async def _look(client: Client, url: str, model: str | None, within: float) -> _
     models = models_of(body) if status == 200 else []
     if not models:
         return None
-    return _Look(url, model or models[0], await _kind(client, url, within))
+    return Look(url, model or models[0], await _kind(client, url, within))
 
 
 async def _kind(client: Client, url: str, within: float) -> str:
@@ -185,9 +186,16 @@ async def _kind(client: Client, url: str, within: float) -> str:
 
 
 def sentences(
-    look: _Look, records: list[Record], found: Found, slos: dict[str, float], *, interrupted: bool = False
+    look: Look,
+    records: list[Record],
+    found: Found,
+    slos: dict[str, float],
+    unmeasured: dict[str, str],
+    *,
+    interrupted: bool = False,
 ) -> list[str]:
-    """Three sentences for anybody; two where Ctrl-C came before one user was answered."""
+    """Three sentences for anybody; two where Ctrl-C came before one user was answered, and a fourth about
+    objectives that cannot be measured."""
     first = f"This is {look.kind} at {look.url}, serving {look.model}."
     alone = [
         request
@@ -197,11 +205,13 @@ def sentences(
     if not alone and interrupted:
         return [first, "It was interrupted before a user was answered, so nothing else is known."]
     if not alone:
+        empty = any(request is not None and request.empty for request in measure_records(records))
+        answered = "with a token" if empty else "as a stream"
         failed = next((record for record in records if record.failure), None)
         why = f": {failed.detail or failed.failure}" if failed else ""
         return [
             first,
-            f"No request of one user was answered as a stream{why}.",
+            f"No request of one user was answered {answered}{why}.",
             "So nothing is known of several users.",
         ]
     ttfts = sorted(request.ttft.value for request in alone if request.ttft is not None)
@@ -209,7 +219,10 @@ def sentences(
     speed = f", then {digits(rates[len(rates) // 2])} tokens per second" if rates else ""
     second = f"One user alone waits {digits(ttfts[len(ttfts) // 2])} ms for the first token{speed}."
     third = "It was interrupted, so nothing is known of several users."
-    return [first, second, third if interrupted else _third(found, objectives(slos))]
+    unjudged = [f"{unmeasured_text(unmeasured)}."] if unmeasured else []
+    if not slos:
+        return [first, second, "Nothing is known of several users.", *unjudged]
+    return [first, second, third if interrupted else _third(found, objectives(slos)), *unjudged]
 
 
 def _third(found: Found, aims: str) -> str:

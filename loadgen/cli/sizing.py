@@ -6,15 +6,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from loadgen.analysis import measure, unmeasured
 from loadgen.drive import Job, ScheduledRequest, Session, prompts_of, session_of
 from loadgen.errors import UsageError
 from loadgen.record import GENERATED, Event, Kind, Record
+from loadgen.report import unmeasured_text
 from loadgen.secrets import Hide
 from loadgen.spec import GENERATING, Pace
 from loadgen.workload import conversation_size, open_workload
@@ -53,6 +55,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float  # how long the probe took
     first: float  # to the first token, or to a whole response
     gap: float  # between two tokens of a stream; 0: unknown
+    unmeasured: dict[str, str] = {}  # objective -> why no response has a value for it
 
     def request(self, tokens: int) -> float:
         """Seconds that a response of so many tokens takes."""
@@ -119,7 +122,10 @@ def choose_run(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
 
 def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     """Length, lowest rate, length of a stage, even arrivals, and count. The rates rise from half of what the probe
-    reached. Arrivals are even because chance would decide a stage of some 24 Poisson arrivals."""
+    reached. Arrivals are even because chance would decide a stage of some 24 Poisson arrivals.
+
+    Raises UsageError."""
+    refuse_unmeasured(speed.unmeasured)
     flags: dict[str, Any] = {}
     rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
     start = args.start_rate
@@ -138,7 +144,9 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
 
 
 def choose_users(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
-    """Length, length of a stage, and prompts enough for every number of users at the speed of one."""
+    """Length, length of a stage, and prompts enough for every number of users at the speed of one. Raises
+    UsageError."""
+    refuse_unmeasured(speed.unmeasured)
     flags: dict[str, Any] = {}
     tokens = _tokens(job, speed, STAGE_REQUEST_SECONDS, flags)
     seconds = args.stage_seconds
@@ -150,7 +158,9 @@ def choose_users(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
 
 
 def choose_find(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
-    """Length, first rate, and prompts enough for a server eight times as fast as the probe saw it."""
+    """Length, first rate, and prompts enough for a server eight times as fast as the probe saw it. Raises
+    UsageError."""
+    refuse_unmeasured(speed.unmeasured)
     flags: dict[str, Any] = {}
     rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
     seconds = args.max_minutes * 60
@@ -158,6 +168,17 @@ def choose_find(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
         flags["start_rate"] = min(float(f"{rate / 2:.2g}"), args.top_rate)
     flags["num_prompts"] = int(min(max(8 * rate * seconds, 4_000), FIND_REQUESTS))
     return Choice(flags, seconds)
+
+
+def unmeasured_in(records: Sequence[Record], objectives: Iterable[str]) -> dict[str, str]:
+    """The objectives that no completed request has a value for, and why."""
+    return unmeasured(map(measure, records), objectives)
+
+
+def refuse_unmeasured(unmeasured: Mapping[str, str]) -> None:
+    """Raises UsageError: a load cannot be judged by objectives that have no value."""
+    if unmeasured:
+        raise UsageError(f"{unmeasured_text(unmeasured)}; remove it from --goodput")
 
 
 def most_stages(seconds: float) -> int:
@@ -182,7 +203,7 @@ async def probe(job: Job, hide: Hide, *, users: int | None) -> Speed:
     """Send a few requests like the run's: one alone, then `users` at a time (None: DEFAULT_USERS, but one for a
     slow server). They share no prompt with the run or its warm-up.
 
-    Raises UsageError if no token comes within ALONE_SECONDS, or if every request fails.
+    Raises UsageError if no token comes within ALONE_SECONDS, if no response has one, or if every request fails.
     """
     if lacks_length(job):
         job = msgspec.structs.replace(job, body=msgspec.structs.replace(job.body, max_tokens=PROBE_TOKENS))
@@ -212,7 +233,7 @@ def _probes(job: Job) -> Iterator[ScheduledRequest]:
 async def _phase(
     session: Session, job: Job, schedule: Iterator[ScheduledRequest], users: int, limit: float
 ) -> Speed | None:
-    """None without a token. Raises UsageError if every request failed."""
+    """None without a token in time. Raises UsageError if every request failed or no response has a token."""
     records: list[Record] = []
     began = session.now()
     await session.phase(schedule, Pace(max_concurrency=users, max_seconds=limit), records.append, warmup=True)
@@ -220,7 +241,12 @@ async def _phase(
     if failed is not None and all(record.failure is not None for record in records):
         url = job.targets[failed.target]
         raise UsageError(f"the first requests to {url} failed ({failed.failure}): {failed.detail}")
-    return speed_of(records, users, (session.now() - began) / 1e9)
+    speed = speed_of(records, users, (session.now() - began) / 1e9)
+    if speed is not None:
+        return msgspec.structs.replace(speed, unmeasured=unmeasured_in(records, job.objectives))
+    if records and all(record.failure is None for record in records):
+        raise UsageError(f"the server answers without any token: {' and '.join(job.targets.values())}")
+    return None
 
 
 def speed_of(records: Sequence[Record], users: int, seconds: float) -> Speed | None:

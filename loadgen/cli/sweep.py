@@ -26,7 +26,7 @@ from loadgen.cli.flags import values
 from loadgen.cli.flags.engine import add_engine, add_gpus, sources_of
 from loadgen.cli.preflight import connection_limit
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
-from loadgen.cli.sizing import choose_sweep, choose_users, most_stages
+from loadgen.cli.sizing import choose_sweep, choose_users, most_stages, refuse_unmeasured, unmeasured_in
 from loadgen.cli.terminal import live
 from loadgen.drive import (
     Job,
@@ -150,7 +150,8 @@ class Sweep:
         return rate and float(f"{rate:.3g}")
 
     async def stage(self, rate: float, zero_ns: int) -> SweepStage:
-        """Send at this rate for the stage's seconds, then wait until all requests have ended."""
+        """Send at this rate for the stage's seconds, then wait until all requests have ended. Raises UsageError if
+        the first stage's responses lack an objective's measure."""
         name = f"rate={rate:g}"
         records: list[Record] = []
         clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
@@ -176,6 +177,8 @@ class Sweep:
             self.worker_errors.append(outcome.worker_error)
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
+        if not self.stages and not self._session.stopped:
+            refuse_unmeasured(unmeasured_in(records, self._job.objectives))
         stage = stage_of(rate, records)
         if not any(
             record.failure == "cancelled" for record in records
@@ -304,9 +307,11 @@ async def _sweep_users(args: argparse.Namespace, argv: list[str]) -> int:
                         break
                     seconds = min(args.stage_seconds, left_s)
                     pace = Pace(max_concurrency=users, max_seconds=seconds, grace_seconds=args.grace_seconds)
-                    await stages.run(
+                    records, _ = await stages.run(
                         f"{users} user{'s' if users > 1 else ''}", pace, job.num_prompts or MAX_ARRIVALS
                     )
+                    if users == args.concurrencies[0] and not session.stopped:
+                        refuse_unmeasured(unmeasured_in(records, job.objectives))
                 run.interrupted = session.stopped
     run.warnings += [file.warning] if file.warning else []
     run.start_unix_ns = stages.start_unix_ns

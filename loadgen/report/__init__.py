@@ -31,7 +31,7 @@ from loadgen.report.runs.repeats import REPEATS, read_repeats, repeats_json, rep
 from loadgen.report.runs.side_by_side import Judged, comparison_page, side_by_side
 from loadgen.report.sections.by_load import Point, points_of
 from loadgen.report.sections.found import found_sentence, objectives
-from loadgen.report.tables import Table
+from loadgen.report.tables import Table, unmeasured_text
 from loadgen.report.view import View
 from loadgen.report.write import Files, Report, report_of, write_report
 
@@ -65,5 +65,6 @@ __all__ = [
     "result_json",
     "side_by_side",
     "spreads_of",
+    "unmeasured_text",
     "write_report",
 ]

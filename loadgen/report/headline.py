@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loadgen.analysis import (
     Answers,
+    Goodput,
     Group,
     Pairs,
     Summary,
@@ -83,7 +84,6 @@ def rates(summary: Summary) -> list[Tile]:
             *_saved(whole, ""),
             _errors(whole, ""),
         ]
-    good = whole.goodput
     return [
         (
             "throughput",
@@ -93,8 +93,15 @@ def rates(summary: Summary) -> list[Tile]:
         *_tokens(whole, ""),
         *_saved(whole, ""),
         _errors(whole, ""),
-        *([("goodput", percent(good.attainment), f"{rate(good.per_second)} good req/s")] if good else []),
+        *_goodput(whole.goodput),
     ]
+
+
+def _goodput(good: Goodput | None) -> list[Tile]:
+    if good is None:
+        return []
+    per_second = "could not be judged" if good.per_second is None else f"{rate(good.per_second)} good req/s"
+    return [("goodput", percent(good.attainment), per_second)]
 
 
 def _latency(run: Run, group: Group, where: str) -> list[Tile]:

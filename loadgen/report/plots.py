@@ -165,8 +165,8 @@ def _sweep(sheet: Sheet, summary: Summary) -> Figure | None:
     done.plot(rates, rates, color=MUTED, ls=":", label="requested")
     completed = [group.request_throughput for _, group in stages]
     done.plot(rates, completed, "o-", color=BLUE, label="completed", markersize=4)
-    if all(group.goodput for _, group in stages):
-        good = [group.goodput.per_second for _, group in stages if group.goodput]
+    if all(group.goodput and not group.goodput.unmeasured for _, group in stages):
+        good = [group.goodput.per_second or 0.0 for _, group in stages if group.goodput]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
     done.set_ylabel("requests/s")
     done.set_ylim(bottom=0)
@@ -182,16 +182,27 @@ def _sweep(sheet: Sheet, summary: Summary) -> Figure | None:
     return figure
 
 
+ALL: Final = "all of them"
+
+
 def _goodput(sheet: Sheet, summary: Summary) -> Figure | None:
     good = summary.whole.goodput
     if good is None:
         return None
-    shares = {**{f"{name} ≤ {limit:g} ms": good.by_slo[name] for name, limit in good.slos.items()}}
-    shares["all of them"] = good.attainment
+    shares = {f"{name} ≤ {good.slos[name]:g} ms": share for name, share in good.by_slo.items()}
+    if good.attainment is not None:
+        shares[ALL] = good.attainment
+    if not shares:
+        return None
     figure, (axes,) = sheet.canvas(height=0.9 + 0.38 * len(shares))
     names = list(shares)[::-1]
     axes.barh(names, [1] * len(names), color=MUTED, alpha=0.14, height=0.62)
-    axes.barh(names, [shares[name] for name in names], height=0.62, color=[GREEN] + [BLUE] * (len(names) - 1))
+    axes.barh(
+        names,
+        [shares[name] for name in names],
+        height=0.62,
+        color=[GREEN if name == ALL else BLUE for name in names],
+    )
     for place, name in enumerate(names):
         axes.text(1.01, place, f"{100 * shares[name]:.1f} %", va="center", fontsize=10)
     axes.set_xlim(0, 1.2 if sheet.narrow else 1.09)

@@ -72,6 +72,12 @@ def named(measure: str, run: Run, group: Group | None = None) -> str:
     return f"{name} (unsound)" if touches(run, measure) else name
 
 
+def unmeasured_text(unmeasured: Mapping[str, str]) -> str:
+    """Which objectives have no value in any response, and why."""
+    names = " and ".join(NAMES[name] for name in unmeasured)
+    return f"{names} cannot be measured: {next(iter(unmeasured.values()))}"
+
+
 def touches(run: Run, measure: str) -> bool:
     """Whether the generator's own error, above its limit, touches this measure."""
     return bool(run.invalid) and (not run.touched or measure in run.touched)
@@ -195,7 +201,11 @@ def _totals(group: Group, summary: Summary | None) -> list[tuple[str, str]]:
         good = group.goodput
         by = ", ".join(f"{name} ≤ {good.slos[name]:g} ms: {percent(share)}" for name, share in good.by_slo.items())
         met = f"{percent(good.attainment)} of {amount(good.attempted)} met all ({by})"
-        rows.append(("goodput", f"{rate(good.per_second)} requests/s; {met}"))
+        if good.per_second is None:
+            judged = f"; {by}" if by else ""
+            rows.append(("goodput", f"could not be judged: {unmeasured_text(good.unmeasured)}{judged}"))
+        else:
+            rows.append(("goodput", f"{rate(good.per_second)} requests/s; {met}"))
     return rows
 
 
@@ -239,11 +249,11 @@ def _findings(summary: Summary) -> list[str]:
     notes = [f"Knee: {limit}."] if rates else []
     kept = limit.kept
     at_knee = next((stage for requested, stage in rates if kept and abs(requested / kept - 1) < 1e-4), None)
-    if at_knee is None or at_knee.goodput is None:
+    if at_knee is None or at_knee.goodput is None or at_knee.goodput.attainment is None:
         return notes
     good: float | None = None
     for requested, stage in rates:
-        if stage.goodput is None or stage.goodput.attainment < GOOD_SHARE:
+        if stage.goodput is None or (stage.goodput.attainment or 0.0) < GOOD_SHARE:
             break
         good = requested
     best = (

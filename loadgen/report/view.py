@@ -190,7 +190,9 @@ def _result(run: Run, whole: Group) -> str:
         words += f", {amount(whole.cancelled)} cancelled"
     if whole.left:
         words += f", {amount(whole.left)} cancelled by their clients"
-    if whole.goodput:
+    if whole.goodput and whole.goodput.unmeasured:
+        words += f"; the objectives could not be judged: {tables.unmeasured_text(whole.goodput.unmeasured)}"
+    elif whole.goodput:
         words += f"; {percent(whole.goodput.attainment)} met the objectives"
     problems = [check.problem for check in run.cancel_checks if check.problem is not None]
     if problems:
@@ -247,6 +249,11 @@ def _load(run: Run, summary: Summary) -> str:
 def _own_warnings(run: Run, summary: Summary) -> list[str]:
     whole = summary.whole
     warnings: list[str] = []
+    if whole.empty:
+        warnings.append(
+            f"{amount(whole.empty)} of {amount(whole.completed)} responses had no token: they are in no latency "
+            "and meet no objective; requests/s includes them"
+        )
     if whole.without_usage:
         warnings.append(
             f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage, or one of 0 "

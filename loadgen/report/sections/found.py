@@ -121,7 +121,7 @@ def found_tables(run: Run, summary: Summary, *, brief: bool = False) -> list[Tab
 
 def _row(name: str, group: Group, names: list[str]) -> list[str]:
     good = group.goodput
-    shares = [percent(good.attainment), *(percent(good.by_slo[each]) for each in names)] if good else []
+    shares = [percent(good.attainment), *(percent(good.by_slo.get(each)) for each in names)] if good else []
     return [
         name, amount(group.requests), *shares,
         cell(group.stats["ttft"].at(95)), rate(group.output_throughput),

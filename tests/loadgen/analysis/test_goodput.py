@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from loadgen.analysis.definitions import MS, measure
-from loadgen.analysis.goodput import BadGoodput, goodput, met, parse_goodput
-from loadgen.record import Kind
+from loadgen.analysis.goodput import BadGoodput, goodput, met, parse_goodput, unmeasured
+from loadgen.record import Kind, Record
 from tests.loadgen.analysis.test_definitions import ev, record
 
 
@@ -76,3 +76,38 @@ def test_a_long_sending_counts_in_an_objective_and_a_short_one_does_not() -> Non
     assert [met(long, name, 100) for name in ("ttft", "e2el")] == [False, False]
     assert met(long, "ttft", 2010)
     assert [met(short, "ttft", 20), met(short, "e2el", 30)] == [True, True]
+
+
+NO_STREAM = record(ev(90, Kind.WHOLE), stream=False, completion_tokens=9)
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        ([record(ev(20), ev(30)), record(ev(20), ev(30))], {"tpot": "the server reports no usage"}),
+        (
+            [record(ev(20), ev(30), completion_tokens=0)],
+            {"tpot": "no response has two tokens by the server's usage"},
+        ),
+        ([NO_STREAM], dict.fromkeys(("ttft", "tpot"), "the responses are no streams")),
+        (
+            [record(ev(20, Kind.ROLE), ev(30, Kind.FINISH))],
+            dict.fromkeys(("ttft", "tpot", "e2el"), "the server answers without any token"),
+        ),
+        ([record(ev(20), ev(30)), record(ev(20), ev(30), completion_tokens=2)], {}),
+        ([record(ev(20), completion_tokens=1)], {}),
+        ([record(ev(20), ev(30), failure="timeout")], {}),  # nothing completed: the requests failed
+    ],
+)
+def test_an_objective_without_a_value_in_any_response_is_not_judged(
+    seen: list[Record], why: dict[str, str]
+) -> None:
+    """It counted as missed by every request: goodput 0 %, as if the server were too slow."""
+    slos = {"ttft": 500.0, "tpot": 50.0, "e2el": 500.0}
+    requests = [measure(one) for one in seen]
+    assert unmeasured(requests, slos) == why
+    found = goodput(requests, slos, 2.0)
+    assert found is not None
+    assert found.unmeasured == why
+    assert set(found.by_slo) == set(slos) - set(why)
+    assert (found.attainment is None, found.per_second is None, found.good is None) == (bool(why),) * 3

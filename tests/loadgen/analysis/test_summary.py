@@ -59,7 +59,7 @@ def test_a_failure_that_ended_at_once_makes_nothing_faster() -> None:
     assert (after.completed, after.failed, after.output_tokens) == (120, 120, before.output_tokens)
     assert before.goodput is not None
     assert after.goodput is not None
-    assert after.goodput.attainment == before.goodput.attainment / 2
+    assert after.goodput.attainment == (before.goodput.attainment or 0.0) / 2
 
 
 def test_cancelled_requests_are_apart_and_no_failures() -> None:
@@ -196,6 +196,19 @@ def test_counts_that_do_not_grow_are_warned_of() -> None:
     assert said == [
         "1 of 2 responses had counts of tokens in their chunks that do not grow with them: their ITL is by chunks"
     ]
+
+
+def test_a_response_without_a_token_is_counted_and_in_no_latency() -> None:
+    """It ends after 5 ms, so it lowered E2E."""
+    full = [record(ev(20), ev(110), completion_tokens=2) for _ in range(3)]
+    empty = record(ev(12, Kind.ROLE), ev(14, Kind.FINISH), ev(15, Kind.USAGE), completion_tokens=0)
+    whole = summarise(run_of(), [*full, empty], {"e2el": 500.0}).whole
+    assert (whole.completed, whole.failed, whole.empty) == (4, 0, 1)
+    assert (whole.stats["e2el"].n, whole.stats["e2el"].mean) == (3, 100)
+    assert whole.goodput is not None
+    assert whole.goodput.good == 3
+    body = record(ev(90, Kind.WHOLE), stream=False)  # of an embedding, which has no output
+    assert summarise(run_of(), [body]).whole.empty == 0
 
 
 def test_gaps_say_what_they_are_gaps_of() -> None:

@@ -3,6 +3,7 @@ size."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import shutil
@@ -12,23 +13,25 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
 
-from loadgen.analysis import Found
-from loadgen.cli.find import stage_of
-from loadgen.cli.quick import exit_code
+from loadgen.analysis import Found, Plan, Search
+from loadgen.cli.find import Driver, stage_of
+from loadgen.cli.quick import Look, complete, exit_code, sentences
 from loadgen.cli.report import main_report
+from loadgen.drive import WorkerError
 from loadgen.record import Record
 from loadgen.store import read_run, write_run
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, timed_script
+from tests.loadgen.analysis.test_definitions import ev, record
 from tests.loadgen.cli.test_results import hanging_after
 from tests.loadgen.kit.program import program
 from tests.loadgen.kit.sampling import run_of
-from tests.loadgen.kit.servers import serving, whole
+from tests.loadgen.kit.servers import GOOD, answering, read_request, serving, whole
 
 pytestmark = pytest.mark.timeout(
     300
@@ -298,6 +301,72 @@ async def test_quick_says_three_sentences(tmp_path: Path) -> None:
     assert f"This is vLLM at {engine.url}, serving m1." in lines
     assert any(line.startswith("One user alone waits ") and "tokens per second" in line for line in lines)
     assert any("users at once get TTFT ≤ 10000 ms" in line for line in lines), said
+
+
+@pytest.mark.parametrize("command", ["find", "sweep", "users"])
+async def test_an_objective_that_the_server_gives_no_figure_for_is_refused_at_the_first_stage(
+    command: str, tmp_path: Path
+) -> None:
+    """`find` said “not met even at 1 user” of a fast server without usage."""
+    words = {
+        "find": ("find", "--concurrency"),
+        "sweep": ("sweep", "--rates", "20", "--stage-seconds", "0.2"),
+        "users": ("sweep", "--concurrencies", "1", "--stage-seconds", "0.2"),
+    }[command]
+    async with serving(answering(GOOD)) as url:
+        given = ("--base-url", url, "--goodput", "ttft:60000", "tpot:50", "--num-prompts", "1000", *LENIENT)
+        code, said, _ = await loadgen(tmp_path, *words, *given)
+    assert code == 2, said
+    assert "TPOT cannot be measured: the server reports no usage; remove it from --goodput" in said
+    assert "not met" not in said
+
+
+class GivenStages:
+    """Stages whose records are known."""
+
+    elapsed = 0.0
+    worker_errors: Final[list[WorkerError]] = []
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+
+    async def run(self, *_: object) -> tuple[list[Record], bool]:
+        return self._records, False
+
+
+async def test_quick_judges_by_the_objectives_that_can_be_measured() -> None:
+    """Users of a server without usage were “Not even one user at a time gets …”."""
+    seen = [record(ev(20), ev(30), due=10, stage="1 user") for _ in range(30)]
+    args = complete(argparse.Namespace(api_key=None, goodput=["ttft:1000", "tpot:100"], result_dir="out"))
+    search = Search(attainment=0.9, precision=0.05, start=1.0, top=64.0, seconds=9.0, least=1.0, by="users")
+    session: Any = argparse.Namespace(stopped=False)
+    stages: Any = GivenStages(seen)
+    driver = Driver(args, search, stages, session, drops=True)
+    stage = await driver.stage(Plan(1.0, 30, near=False, seconds=1.0))
+    assert stage is not None
+    assert (stage.share, driver.slos) == (0.0, {"ttft": 1000.0})
+    assert driver.unmeasured == {"tpot": "the server reports no usage"}
+    found = Found(by="users", state="no limit", attainment=0.9, precision=0.05, tried=(1, 64))
+    look = Look("http://gpu-1:8000", "m1", "vLLM")
+    assert sentences(look, seen, found, driver.slos, driver.unmeasured)[1:] == [
+        "One user alone waits 10.0 ms for the first token.",
+        "At least 64 users at once get TTFT ≤ 1000 ms; more were not tried.",
+        "TPOT cannot be measured: the server reports no usage.",
+    ]
+
+
+async def test_quick_with_no_objective_that_can_be_measured_says_nothing_of_several_users(tmp_path: Path) -> None:
+    models = whole("200 OK", b'{"data":[{"id":"m1"}]}')
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(GOOD if (await read_request(reader)).startswith(b"POST") else models)
+
+    async with serving(handle) as url:
+        code, said, _ = await loadgen(tmp_path, "quick", url, "--goodput", "tpot:50")
+    assert code == 0, said
+    assert "Nothing is known of several users.\nTPOT cannot be measured: the server reports no usage.\n" in said
+    assert read_run(folder_of(tmp_path)).config["goodput"] == []
 
 
 @pytest.mark.parametrize("answered", [0, 8])

@@ -12,16 +12,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadgen.analysis import SweepStage, find_limit
 from loadgen.cli import sizing
 from loadgen.cli.main import parser_for
-from loadgen.cli.run import job_of
+from loadgen.cli.run import Chooser, job_of
 from loadgen.cli.sizing import (
     Speed,
+    choose_find,
     choose_run,
     choose_sweep,
+    choose_users,
     lacks_length,
     most_stages,
     needs_probe,
@@ -43,7 +46,20 @@ from tests.kit.running import gateway
 from tests.loadgen.cli.test_find import loadgen
 from tests.loadgen.kit.program import program
 from tests.loadgen.kit.running import on_our_loop
-from tests.loadgen.kit.servers import EVENT, HEAD, Handler, answering, chunk, read_request, serving, whole
+from tests.loadgen.kit.servers import (
+    DONE,
+    END,
+    EVENT,
+    GOOD,
+    HEAD,
+    LAST,
+    Handler,
+    answering,
+    chunk,
+    read_request,
+    serving,
+    whole,
+)
 
 ROOT = Path(__file__).parent.parent.parent.parent
 MS = 1_000_000
@@ -272,9 +288,9 @@ async def first_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     await reader.read()
 
 
-async def probed(handler: Handler) -> Speed:
+async def probed(handler: Handler, words: str = "") -> Speed:
     async with serving(handler) as url:
-        _, job = given("")
+        _, job = given(words)
         job.targets = {"a": url}
         return await probe(job, Hide([]), users=None)
 
@@ -291,6 +307,32 @@ async def test_a_server_without_a_token_or_with_errors_only_is_refused_before_th
         patch.setattr(sizing, "ALONE_SECONDS", 20.0)  # the answer, not the time, ends this one
         with pytest.raises(UsageError, match=r"failed \(status\): 503: loading"):
             await probed(answering(whole("503 Busy", b'{"error":{"message":"loading"}}')))
+
+
+@on_our_loop
+async def test_a_server_that_answers_without_any_token_is_not_called_slow() -> None:
+    """It was “no token within 20 s: is the server overloaded?”, after a few milliseconds."""
+    with pytest.raises(UsageError, match=r"^the server answers without any token: http://\S+$"):
+        await probed(answering(HEAD + chunk(END) + chunk(DONE) + LAST))
+
+
+@on_our_loop
+async def test_the_probe_knows_which_objectives_have_no_value() -> None:
+    found = await probed(answering(GOOD), "--goodput ttft:500 tpot:50")
+    assert found.unmeasured == {"tpot": "the server reports no usage"}
+
+
+@pytest.mark.parametrize(
+    ("choose", "words"),
+    [(choose_sweep, "sweep"), (choose_users, "sweep --concurrencies 1,2"), (choose_find, "find")],
+)
+def test_what_cannot_be_judged_is_refused_at_the_probe(choose: Chooser, words: str) -> None:
+    lacking = msgspec.structs.replace(speed(), unmeasured={"tpot": "the server reports no usage"})
+    command, _, more = words.partition(" ")
+    args = parser_for([command]).parse_args([command, *more.split()])
+    _, job = given("--goodput tpot:50")
+    with pytest.raises(UsageError, match=r"^TPOT cannot be measured: the server reports no usage; remove it from"):
+        choose(args, job, lacking)
 
 
 @on_our_loop

@@ -298,6 +298,27 @@ def test_a_sound_measurement_of_a_bad_result_does_not_read_as_good(
     assert report_md.render(shown).splitlines()[4].startswith(f"**{words.split(',')[0]}")
 
 
+def test_objectives_that_cannot_be_judged_are_not_0_percent() -> None:
+    measured = list(records(Load(requests=30, fault=0, warmups=0)))
+    for record in measured:
+        record.completion_tokens = None
+    shown = view(run_of(), summarise(run_of(), measured, {"ttft": 1e6, "tpot": 14.0}))
+    why = "could not be judged: TPOT cannot be measured: the server reports no usage"
+    assert shown.result == f"Result: all 30 requests completed; the objectives {why}"
+    assert ("goodput", "…", "could not be judged") in shown.headline
+    page = report_md.render(shown)
+    assert f"{why}; ttft ≤ 1e+06 ms: 100 %" in page
+    assert "0 % of 30" not in page
+
+
+def test_responses_without_a_token_are_a_warning() -> None:
+    measured = list(records(Load(requests=30, fault=0, warmups=0)))
+    for record in measured[:3]:
+        record.events = []
+    warnings = view(run_of(), summarise(run_of(), measured)).warnings
+    assert any(text.startswith("3 of 30 responses had no token: they are in no latency") for text in warnings)
+
+
 def test_what_a_gateway_saved_is_in_the_headline() -> None:
     measured = list(records(Load(requests=60, shared=True, fault=0)))
     shown = {name: (value, more) for name, value, more in view(run_of(), summarise(run_of(), measured)).headline}
