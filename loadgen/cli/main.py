@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from loadgen.cli.parser import Parser
 from loadgen.errors import StoreError, UsageError, WorkloadError
+from loadgen.secrets import without_userinfo
 
 USAGE: Final = 2
 SHELLS: Final = ("bash", "zsh", "tcsh")
@@ -180,6 +181,6 @@ def flags_of_command(command: str) -> list[str]:
 
 
 def _refuse(message: str) -> int:
-    for line in message.splitlines():
+    for line in without_userinfo(message).splitlines():
         print(f"loadgen: {line}", file=sys.stderr)
     return USAGE

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from loadgen.cli.vllm.flags import answer
+from loadgen.secrets import without_userinfo
 
 LONGEST: Final = 400  # characters of an error
 SHORT: Final = frozenset(
@@ -91,7 +92,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line with the command's name; exit code 2."""
         name = self.prog.removeprefix("python -m ")
-        line = " ".join(message.removeprefix("argument ").split())
+        line = " ".join(without_userinfo(message.removeprefix("argument ")).split())
         self.exit(2, f"{name}: {line[:LONGEST]}{'…' * (len(line) > LONGEST)}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -26,7 +26,7 @@ from loadgen.drive import Client, new_loop
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.report import Files, objectives, unmeasured_text
-from loadgen.secrets import Hide
+from loadgen.secrets import Hide, without_userinfo
 from loadgen.spec import Http
 
 PORTS: Final = (8000, 8080, 8001, 30000, 11434, 1234, 5000, 3000)
@@ -86,6 +86,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
     full = complete(args)
+    full.base_url = args.url
     http = flags.http_of(full, os.environ)
     look = await found_server(args.url, args.model, http)
     full.base_url, full.model = look.url, look.model
@@ -94,7 +95,7 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
     job = msgspec.structs.replace(job, max_in_flight=connection_limit(MOST_USERS))
     run = new_run(full, argv, job, hide)
     folder = finish.make_folder(args.result_dir, "quick", finish.now())
-    print(f"{look.kind} at {look.url}; about a minute …", file=sys.stderr)
+    print(f"{look.kind} at {without_userinfo(look.url)}; about a minute …", file=sys.stderr)
     with live.view(quiet=True) as view, store.EventsFile(folder / store.EVENTS) as file:
         _, records, stages, found, unmeasured = await searched(full, job, run, hide, view, file, say=False)
     run.start_unix_ns, run.found = stages.start_unix_ns, msgspec.to_builtins(found)
@@ -196,7 +197,7 @@ def sentences(
 ) -> list[str]:
     """Three sentences for anybody; two where Ctrl-C came before one user was answered, and a fourth about
     objectives that cannot be measured."""
-    first = f"This is {look.kind} at {look.url}, serving {look.model}."
+    first = f"This is {look.kind} at {without_userinfo(look.url)}, serving {look.model}."
     alone = [
         request
         for request in in_order(measure_records(records))

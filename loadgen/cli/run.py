@@ -48,7 +48,7 @@ from loadgen.drive import (
 )
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.secrets import Hide
+from loadgen.secrets import Hide, without_userinfo
 from loadgen.spec import Http, Pace
 from loadgen.workload import Workload, describe_sent, open_workload
 
@@ -192,6 +192,8 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
                     records, worker_errors = await run_workers(job, run, folder, view)
         await watch.settle(sum(record.failure == "left" for record in records))
         run.cancel_checks = watch.checks
+        for check in run.cancel_checks:
+            check.url = without_userinfo(check.url)
     if run.share is not None:
         return Once(end_of_share(run, folder))
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
@@ -398,7 +400,7 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
         label=args.label,
         command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
         config=config,
-        targets=job.targets,
+        targets={name: without_userinfo(url) for name, url in job.targets.items()},
         model=args.model or job.body.model,
         endpoint=job.path,
         machine=finish.machine(),

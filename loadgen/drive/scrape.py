@@ -18,6 +18,7 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.record import Reading, Scraped
 from loadgen.scraper import MOST, TIMEOUT, Began, Order, Source
+from loadgen.secrets import without_userinfo
 
 EVERY: Final = 1.0  # seconds between two readings
 START_TIMEOUT: Final = 20.0  # seconds for the first one, with the start of its process on a busy machine
@@ -86,7 +87,7 @@ def _gathered(source: Source, kind: str, path: Path) -> Scraped:
     readings = [reading for reading in readings if reading.figures]
     return Scraped(
         name=source.name,
-        url=source.url,
+        url=without_userinfo(source.url),
         kind=kind,
         readings=readings[:: -(-len(readings) // MOST) or 1],
         missed=missed,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from loadgen.cli.flags import values
 from loadgen.cli.flags.loads import AddModel, add_lora
 from loadgen.errors import UsageError
-from loadgen.secrets import HIDDEN, is_secret
+from loadgen.secrets import HIDDEN, is_secret, masked_fields, secrets_in, secrets_of_url, without_userinfo
 from loadgen.spec import MIB, PATHS, Body, Endpoint, ErrorLimit, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
@@ -236,6 +236,13 @@ def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
 
 def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
     key = key_of(args, environ)
+    if any(map(secrets_of_url, servers_of(args))) and (
+        key or any(name.lower() == "authorization" for name, _ in args.header)
+    ):
+        raise UsageError(
+            "a user or password in a URL and a key, or --header Authorization, are the same header of a request: "
+            "give one of them (OPENAI_API_KEY of the environment is a key)"
+        )
     headers = [("Authorization", f"Bearer {key}")] if key else []
     return Http(
         headers=(*headers, *args.header),
@@ -316,11 +323,24 @@ def base_of(args: argparse.Namespace) -> str:
 # Secrets
 
 
+def servers_of(args: argparse.Namespace) -> list[str]:
+    """The servers' URLs, as far as they are given."""
+    return [url for name in ("base_url", "a", "b") if (url := getattr(args, name, None))]
+
+
+def urls_of(args: argparse.Namespace) -> list[str]:
+    """Every URL that is given."""
+    more = ("engine_metrics", "cancel_metrics")
+    return [*servers_of(args), *(url for name in more for url in getattr(args, name, None) or ())]
+
+
 def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
     """The secrets that must not be in any file, log or error."""
     secrets = [key_of(args, environ)]
     secrets += [value for name, value in args.header if is_secret(name)]
     secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
+    secrets += [*secrets_in(args.extra_body), *secrets_in(dict(args.metadata))]
+    secrets += [secret for url in urls_of(args) for secret in secrets_of_url(url)]
     return [value for value in secrets if len(value) > 3]
 
 
@@ -333,7 +353,13 @@ def config_of(args: argparse.Namespace) -> dict[str, Any]:
         elif name == "header":
             value = [f"{key}: {HIDDEN if is_secret(key) else text}" for key, text in value]
         elif name == "metadata":
-            value = dict(value)
+            value = masked_fields(dict(value))
+        elif name == "extra_body":
+            value = masked_fields(value)
+        elif name in ("base_url", "a", "b") and value:
+            value = without_userinfo(value)
+        elif name in ("engine_metrics", "cancel_metrics") and value:
+            value = list(map(without_userinfo, value))
         elif isinstance(value, ErrorLimit):
             value = f"{100 * value.share:g}%" if value.share is not None else value.count
         elif isinstance(value, float) and math.isinf(value):

@@ -49,7 +49,9 @@ def sources_of(args: argparse.Namespace, targets: Mapping[str, str], http: Http)
     urls = dict.fromkeys([*own, *given])
     return [
         Source(
-            name=(f"server {own[url]}" if len(targets) > 1 else "server") if url in own else urlsplit(url).netloc,
+            name=(f"server {own[url]}" if len(targets) > 1 else "server")
+            if url in own
+            else urlsplit(url).netloc.rpartition("@")[2],
             url=url,
             headers=http.headers if urlsplit(url)[:2] in origins else (),
             insecure=http.insecure,

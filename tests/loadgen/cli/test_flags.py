@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,9 @@ from loadgen.cli.flags import values
 from loadgen.cli.main import COMMANDS, parser_for
 from loadgen.cli.run import arrivals_of
 from loadgen.errors import UsageError
-from loadgen.secrets import Hide
+from loadgen.secrets import Hide, is_secret, is_secret_field
+from tests.loadgen.cli.test_find import loadgen
+from tests.loadgen.kit.servers import read_request, serving, whole
 
 MEASURING = ("run", "ab", "sweep", "calibrate")
 
@@ -168,6 +173,69 @@ def test_no_secret_gets_into_the_config_or_the_recorded_command() -> None:
     assert hide("401: bad key sk-secret") == "401: bad key ***"
 
 
+def test_a_password_in_a_url_is_masked_wherever_it_is_written() -> None:
+    url = "http://user:p%40ss-word@gpu-1:8000"
+    words = ["--base-url", url, "--engine-metrics", url, "--cancel-metrics", f"{url}/metrics"]
+    args = parsed(*words)
+    hide = Hide(flags.secrets_of(args, {}))
+    text = json.dumps(flags.config_of(args)) + " ".join(map(hide, words))
+    assert "ss-word" not in text
+    assert "user" not in text
+    assert text.count("http://***@gpu-1:8000") == 6
+    assert hide("denied: p@ss-word, p%40ss-word, Basic dXNlcjpwQHNzLXdvcmQ=") == "denied: ***, ***, Basic ***"
+    assert hide("http://u:pw@h:1/x and https://h/@user") == "http://***@h:1/x and https://h/@user"
+
+
+@pytest.mark.parametrize("words", [["--api-key", "sk-1"], ["--header", "authorization: Bearer x"]])
+def test_a_key_beside_a_password_in_the_url_is_refused(words: list[str]) -> None:
+    """It was a traceback of the HTTP library's."""
+    args = parsed("--base-url", "http://user:pw@gpu-1:8000", *words)
+    with pytest.raises(UsageError, match="are the same header of a request: give one of them"):
+        flags.http_of(args, {})
+
+
+def test_secrets_in_the_body_and_the_metadata_are_masked() -> None:
+    body = {
+        "api_key": "sk-body",
+        "max_tokens": 5,
+        "stop_token_ids": [1],
+        "nested": [{"accessToken": 'a"b-deep', "model": "kept"}],
+        "auth": {"user": "bob-1"},
+    }
+    words = ["--extra-body", json.dumps(body), "--metadata", "api_key=sk-meta", "pass_rate=0.9", "--header"]
+    words += ["X-Session: sess-1", "X-Api-Credential: cred-1", "X-Pass: pass-1", "X-Compass: north"]
+    args = parsed(*words)
+    hide = Hide(flags.secrets_of(args, {}))
+    config = flags.config_of(args)
+    text = json.dumps(config) + " ".join(map(hide, words))
+    for secret in ("sk-body", "b-deep", "bob-1", "sk-meta", "sess-1", "cred-1", "pass-1"):
+        assert secret not in text
+    assert config["extra_body"] == {
+        "api_key": "***",
+        "max_tokens": 5,
+        "stop_token_ids": [1],
+        "nested": [{"accessToken": "***", "model": "kept"}],
+        "auth": {"user": "***"},
+    }
+    assert config["metadata"] == {"api_key": "***", "pass_rate": "0.9"}
+    assert "X-Compass: north" in config["header"]
+    assert flags.body_of(args, "m").extra == body
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        *((name, True) for name in ("X-Session", "x-session-id", "X-Credential", "x_jwt", "X-Hub-Signature-256")),
+        *((name, True) for name in ("pass", "db_pass", "apiKey", "hf_token", "APIKey", "client.secret")),
+        *((name, False) for name in ("compass", "pass_rate", "max_tokens", "tokenizer", "author", "bypass")),
+        *((name, False) for name in ("passes", "monkey", "obsession", "")),
+    ],
+)
+def test_a_name_is_secret_by_its_words(name: str, secret: bool) -> None:
+    assert is_secret_field(name) is secret
+    assert is_secret(name) or not secret
+
+
 def test_the_environments_key_is_sent_and_hidden() -> None:
     http = flags.http_of(parsed(), {"OPENAI_API_KEY": "sk-env"})
     assert http.headers == (("Authorization", "Bearer sk-env"),)
@@ -187,6 +255,32 @@ def test_spaces_and_line_ends_around_a_key_are_no_part_of_it() -> None:
     http = flags.http_of(parsed(), {"OPENAI_API_KEY": " sk-abc\r\n"})
     assert http.headers == (("Authorization", "Bearer sk-abc"),)
     assert "sk-abc" in flags.secrets_of(parsed(), {"OPENAI_API_KEY": " sk-abc\r\n"})
+
+
+def written(folder: Path) -> dict[str, str]:
+    """The text of each file below a folder."""
+    return {path.name: path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_no_file_and_no_line_of_a_run_has_the_urls_password(tmp_path: Path) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            given = re.search(rb"(?i)authorization: .*", await read_request(reader))
+            writer.write(whole("401 No", given.group() if given else b""))
+
+    async with serving(handle) as url:
+        target = url.replace("http://", "http://bob:pw-1234@")
+        words = ("--base-url", target, "--model", "m1", "--num-prompts", "2", "--quiet")
+        code, said, _ = await loadgen(tmp_path, "run", *words, "--engine-metrics", "off")
+        assert code == 1, said
+        refused, more, _ = await loadgen(tmp_path, "run", "--base-url", target)
+    assert refused == 2
+    assert f"http://***@{url.removeprefix('http://')}" in more
+    files = written(tmp_path)
+    assert {"run.json", "result.json", "report.md", "report.html", "events.jsonl"} <= {*files}
+    texts = [said, more, *files.values()]
+    for secret in ("pw-1234", "bob", "Ym9iOnB3LTEyMzQ="):
+        assert [text for text in texts if secret in text] == []
 
 
 def test_a_config_is_json_whatever_was_given() -> None:
