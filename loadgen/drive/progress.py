@@ -7,15 +7,29 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from loadgen.drive.capture.dialects import error_in
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.record import CUT_OFF
+from loadgen.record import CUT_OFF, Failure
 from loadgen.snapshot import OWN_ENDS, Snapshot
 
 RECENT: Final = 200
+LARGEST_ERROR: Final = 65_536  # bytes of a body
 WINDOW: Final = 5.0  # seconds over which the live rates are means
 _ERROR: Final = re.compile(rb'^data: ?\{"error"', re.MULTILINE)
 _TOKENS: Final = re.compile(rb'"completion_tokens": ?(\d+)')
 _DURATIONS: Final = ("ttft", "ttft_due", "tpot", "e2el", "e2el_due")
+
+
+def _failure_of_body(exchange: Exchange) -> Failure | None:
+    """What is wrong with one JSON body: it is an error, or a stream was requested. Large bodies are not read."""
+    if "text/event-stream" in exchange.content_type.lower() or not exchange.parts:
+        return None
+    if not exchange.parts[0].lstrip().startswith(b"{"):
+        return None
+    body = exchange.body if exchange.size <= LARGEST_ERROR else b""
+    if b'"error"' in body and error_in(body) is not None:
+        return "error_frame"
+    return "garbage" if exchange.record.stream else None
 
 
 class Progress:
@@ -39,13 +53,15 @@ class Progress:
         failure = exchange.failure
         if failure is None and exchange.status is not None and not 200 <= exchange.status < 300:
             failure = "status"
+        tail = b"".join(exchange.parts[-2:])[-4096:]
+        if failure is None and _ERROR.search(tail):
+            failure = "error_frame"
+        elif failure is None:
+            failure = _failure_of_body(exchange)
         if failure is not None and failure not in CUT_OFF:
             self.failed[failure] += 1
         if exchange.first_ns and exchange.wrote_ns:
             self._ttft.append((exchange.record.target, (exchange.first_ns - exchange.wrote_ns) // 1000 / 1e3))
-        tail = b"".join(exchange.parts[-2:])[-4096:]
-        if failure is None and _ERROR.search(tail):
-            self.failed["error_frame"] += 1
         counts = _TOKENS.findall(tail)
         tokens = int(counts[-1][:9]) if counts else exchange.read_count if failure is None else 0
         self.tokens += tokens

@@ -235,7 +235,7 @@ def ended(
     exchange = Exchange(Record(index=0, id="", prompt="", due_ns=0))
     exchange.status, exchange.wrote_ns, exchange.first_ns = status, 1, 1 + round(first_ms * MS)
     exchange.last_ns = 1 + round(last_ms * MS)
-    exchange.parts = [tail]
+    exchange.parts, exchange.content_type = [tail], "text/event-stream"
     if failure:
         exchange.fail(failure, "")  # type: ignore[arg-type]
     return exchange
@@ -252,6 +252,30 @@ def test_progress_counts_ends_failures_and_tokens_by_usage() -> None:
     assert (snapshot.done, snapshot.tokens, snapshot.failed) == (3, 12, {"status": 1, "timeout": 1})
     assert snapshot.ttft_ms["a"][0] == 5.0
     assert snapshot.good is None
+
+
+@pytest.mark.parametrize(
+    ("body", "stream", "kind"),
+    [
+        (b'{"error":{"message":"boom"}}', True, "error_frame"),
+        (b' {"error": {"message": "boom"}}', False, "error_frame"),
+        (b'{"object":"error","message":"boom"}', False, "error_frame"),
+        (b'{"choices":[]}', True, "garbage"),
+        (b'{"choices":[],"error":null}', False, None),
+        (b'{"choices":[{"text":"an \\"error\\""}]}', False, None),
+        (b"<html>", True, None),
+    ],
+)
+def test_an_error_in_a_body_of_status_200_counts_while_the_run_goes_on(
+    body: bytes, stream: bool, kind: str | None
+) -> None:
+    """`--max-errors` did not see it: the run went on to its end with a server that answered errors only."""
+    progress = Progress()
+    exchange = ended(tail=body)
+    exchange.content_type, exchange.record.stream, exchange.size = "application/json", stream, len(body)
+    progress.ended(exchange)
+    assert progress.snapshot().failed == ({kind: 1} if kind else {})
+    assert progress.errors == (kind is not None)
 
 
 def test_progress_moves_with_tokens_before_any_request_has_ended() -> None:

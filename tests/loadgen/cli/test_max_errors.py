@@ -13,6 +13,7 @@ from loadgen.spec import LEAST_ENDED, ErrorLimit
 from loadgen.store import read_run
 from tests.kit.engine import Engine, Turn
 from tests.loadgen.cli.test_bad_input import LENIENT, Seen, loadgen
+from tests.loadgen.kit.servers import answering, serving, whole
 
 MORE = LENIENT[:-2]
 
@@ -44,6 +45,15 @@ async def test_the_run_ends_when_so_many_have_failed(tmp_path: Path, workers: st
     assert kept.stopped
     assert not kept.interrupted
     assert kept.config["max_errors"] == 10
+
+
+async def test_errors_in_bodies_of_status_200_end_the_run_too(tmp_path: Path) -> None:
+    async with serving(answering(whole("200 OK", b'{"error":{"message":"boom"}}'))) as url:
+        words = ("--num-prompts", "5000", "--request-rate", "200", "--max-errors", "5")
+        seen = await loadgen(tmp_path, "run", "--base-url", url, "--model", "m1", *MORE, *words)
+    assert seen.code == 1, seen.said
+    assert "STOPPED EARLY (" in seen.said
+    assert len(seen.records) < 1500
 
 
 async def test_below_the_limit_the_run_goes_on_to_its_end(tmp_path: Path) -> None:
