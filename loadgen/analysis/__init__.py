@@ -45,6 +45,7 @@ from loadgen.analysis.goodput import BadGoodput, Goodput, met, parse_goodput, st
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
+    chance_warning,
     completion_ratio,
     find_limit,
     next_rate,
@@ -142,6 +143,7 @@ __all__ = [
     "bin_timeline",
     "by_rate",
     "cell",
+    "chance_warning",
     "check_metric",
     "cliffs_delta",
     "comparable_pairs",

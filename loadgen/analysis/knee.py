@@ -13,6 +13,13 @@ KEEPS_UP: Final = 0.95
 """A server that completes less than this share of the requested rate falls behind: its queue grows without end."""
 SLOWER: Final = 4.0
 """Ratio of a stage's median TTFT to the lightest stage's. Above it the queue is what is measured."""
+ENOUGH: Final = 120
+"""Random arrivals of a stage. Of simulated stages at 80 % of what one place of constant service can do, 33 % of
+those of 30 arrivals looked saturated, 14 % of 60, 4 % of 120; with exponential service 47, 28 and 16 %."""
+BY_CHANCE: Final = 0.6
+"""A lower pace is no chance: 1.4 % of those of 30 arrivals with exponential service had one, 0.05 % of 60."""
+NOTABLY: Final = 0.99
+"""Share of a rate below which what was completed is named beside it."""
 FINE: Final = 1.12
 """Rates closer than this factor are not told apart."""
 
@@ -25,6 +32,7 @@ class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p50_ms: float | None
     failed: float = 0.0  # share of requests
     completed: float = 0.0  # measured, the drain after the last arrival included
+    requests: int = 0  # 0: unknown
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +42,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
         None  # the highest rate below `over` that the server kept up with; None: not even the lowest
     )
     over: float | None = None  # the lowest rate that was too much; None: none was
+    done: float | None = None  # completed per second at `kept`, where that is less
 
     @property
     def knee(self) -> float | None:
@@ -45,7 +54,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             return "nothing was measured" if self.kept is None else f"no limit found up to {self.kept:g} req/s"
         if self.kept is None:
             return f"below {self.over:g} req/s, the lowest rate tried"
-        return f"{self.kept:g} req/s; {self.over:g} was too much"
+        done = f" ({self.done:.3g} done/s)" if self.done else ""
+        return f"{self.kept:g} req/s{done}; {self.over:g} was too much"
 
 
 def completion_ratio(dues: Sequence[int], ends: Sequence[int]) -> float:
@@ -96,11 +106,25 @@ def find_limit(stages: Sequence[SweepStage]) -> Limit:
     """The highest requested rate below the first saturated one, and that one."""
     base = base_of(stages)
     kept: float | None = None
+    done: float | None = None
     for stage in sorted(stages, key=lambda stage: stage.requested):
         if saturated(stage, base):
-            return Limit(kept=kept, over=stage.requested)
+            return Limit(kept=kept, over=stage.requested, done=done)
         kept = stage.requested
-    return Limit(kept=kept)
+        done = stage.completed if 0 < stage.completed < NOTABLY * kept else None
+    return Limit(kept=kept, done=done)
+
+
+def chance_warning(stages: Sequence[SweepStage]) -> str | None:
+    """A warning if so few random arrivals decided what was too much that chance may have. None otherwise."""
+    over = find_limit(stages).over
+    few = next((stage for stage in stages if stage.requested == over and 0 < stage.requests < ENOUGH), None)
+    if few is None or few.pace < BY_CHANCE or few.failed > 1 - KEEPS_UP:
+        return None
+    return (
+        f"{few.requested:.4g} req/s was too much by {few.requests} requests at random times: with fewer than "
+        f"{ENOUGH} chance alone may say so; raise --stage-seconds, or give --burstiness inf"
+    )
 
 
 def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refine: bool = True) -> float | None:

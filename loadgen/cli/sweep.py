@@ -16,6 +16,7 @@ import msgspec
 from loadgen import store
 from loadgen.analysis import (
     SweepStage,
+    chance_warning,
     completion_ratio,
     find_limit,
     next_rate,
@@ -214,7 +215,9 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
-        return SweepStage(requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+        return SweepStage(
+            requested=rate, pace=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0, requests=len(measured)
+        )
     firsts = [record for record in good if record.turn <= 1] or good
     judged = [record for record in firsts if record.shared in FRESH] or firsts
     kept = completion_ratio(
@@ -228,6 +231,7 @@ def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
         ttft_p50_ms=medians_ms(good)[0],
         failed=1 - len(good) / len(measured),
         completed=len(good) / max(seconds, len(measured) / rate),
+        requests=len(measured),
     )
 
 
@@ -269,6 +273,8 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run.start_unix_ns = sweep.start_unix_ns
     limit = find_limit(sweep.stages)
     run.config["limit"] = msgspec.to_builtins(limit)
+    warning = chance_warning(sweep.stages) if math.isfinite(args.burstiness) else None
+    run.warnings += [warning] if warning else []
     if sweep.ran_out:
         run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
     if not finish.silent(args):

@@ -63,8 +63,9 @@ def rates(summary: Summary) -> list[Tile]:
         stages = [group for _, group in by_rate(summary.by_stage)]
         limit = limit_of(summary)
         knee = f"{limit.knee:.4g} req/s" if limit.knee else "not found"
+        done = f"{limit.done:.3g} done/s; " if limit.done else ""
         return [
-            ("knee", knee, str(limit) if limit.knee is None else f"{limit.over:.4g} req/s was too much"),
+            ("knee", knee, str(limit) if limit.knee is None else f"{done}{limit.over:.4g} req/s was too much"),
             (
                 "most completed",
                 f"{rate(max(stage.request_throughput for stage in stages))} req/s",

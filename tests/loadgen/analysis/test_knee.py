@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from loadgen.analysis.knee import (
     Limit,
     SweepStage,
+    chance_warning,
     completion_ratio,
     find_limit,
     next_rate,
@@ -101,6 +103,30 @@ def test_the_pace_is_the_capacitys_share_of_the_load_whatever_single_answers_tak
 def test_a_pace_of_nothing_is_none_at_all() -> None:
     assert completion_ratio([], []) == completion_ratio([1], []) == 0
     assert completion_ratio([5], [900]) == 1
+
+
+def test_a_knee_names_what_was_completed_where_that_is_less() -> None:
+    """“Knee: 10 req/s” stood below a table with 9.8 done/s."""
+    done = [(5.0, 4.98), (10.0, 9.8), (20.0, 11.0)]
+    stages = [
+        SweepStage(requested=rate, pace=1 if rate < 20 else 0.5, ttft_p50_ms=9, completed=each)
+        for rate, each in done
+    ]
+    assert str(find_limit(stages)) == "10 req/s (9.8 done/s); 20 was too much"
+    assert str(find_limit([stages[0], stages[2]])) == "5 req/s; 20 was too much"
+
+
+def test_a_rate_that_few_random_arrivals_called_too_much_is_told() -> None:
+    kept, over = (
+        SweepStage(requested=rate, pace=pace, ttft_p50_ms=9, requests=30)
+        for rate, pace in ((4.0, 1.0), (8.0, 0.9))
+    )
+    said = chance_warning([kept, over])
+    assert said is not None
+    assert said.startswith("8 req/s was too much by 30 requests at random times: with fewer than 120 ")
+    assert chance_warning([kept]) is None
+    for more in ({"requests": 120}, {"pace": 0.5}, {"failed": 0.1}):
+        assert chance_warning([kept, msgspec.structs.replace(over, **more)]) is None
 
 
 def test_a_lightest_stage_that_was_slower_than_a_heavier_one_is_told() -> None:

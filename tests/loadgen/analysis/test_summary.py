@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from loadgen.analysis.definitions import measure
-from loadgen.analysis.knee import Limit
 from loadgen.analysis.stages import focus, limit_of
 from loadgen.analysis.summary import measure_records, summarise, summarise_measured
 from loadgen.analysis.timeline import bin_timeline, kept_up, peak_in_flight, peak_tokens_per_second, window
@@ -104,7 +103,9 @@ def test_a_sweep_has_its_stages_in_order_and_an_ab_its_sides() -> None:
 def test_a_knee_is_the_sweeps_own_else_found_again() -> None:
     seen = list(sweep_records((2, 8, 20), requests=240))
     found = summarise(run_of(), seen)
-    assert limit_of(found) == Limit(kept=8, over=20)
+    limit = limit_of(found)
+    assert (limit.kept, limit.over) == (8, 20)
+    assert limit.done == found.by_stage["rate=8"].request_throughput
     assert focus(found) == ("at 8 req/s, the knee", "rate=8", found.by_stage["rate=8"])
     told = run_of()
     told.config["limit"] = {"kept": 2.0, "over": 8.0}
