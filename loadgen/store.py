@@ -149,6 +149,8 @@ def read_run(path: Path) -> Run:
             raise StoreError(f"{file_path}: schema {schema}; this version reads schema {SCHEMA}")
         return msgspec.json.decode(raw, type=Run)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_dir():
+            raise StoreError(f"{path}: has no {RUN}; give a run's folder") from None
         raise StoreError(f"{file_path}: {error.strerror or error}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StoreError(f"{file_path}: not a run: {error}") from None

@@ -104,7 +104,7 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS), prog: str = "python -m
         metavar="SHELL",
         help=f"print the completion of {SCRIPT} for bash, zsh or tcsh, and exit",
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = subparsers.add_parser(
             name,
@@ -168,6 +168,8 @@ def _parsed(words: Sequence[str], prog: str) -> argparse.Namespace:
     """The arguments. Ends the program with one line for a word that no flag takes."""
     parser = parser_for([word for word in words[:1] if word in COMMANDS], prog)
     args, unknown = parser.parse_known_args(words)
+    if args.command is None:
+        parser.error(f"a command is missing; give one of {', '.join(COMMANDS)}")
     if unknown:
         others = (name for name in COMMANDS if name != args.command)
         parser.command(args.command).refuse_unknown(unknown, {name: flags_of_command(name) for name in others})

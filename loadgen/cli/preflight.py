@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections.abc import Iterable
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import aiohttp
 import msgspec
 
 from loadgen.drive import Client, failure_of
 from loadgen.errors import UsageError
+from loadgen.secrets import without_userinfo
 from loadgen.spec import Http
 
 PROBE_TIMEOUT: Final = 10.0  # seconds for /v1/models to answer
@@ -26,9 +31,9 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str:
+async def model_of(client: Client, base: str, http: Http, *, wait: float, advice: str = "") -> str:
     """The first model that the server lists. Raises UsageError."""
-    status, body = await get_models(client, base, http, wait=wait)
+    status, body = await get_models(client, base, http, wait=wait, advice=advice)
     if status in (401, 403):
         raise UsageError(f"{base} answered {status}: it requires a key; set OPENAI_API_KEY or give --api-key")
     if status != 200:
@@ -54,8 +59,9 @@ def models_of(body: bytes) -> list[str]:
         return []
 
 
-async def get_models(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
-    """GET /v1/models, repeated until the status is below 500 or `wait` seconds have passed. Raises UsageError."""
+async def get_models(client: Client, base: str, http: Http, *, wait: float, advice: str = "") -> tuple[int, bytes]:
+    """GET /v1/models, repeated until the status is below 500 or `wait` seconds have passed. Raises UsageError,
+    with the advice at the end where there is no response."""
     until = time.monotonic() + wait
     while True:
         try:
@@ -64,9 +70,21 @@ async def get_models(client: Client, base: str, http: Http, *, wait: float) -> t
                 return answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if time.monotonic() >= until:
-                ask = "" if _answers(error) else ". Is the server running?"
+                ask = "." if _answers(error) else ". Is the server running?"
+                ask = f"{ask} {advice}" if advice else ask.removesuffix(".")
                 raise UsageError(f"no response from {base}: {_words(error, http)}{ask}") from None
         await asyncio.sleep(RETRY)
+
+
+def proxy_note(urls: Iterable[str]) -> str:
+    """That a proxy of the environment, which other clients use for one of these, is not used; empty if none is."""
+    for url in urls:
+        parts = urlsplit(url)
+        lower = f"{parts.scheme}_proxy"
+        name = next((name for name in (lower, lower.upper()) if os.environ.get(name)), None)
+        if name is not None and not proxy_bypass(parts.netloc.rpartition("@")[2]):
+            return f"{name} of the environment is not used: requests go to {without_userinfo(url)} directly"
+    return ""
 
 
 def _answers(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from loadgen.cli.find import searched
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags
-from loadgen.cli.preflight import PROBE_TIMEOUT, connection_limit, models_of
+from loadgen.cli.preflight import PROBE_TIMEOUT, connection_limit, models_of, proxy_note
 from loadgen.cli.run import job_of, new_run
 from loadgen.cli.terminal import live
 from loadgen.drive import Client, new_loop
@@ -90,6 +90,8 @@ async def _quick(args: argparse.Namespace, argv: list[str]) -> int:
     http = flags.http_of(full, os.environ)
     look = await found_server(args.url, args.model, http)
     full.base_url, full.model = look.url, look.model
+    if note := proxy_note([look.url]):
+        print(note, file=sys.stderr)
     hide = Hide(flags.secrets_of(full, os.environ))
     job = job_of(full, {"a": look.url}, http, look.model)
     job = msgspec.structs.replace(job, max_in_flight=connection_limit(MOST_USERS))

@@ -27,7 +27,7 @@ from loadgen.cli.flags.loads import (
     models_of,
 )
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
-from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.preflight import connection_limit, get_models, model_of, proxy_note
 from loadgen.cli.runs.machines import add_machines, check_machines, end_of_share, run_on_machines
 from loadgen.cli.runs.repeat import Once, check_repeat, repeat
 from loadgen.cli.sizing import DEFAULT_USERS, PROBE_TOKENS, Choice, Speed, choose_run, needs_probe, probe
@@ -254,15 +254,20 @@ async def prepare(
     set in `args`. Raises UsageError."""
     finish.check_goodput(args.goodput)
     http = flags.http_of(args, os.environ)
+    note = proxy_note(targets.values())
+    if note and not finish.silent(args):
+        print(note, file=sys.stderr)
     connection_limit(arrivals_of(args)[1].max_concurrency)
+    advice = advice_of(args)
     client = Client(http, kernel=False)
     try:
         model = args.model
         for base in targets.values():
+            wait = args.ready_check_timeout_sec
             if model is None:
-                model = await model_of(client, base, http, wait=args.ready_check_timeout_sec)
-            elif args.ready_check_timeout_sec:
-                await get_models(client, base, http, wait=args.ready_check_timeout_sec)
+                model = await model_of(client, base, http, wait=wait, advice=advice)
+            elif wait:
+                await get_models(client, base, http, wait=wait, advice=advice)
     finally:
         await client.close()
     job = job_of(args, targets, http, model)
@@ -272,11 +277,16 @@ async def prepare(
     return job
 
 
+def advice_of(args: argparse.Namespace) -> str:
+    """What to give where the default address does not respond; empty if an address was given."""
+    return "" if flags.servers_of(args) else "--base-url URL names another server"
+
+
 async def _size(args: argparse.Namespace, job: Job, hide: Hide, choose: Chooser) -> None:
     """Choose flags by a probe, print what was measured and chosen, and set them in `args`."""
     if not finish.silent(args):
         print("probing the server's pace (--num-prompts N skips this)", file=sys.stderr)
-    speed = await probe(job, hide, users=args.max_concurrency)
+    speed = await probe(job, hide, users=args.max_concurrency, advice=advice_of(args))
     choice = choose(args, job, speed)
     if not finish.silent(args):
         print(f"probed: {speed}\nchosen: {choice}", file=sys.stderr)

@@ -124,7 +124,8 @@ def choose_sweep(args: argparse.Namespace, job: Job, speed: Speed) -> Choice:
     """Length, lowest rate, length of a stage, even arrivals, and count. The rates rise from half of what the probe
     reached. Arrivals are even because chance would decide a stage of some 24 Poisson arrivals.
 
-    Raises UsageError."""
+    Raises UsageError.
+    """
     refuse_unmeasured(speed.unmeasured)
     flags: dict[str, Any] = {}
     rate = speed.rate(_tokens(job, speed, STAGE_REQUEST_SECONDS, flags))
@@ -199,17 +200,19 @@ def _within(value: float, bounds: tuple[int, int]) -> int:
     return min(max(round(value), bounds[0]), bounds[1])
 
 
-async def probe(job: Job, hide: Hide, *, users: int | None) -> Speed:
+async def probe(job: Job, hide: Hide, *, users: int | None, advice: str = "") -> Speed:
     """Send a few requests like the run's: one alone, then `users` at a time (None: DEFAULT_USERS, but one for a
     slow server). They share no prompt with the run or its warm-up.
 
-    Raises UsageError if no token comes within ALONE_SECONDS, if no response has one, or if every request fails.
+    Raises UsageError if no token comes within ALONE_SECONDS, if no response has one, or if every request fails,
+    with the advice where there is no server.
     """
     if lacks_length(job):
         job = msgspec.structs.replace(job, body=msgspec.structs.replace(job.body, max_tokens=PROBE_TOKENS))
     schedule = _probes(job)
     async with session_of(job, hide, None) as session:
-        alone = await _phase(session, job, itertools.islice(schedule, len(job.targets)), 1, ALONE_SECONDS)
+        first = itertools.islice(schedule, len(job.targets))
+        alone = await _phase(session, job, first, 1, ALONE_SECONDS, advice)
         if alone is None:
             raise UsageError(
                 f"no token from {' or '.join(job.targets.values())} within {ALONE_SECONDS:g} s: is the server "
@@ -231,7 +234,12 @@ def _probes(job: Job) -> Iterator[ScheduledRequest]:
 
 
 async def _phase(
-    session: Session, job: Job, schedule: Iterator[ScheduledRequest], users: int, limit: float
+    session: Session,
+    job: Job,
+    schedule: Iterator[ScheduledRequest],
+    users: int,
+    limit: float,
+    advice: str = "",
 ) -> Speed | None:
     """None without a token in time. Raises UsageError if every request failed or no response has a token."""
     records: list[Record] = []
@@ -240,7 +248,8 @@ async def _phase(
     failed = next((record for record in records if record.failure not in (None, "cancelled")), None)
     if failed is not None and all(record.failure is not None for record in records):
         url = job.targets[failed.target]
-        raise UsageError(f"the first requests to {url} failed ({failed.failure}): {failed.detail}")
+        more = f". {advice}" if advice and failed.failure == "refused" else ""
+        raise UsageError(f"the first requests to {url} failed ({failed.failure}): {failed.detail}{more}")
     speed = speed_of(records, users, (session.now() - began) / 1e9)
     if speed is not None:
         return msgspec.structs.replace(speed, unmeasured=unmeasured_in(records, job.objectives))

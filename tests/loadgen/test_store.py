@@ -113,8 +113,10 @@ def test_a_line_that_was_cut_off_is_said_to_be(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no events\.jsonl"):
         list(read_records(tmp_path))
-    with pytest.raises(StoreError, match="No such file"):
+    with pytest.raises(StoreError, match=r"has no run\.json; give a run's folder$"):
         read_run(tmp_path)
+    with pytest.raises(StoreError, match="No such file"):
+        read_run(tmp_path / "none")
 
 
 def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("run --backend opnai", "openai, vllm, openai-embeddings; did you mean openai?"),
         ("sweep --workers 2", "loadgen sweep: --workers is for `run`: "),
         ("--print-completion fish", "loadgen: --print-completion: 'fish' is not one of bash, zsh, tcsh"),
-        ("", "loadgen: the following arguments are required: COMMAND"),
+        ("", f"loadgen: a command is missing; give one of {', '.join(COMMANDS)}"),
     ],
 )
 def test_wrong_usage_is_one_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

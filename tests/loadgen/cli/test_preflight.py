@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 
 import pytest
 
 from loadgen.cli import preflight
-from loadgen.cli.preflight import SPARE, connection_limit, model_of
+from loadgen.cli.flags.common import base_of
+from loadgen.cli.main import parser_for
+from loadgen.cli.preflight import SPARE, connection_limit, model_of, proxy_note
+from loadgen.cli.run import prepare
 from loadgen.drive.capture.client import Client
 from loadgen.errors import UsageError
+from loadgen.secrets import Hide
 from tests.loadgen.kit.running import on_our_loop
 from tests.loadgen.kit.servers import QUICK, answering, serving, whole
 
@@ -54,6 +59,45 @@ async def test_a_server_that_is_still_starting_is_waited_for() -> None:
             await client.close()
     finally:
         preflight.RETRY = preflight_retry  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "said"),
+    [
+        ({}, "http://gpu-1:8000", ""),
+        ({"http_proxy": "http://p:1"}, "http://u:pw@gpu-1:8000", "http_proxy of the environment is not used: "),
+        ({"HTTPS_PROXY": "http://p:1"}, "https://gpu-1", "HTTPS_PROXY of the environment is not used: "),
+        ({"HTTPS_PROXY": "http://p:1"}, "http://gpu-1:8000", ""),
+        ({"http_proxy": "http://p:1", "no_proxy": "other,gpu-1"}, "http://gpu-1:8000", ""),
+    ],
+)
+def test_a_proxy_that_is_not_used_is_told(
+    environ: dict[str, str], url: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    note = proxy_note([url])
+    assert note.startswith(said)
+    assert bool(note) is bool(said)
+    assert "pw" not in note
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), " --base-url URL names another server"), (("--base-url", "http://127.0.0.1:9"), "")]
+)
+def test_an_address_that_was_not_given_is_told_with_the_flag(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object) -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(Client, "get", refused)
+    args = parser_for(["run"]).parse_args(["run", *words])
+    with pytest.raises(UsageError, match=rf"^no response from http://127.0.0.1:\d+: .*running\?{said}$"):
+        asyncio.run(prepare(args, {"a": base_of(args)}, Hide([])))
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> list[tuple[int, int]]:

@@ -317,6 +317,16 @@ async def test_a_server_that_answers_without_any_token_is_not_called_slow() -> N
 
 
 @on_our_loop
+async def test_where_nothing_listens_the_probe_says_what_to_give() -> None:
+    async with serving(silent) as url:
+        pass
+    _, job = given("")
+    job.targets = {"a": url}
+    with pytest.raises(UsageError, match=r"failed \(refused\): .*\. --base-url URL names another server$"):
+        await probe(job, Hide([]), users=None, advice="--base-url URL names another server")
+
+
+@on_our_loop
 async def test_the_probe_knows_which_objectives_have_no_value() -> None:
     found = await probed(answering(GOOD), "--goodput ttft:500 tpot:50")
     assert found.unmeasured == {"tpot": "the server reports no usage"}
