@@ -38,6 +38,7 @@ from proxy.config.vocabulary import (
     PRIORITIES,
     RESET,
     RETRY_CAUSES,
+    RETRY_STATUSES,
     STALE,
     TRUNCATED,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "PRIORITIES",
     "RESET",
     "RETRY_CAUSES",
+    "RETRY_STATUSES",
     "STALE",
     "TRUNCATED",
     "KeyEntry",

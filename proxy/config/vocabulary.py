@@ -12,7 +12,8 @@ RESET: Final = "reset"  # the connection ended before the answer's head
 TRUNCATED: Final = "truncated"  # the answer ended before any of it was passed on
 MALFORMED: Final = "malformed"  # the answer is not HTTP, and none of it was passed on
 FIRST_TOKEN: Final = "first-token"  # noqa: S105 - the first token timed out
-DEFAULT_RETRY_CAUSES: Final = (CONNECT, RESET, TRUNCATED, MALFORMED, "429", "502", "503", "504")
+RETRY_STATUSES: Final = (429, 502, 503, 504)
+DEFAULT_RETRY_CAUSES: Final = (CONNECT, RESET, TRUNCATED, MALFORMED, *map(str, RETRY_STATUSES))
 RETRY_CAUSES: Final = (*DEFAULT_RETRY_CAUSES, FIRST_TOKEN)
 """`--retry-on`."""
 STALE: Final = "stale"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from proxy.config import CONNECT, DEFAULT_RETRY_CAUSES, RESET
+from proxy.config import CONNECT, DEFAULT_RETRY_CAUSES, RESET, RETRY_STATUSES
 
-STATUSES: Final = frozenset({429, 502, 503, 504})
+STATUSES: Final = frozenset(RETRY_STATUSES)
 
 GONE: Final = frozenset({CONNECT, RESET})
 """Causes after which the engine works no more for the request: retried elsewhere, no work is done twice."""

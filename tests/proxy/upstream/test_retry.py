@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.vocabulary import RETRY_CAUSES
-from proxy.upstream.retry import Budget, RetryRules, repeatable, retry_after
+from proxy.upstream.retry import STATUSES, Budget, RetryRules, repeatable, retry_after
 
 RULES = RetryRules(retries=3, backoff=0.1, longest=2.0)
 NOON = 1_800_000_000.0
@@ -124,6 +124,10 @@ def test_what_may_be_sent_twice(method: str, path: str, twice: bool) -> None:
 def test_a_slow_first_token_is_no_usual_reason() -> None:
     default: Any = RetryRules().on
     assert default == frozenset(RETRY_CAUSES) - {"first-token"}
+
+
+def test_the_statuses_that_retry_on_names_are_those_that_are_retried() -> None:
+    assert {cause for cause in RETRY_CAUSES if cause.isdecimal()} == set(map(str, STATUSES))
 
 
 def test_a_budget_by_default_is_twenty_and_a_fifth_of_what_is_asked() -> None:
