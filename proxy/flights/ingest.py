@@ -37,14 +37,14 @@ from proxy.wire import (
     take_event,
     usage_of,
 )
+from proxy.wire.http import SECURITY_HEADERS
 
-_NOT_PASSED: Final = HOP_BY_HOP | {  # headers that the gateway sets itself
+_NOT_PASSED: Final = HOP_BY_HOP.union(SECURITY_HEADERS, {  # headers that the gateway sets itself
     "x-request-id", "x-gateway-cache", "x-gateway-model", "x-gateway-fallback", "age",
-    "x-content-type-options", "cross-origin-resource-policy",
     "access-control-allow-credentials", "access-control-allow-headers", "access-control-allow-methods",
     "access-control-allow-origin", "access-control-allow-private-network", "access-control-expose-headers",
     "access-control-max-age",
-}  # fmt: skip
+})  # fmt: skip
 _OF_ONE_CLIENT: Final = _NOT_PASSED | {"set-cookie"}  # headers of an error that several clients may get
 _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",

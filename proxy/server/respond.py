@@ -21,9 +21,9 @@ from proxy.flights.resuming import Numbered
 from proxy.server.context import Resumable
 from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import Request
-from proxy.server.listener.unreadable import GUARDS
 from proxy.wire import KEEP_ALIVE, LAST_CHUNK, chunk, encode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
+from proxy.wire.http import SECURITY_LINES
 
 Headers = Iterable[tuple[str, str]]
 Passed = tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ _INDENTED: Final = 64  # bytes of white space before an object, at most
 _SEARCHED: Final = 4096  # bytes of an engine's error that is not JSON
 _QUOTED: Final = 200  # characters of it that a client gets
 _PARTS: Final = 4  # looks at a stream within the time of one keep-alive: a silence lasts a quarter longer at most
-_END: Final = GUARDS + "\r\n"
+_END: Final = SECURITY_LINES + "\r\n"
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):

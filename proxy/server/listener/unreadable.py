@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final
 
 import msgspec
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from proxy.errors import Code, GatewayError
-
-GUARDS: Final = "x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
-"""Headers of every answer: browsers load it neither as a script or picture, nor for a page of another origin."""
+from proxy.wire.http import SECURITY_LINES
 
 
 class HeadTooLarge(BadHttpMessage):
@@ -49,5 +46,5 @@ def final_response(error: GatewayError, headers: Iterable[tuple[str, str]] = ())
         more += f"retry-after: {error.retry_after}\r\n"
     return (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n{more}"
-        f"{GUARDS}connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"{SECURITY_LINES}connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body

@@ -1,8 +1,9 @@
 """What HTTP/1.1 says around a body, read strictly: `target` (path, query, authority), `media_type`, multipart
-`form`s, and the ends of chunks."""
+`form`s, the ends of chunks, and the `security` headers of every answer."""
 
 from proxy.wire.http.chunk_ends import ChunkEnds
 from proxy.wire.http.media_type import Media, media_of, require_json, require_plain, unread
+from proxy.wire.http.security import SECURITY_HEADERS, SECURITY_LINES
 from proxy.wire.http.target import (
     ASTERISK,
     KEPT_LENGTH,
@@ -18,6 +19,8 @@ from proxy.wire.http.target import (
 __all__ = [
     "ASTERISK",
     "KEPT_LENGTH",
+    "SECURITY_HEADERS",
+    "SECURITY_LINES",
     "ChunkEnds",
     "Malformed",
     "Media",

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from proxy.flights.spec import Mode
+from proxy.wire.http.security import SECURITY_HEADERS
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_ingest_answers import SSE, Fed
 
@@ -27,6 +28,19 @@ async def test_a_header_that_is_dropped_hides_none_after_it(headers: tuple[tuple
     assert fed.flight.head is not None
     assert (fed.flight.head.length, ("content-type", "a/b") in fed.flight.head.headers) == (2, True)
     assert "connection" not in dict(fed.flight.head.headers)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("name", SECURITY_HEADERS)
+@virtual
+async def test_a_header_that_the_gateway_writes_in_every_answer_is_not_passed_on_too(
+    name: str, status: int
+) -> None:
+    fed = Fed(Mode.RAW, key=None)
+    fed.ingest.head(status, [("content-type", "text/plain"), (name, "of the engine"), ("content-length", "2")])
+    assert fed.flight.head is not None
+    assert ("content-type", "text/plain") in fed.flight.head.headers
+    assert name not in dict(fed.flight.head.headers)
 
 
 @virtual
