@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from proxy.config import CONNECT, DEFAULT_RETRY_CAUSES, RESET, RETRY_STATUSES
+from proxy.wire import REPEATABLE
 
 STATUSES: Final = frozenset(RETRY_STATUSES)
 
@@ -17,20 +18,12 @@ GONE: Final = frozenset({CONNECT, RESET})
 """Causes after which the engine works no more for the request: retried elsewhere, no work is done twice."""
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_PURE: Final = frozenset(
-    {
-        "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/v2/embed",
-        "/pooling", "/classify", "/generative_scoring", "/v1/embeddings", "/v1/messages",
-        "/v1/messages/count_tokens",
-    }
-)  # fmt: skip
-"""POST endpoints of vLLM that only compute."""
 
 
 def repeatable(method: str, path: str) -> bool:
     """Whether a request that is passed through may be sent twice (RFC 9110 9.2.2). PUT and DELETE are idempotent
     too, but their second answer may differ."""
-    return method in _IDEMPOTENT or (method == "POST" and path.partition("?")[0] in _PURE)
+    return method in _IDEMPOTENT or (method == "POST" and path.partition("?")[0] in REPEATABLE)
 
 
 @dataclass(frozen=True, slots=True)

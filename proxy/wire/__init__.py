@@ -78,9 +78,10 @@ from proxy.wire.prompt import (
 )
 from proxy.wire.prompt_logprobs import outgrows
 from proxy.wire.raw_body import (
-    COUNTS,
     NO_FACTS,
     NONE,
+    PASSED_PATHS,
+    REPEATABLE,
     RawBody,
     RawFacts,
     generates,
@@ -122,7 +123,6 @@ from proxy.wire.whole import (
 
 __all__ = [
     "BYTES_A_TOKEN",
-    "COUNTS",
     "DONE",
     "FINISH",
     "KEEP_ALIVE",
@@ -132,9 +132,11 @@ __all__ = [
     "NONE",
     "NO_FACTS",
     "NO_TEXT_FIELDS",
+    "PASSED_PATHS",
     "PATHS",
     "PROMPT_FIELD",
     "REASONS",
+    "REPEATABLE",
     "REQUESTS",
     "SIZES",
     "SIZE_LINES",

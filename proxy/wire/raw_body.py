@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -135,32 +135,46 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
         return known and isinstance(self.value, dict)
 
 
-COUNTS: Final = (
-    "/tokenize",
-    "/detokenize",
-    "/score",
-    "/rerank",
-    "/v2/rerank",
-    "/v2/embed",
-    "/pooling",
-    "/classify",
-    "/generative_scoring",
-)
-"""Paths of vLLM outside /v1 that only compute."""
-_SALTED: Final = frozenset(
-    (
-        *("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/v1/embeddings", "/invocations"),
-        *("/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling", "/classify"),
-        *("/generative_scoring", "/v1/systemone", "/v1/decisions"),
-    )
-)
-"""Paths whose requests may have a `cache_salt`, by the protocols of vLLM 0.32 and 0.33; /v2/embed has none."""
-_SILENT: Final = frozenset(
-    (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
-)
-_JSON_ONLY: Final = frozenset(
-    (*COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/decisions", "/v1/audio/speech", "/invocations")
-)
+class PassedPath(NamedTuple):
+    """What is known of a path of vLLM that is passed through. A path that is not known has none of it."""
+
+    repeatable: bool = False  # a POST only computes, and may be sent twice
+    silent: bool = False  # its answer holds no generated text
+    json_only: bool = False  # it accepts no other media type
+    salted: bool = False  # its requests may have a `cache_salt`, by the protocols of vLLM 0.32 and 0.33
+
+
+_COUNTS: Final = PassedPath(repeatable=True, silent=True, json_only=True)
+_SCORES: Final = _COUNTS._replace(salted=True)
+PASSED_PATHS: Final = {
+    "/tokenize": _COUNTS,
+    "/detokenize": _COUNTS,
+    "/v2/embed": _COUNTS,
+    "/v1/messages/count_tokens": _COUNTS,
+    "/score": _SCORES,
+    "/v1/score": _SCORES,
+    "/rerank": _SCORES,
+    "/v1/rerank": _SCORES,
+    "/v2/rerank": _SCORES,
+    "/pooling": _SCORES,
+    "/classify": _SCORES,
+    "/generative_scoring": _SCORES,
+    "/v1/embeddings": PassedPath(repeatable=True, json_only=True, salted=True),
+    "/v1/messages": PassedPath(repeatable=True, json_only=True, salted=True),
+    "/v1/responses": PassedPath(json_only=True, salted=True),
+    "/v1/chat/completions/batch": PassedPath(json_only=True, salted=True),
+    "/v1/systemone": PassedPath(json_only=True, salted=True),
+    "/v1/decisions": PassedPath(json_only=True, salted=True),
+    "/v1/audio/speech": PassedPath(json_only=True),
+    "/invocations": PassedPath(json_only=True, salted=True),
+    "/version": PassedPath(silent=True),
+    "/tokenizer_info": PassedPath(silent=True),
+}
+"""Those outside /v1 are offered only where they are listed here."""
+REPEATABLE: Final = frozenset(path for path, known in PASSED_PATHS.items() if known.repeatable)
+_SALTED: Final = frozenset(path for path, known in PASSED_PATHS.items() if known.salted)
+_SILENT: Final = frozenset(path for path, known in PASSED_PATHS.items() if known.silent)
+_JSON_ONLY: Final = frozenset(path for path, known in PASSED_PATHS.items() if known.json_only)
 _JSON_UNDER: Final = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 
 

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.upstream.http import HOP_BY_HOP
-from proxy.wire import COUNTS
+from proxy.wire import PASSED_PATHS
 from proxy.wire.event_apis import is_responses, is_under
 
-_PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
+_PATHS: Final = frozenset(path for path in PASSED_PATHS if not path.startswith("/v1/"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
 
 ACTED_ON: Final = (

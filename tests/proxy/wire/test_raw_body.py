@@ -11,8 +11,10 @@ from unittest.mock import ANY
 import pytest
 
 from proxy.errors import GatewayError
+from proxy.server.handlers.relay import is_allowed
+from proxy.upstream.retry import repeatable
 from proxy.wire.http.media_type import Media
-from proxy.wire.raw_body import generates, read_passed, takes_json_only
+from proxy.wire.raw_body import PASSED_PATHS, generates, read_passed, takes_json_only
 from tests.kit.client import Answer, Connection, call, post_json
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script
@@ -464,6 +466,52 @@ async def test_words_of_the_api_deny_nothing_by_being_there(engine: Engine, tmp_
 )
 def test_what_a_path_is_known_for(path: str, generated: bool, json_only: bool) -> None:
     assert (generates(path), takes_json_only(path)) == (generated, json_only)
+
+
+KNOWN = {
+    "/tokenize": "offered repeatable silent json",
+    "/detokenize": "offered repeatable silent json",
+    "/v2/embed": "offered repeatable silent json",
+    "/v1/messages/count_tokens": "offered repeatable silent json",
+    "/score": "offered repeatable silent json salted",
+    "/v1/score": "offered repeatable silent json salted",
+    "/rerank": "offered repeatable silent json salted",
+    "/v1/rerank": "offered repeatable silent json salted",
+    "/v2/rerank": "offered repeatable silent json salted",
+    "/pooling": "offered repeatable silent json salted",
+    "/classify": "offered repeatable silent json salted",
+    "/generative_scoring": "offered repeatable silent json salted",
+    "/v1/embeddings": "offered repeatable json salted",
+    "/v1/messages": "offered repeatable json salted",
+    "/v1/responses": "offered json salted",
+    "/v1/chat/completions/batch": "offered json salted",
+    "/v1/systemone": "offered json salted",
+    "/v1/decisions": "offered json salted",
+    "/v1/audio/speech": "offered json",
+    "/invocations": "offered json salted",
+    "/version": "offered silent",
+    "/tokenizer_info": "offered silent",
+    "/v1/audio/transcriptions": "offered",
+    "/v1/a/b": "offered",
+    "/metrics": "",
+    "/v2/score": "",
+}
+
+
+def test_every_known_path_is_tested_below() -> None:
+    assert PASSED_PATHS.keys() <= KNOWN.keys()
+
+
+@pytest.mark.parametrize("path", KNOWN)
+def test_what_is_known_of_each_path_that_is_passed_through(path: str) -> None:
+    facts = {
+        "offered": is_allowed(path),
+        "repeatable": repeatable("POST", path),
+        "silent": not generates(path),
+        "json": takes_json_only(path),
+        "salted": read_passed(Media("json"), b"{}").takes_salt(path),
+    }
+    assert " ".join(name for name, known in facts.items() if known) == KNOWN[path]
 
 
 def test_a_number_is_whole_and_above_nothing() -> None:
