@@ -13,6 +13,7 @@ from proxy.errors import SettingsError
 from proxy.terminal import run
 
 KEY_BYTES = 32
+SHORT = 16  # characters: a shorter key can be guessed, by its hash too
 FORM = "a key has printable ASCII characters and no spaces"
 
 
@@ -64,7 +65,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "a new key goes to stderr, once: the file holds only its SHA-256.",
     )
     parser.add_argument("--version", action="version", version=version())
-    commands = parser.add_subparsers(dest="command", metavar="new or hash", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command, help in (("new", "make a key"), ("hash", "read an existing key from stdin")):
         sub = commands.add_parser(command, help=help)
         sub.add_argument("name", metavar="NAME", help="name of the key in the log")
@@ -75,6 +76,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--expires", metavar="TIME", help="expiry, such as 2027-01-31T00:00:00Z; default: never")
         sub.add_argument("--operator", action="store_true", help="allow the metrics, the state and the page")
     options, unknown = parser.parse_known_args(argv)
+    if options.command is None:
+        raise SettingsError(f"a COMMAND is expected, new or hash; {parser.prog} --help explains them")
     for word in unknown:
         if word.startswith("-"):
             raise SettingsError(f"unknown flag {word.partition('=')[0]}; {parser.prog} new --help lists the flags")
@@ -111,6 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "new":
         sys.stderr.write(key + "\n")
+    elif len(key) < SHORT:
+        sys.stderr.write(
+            f"proxy.keys: warning: a key under {SHORT} characters can be guessed; new NAME makes one\n"
+        )
     sys.stdout.write(made)
     return 0
 

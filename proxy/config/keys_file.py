@@ -19,6 +19,8 @@ from proxy.errors import SettingsError
 _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,63}")
+_KEY: Final = frozenset({"key", "api_key", "secret", "token", "value"})
+_ONLY_HASH: Final = "; the file holds a key's sha256 only: python -m proxy.keys hash NAME < FILE makes the entry"
 _ROLES: Final = ("user", "operator")
 _MOST: Final = 10**9  # of each limit of a key, as of the settings' limits
 _SHORTEST_TIME: Final = len("2027-01-31T00:00:00Z")
@@ -83,7 +85,8 @@ def _entry(entry: Mapping[str, Any]) -> KeyEntry:
     for field in entry:
         if field not in _FIELDS:
             near = difflib.get_close_matches(field, list(_FIELDS), n=1)
-            raise ValueError(f"unknown field {field!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown field {field!r}{_ONLY_HASH if field in _KEY else meant}")
     value = {name: read(entry.get(name)) for name, read in _FIELDS.items()}
     priority = NORMAL if value["priority"] is None else value["priority"]
     top = min(priority, NORMAL) if value["top_priority"] is None else value["top_priority"]

@@ -22,14 +22,16 @@ def test_a_new_key_is_let_in_by_its_entry_which_does_not_hold_it(capsys: pytest.
     assert key != new_key()
 
 
-def test_a_key_that_exists_is_hashed_from_stdin(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("short", [False, True])
+def test_a_key_that_exists_is_hashed_from_stdin_and_a_short_one_is_warned_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, short: bool
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("my-own-key\n"))
+    warning = "proxy.keys: warning: a key under 16 characters can be guessed; new NAME makes one\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("my-own-key-0123\n" if short else "my-own-key-01234\n"))
     assert main(["hash", "old"]) == 0
     told = capsys.readouterr()
-    assert read_keys(told.out, "k").find("my-own-key") is not None
-    assert told.err == ""
+    assert read_keys(told.out, "k").find("my-own-key-0123" if short else "my-own-key-01234") is not None
+    assert told.err == (warning if short else "")
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,16 @@ def test_a_key_may_be_made_to_end_and_for_an_operator(capsys: pytest.CaptureFixt
     assert main(["new", "ops", "--expires", "soon"]) == 2
 
 
-def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_it_says_which_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["proxy/keys.py"])
     assert main([]) == 2
-    assert capsys.readouterr().err == "proxy.keys: the following arguments are required: new or hash\n"
+    told = "proxy.keys: a COMMAND is expected, new or hash; python -m proxy.keys --help explains them\n"
+    assert capsys.readouterr().err == told
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m proxy.keys [-h] [--version] COMMAND ...\n")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture
         (["new", "a", "--tenat", "sk-secret"], "unknown flag --tenat; "),
         (["new", "a", "--tenat=sk-secret"], "unknown flag --tenat; "),
         (["hash", "a", "sk-secret"], "one NAME is expected, and no other argument; a key is read from stdin"),
-        (["make", "a"], "new or hash: invalid choice: 'make'"),
+        (["make", "a"], "COMMAND: invalid choice: 'make'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_that_names_the_flag(

@@ -73,6 +73,10 @@ def test_two_keys_of_one_tenant_are_two_callers_of_it() -> None:
         (f'[[keys]]\nsha256 = "{A}"\n', "k.toml:1: name: must be"),
         (f'[[keys]]\nname = "a b"\nsha256 = "{A}"\n', "name: must be"),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nmodel = "m1"\n', "unknown field 'model'; did you mean models?"),
+        (
+            '[[keys]]\nname = "a"\nkey = "sk-1"\n',
+            "unknown field 'key'; the file holds a key's sha256 only: python -m",
+        ),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nmodels = "m1"\n', "models: must be a list"),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nmodels = []\n', "models: must be a list"),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nrps = 0\n', "rps: must be a number"),
