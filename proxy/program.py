@@ -18,7 +18,7 @@ from typing import Final, Self
 import uvloop
 
 from proxy.app import ENGINE_LIMITS, App, children, redis_of_limits, running, supervised_admission
-from proxy.config import Settings, exposed, load, settings_as_toml
+from proxy.config import Settings, exposed, load, settings_as_toml, shown_place
 from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
 from proxy.server import raise_limit
@@ -193,11 +193,14 @@ def _greet(ready: Ready, settings: Settings) -> None:
     key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
     shares = f"  fleet:   {' and '.join(ready.shares)} shared with other gateways\n" if ready.shares else ""
     sample = SAMPLE.format(url=where, key=key, model=ready.models[0] if ready.models else "MODEL")
+    redis = ready.redis
+    if settings.redis not in ("auto", "off"):
+        redis = shown_place(settings.redis) + (f"  {redis}" if redis != "yours" else "")
     say(
         f"gateway at {ready.url}\n"
         f"  engines: {', '.join(ready.engines)}{'' if ready.answers else '  (none answers yet)'}\n"
         f"  models:  {', '.join(ready.models) or ready.unlisted or 'not known yet'}\n"
-        f"  redis:   {ready.redis}\n"
+        f"  redis:   {redis}\n"
         f"{shares}"
         f"{f'  operators: {ready.admin_url}' + chr(10) if ready.admin_url else ''}"
         f"\n{sample}\n\n"

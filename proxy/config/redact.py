@@ -70,6 +70,11 @@ def shown_urls(text: str) -> str:
     return ", ".join(map(shown_url, text.replace(",", " ").split()))
 
 
+def shown_place(url: str) -> str:
+    """Where a URL leads: without user, password and query."""
+    return shown_url(url).partition("?")[0].replace(f"{HIDDEN}@", "", 1)
+
+
 def _option(text: str) -> str:
     name, given, _ = text.partition("=")
     if given and name.lower() in _OPTIONS:

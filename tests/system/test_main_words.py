@@ -60,7 +60,7 @@ def app_of(**changes: Any) -> App:
         "engines": ["http://a", "http://b"],
         "redis": "off",
         "admin_url": "",
-        "backends": SimpleNamespace(models=lambda: [{"id": "m1"}, {"id": 2}], ready=True),
+        "backends": SimpleNamespace(models=lambda: [{"id": "m1"}, {"id": 2}], ready=True, all=[]),
         "group": [1, 2, 3],
         "reload": None,
         "shares": [],
@@ -82,9 +82,31 @@ def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) 
     assert "operators" not in text
 
 
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("redis://h", "redis://h"),
+        ("rediss://user:pass%40@h:6380/1?ssl_ca_certs=/ca.pem", "rediss://h:6380/1"),
+        ("unix://:pass@/run/redis.sock?db=1", "unix:///run/redis.sock"),
+        ("redis+sentinel://u:pass@a:1,b/main/0?sentinel_password=pass", "redis+sentinel://a:1,b/main/0"),
+        ("rediss+cluster://:pass@[::1]:7,b?x=pass", "rediss+cluster://[::1]:7,b"),
+        ("redis://u:pass/x@h", "redis://***"),
+    ],
+)
+@pytest.mark.parametrize("state", ["yours", "away (look-ups: no connection)"])
+def test_a_redis_of_the_operator_is_named_without_its_login(
+    url: str, place: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Words(monkeypatch)
+    program._greet(program._ready(app_of(redis=state)), Settings(redis=url))
+    ((text, _),) = words.said
+    assert f"  redis:   {place}{'' if state == 'yours' else '  ' + state}\n" in text
+    assert "pass" not in text
+
+
 def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(monkeypatch)
-    away = SimpleNamespace(models=list, ready=False)
+    away = SimpleNamespace(models=list, ready=False, all=[])
     shares = ["generations", "engine limits"]
     app = app_of(url="unix:///run/s", admin_url="http://o:2", backends=away, shares=shares)
     program._greet(program._ready(app), Settings(api_keys_file="keys.toml"))
