@@ -136,6 +136,8 @@ class App:
     shapes: Shapes
     leave: Callable[[], Awaitable[None]]
     """Accept no connection, and wait until the clients have left: another process has this one's place."""
+    busy: Callable[[], int]
+    """Requests that are being answered."""
     admission: Admission | None = None  # None: no limits
     embedder: Embedder | None = None  # None: embeddings are passed on as they are
     large: LargeRequests | None = None  # requests decoded in another process
@@ -475,6 +477,7 @@ async def running(
             host=listening.host,
             port=listening.port,
             leave=listening.leave,
+            busy=lambda: listener.busy,
             engines=[backend.name for backend in backends.all],
             redis=redis_state.line,
             group=group,

@@ -23,7 +23,7 @@ from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
 from proxy.server import raise_limit
 from proxy.telemetry import Faults, Log
-from proxy.terminal import SAY_SECONDS, say
+from proxy.terminal import SAY_SECONDS, STDERR, say
 from proxy.workers import CHANNEL, CannotStart, LogRelay, Member, Parts, Ready, Supervisor, bind
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -97,6 +97,8 @@ async def serve(settings: Settings, log: Log, faults: Faults, channel: int | Non
                     member.ready(_ready(app))
                     await _serve_place(app, member, signals)
                 log.event("info", "stopping", event="audit", who="signal", flights=len(app.group))
+                if member is None and (busy := app.busy()):
+                    _say_how_long(f"{busy} request{'s' * (busy != 1)}", settings)
         except asyncio.CancelledError:
             log.event("warning", "stopped at once")
 
@@ -160,6 +162,7 @@ async def supervise(settings: Settings, log: Log, faults: Faults, relay: LogRela
                 loop.add_signal_handler(signal.SIGUSR2, supervisor.replace)
                 await signals.stop.wait()
                 log.event("info", "stopping", event="audit", who="signal")
+                _say_how_long("the requests under way", settings)
                 await supervisor.stop()
             except asyncio.CancelledError:
                 log.event("warning", "stopped at once")
@@ -205,6 +208,13 @@ def _greet(ready: Ready, settings: Settings) -> None:
         f"{f'  operators: {ready.admin_url}' + chr(10) if ready.admin_url else ''}"
         f"\n{sample}\n\n"
     )
+
+
+def _say_how_long(requests: str, settings: Settings) -> None:
+    """Tell whoever has pressed Ctrl-C on a terminal why the program goes on."""
+    seconds = settings.drain_delay + settings.drain_timeout
+    if seconds and os.isatty(STDERR):
+        say(f"finishing {requests}, up to {seconds:g} s (Ctrl-C again: stop now)\n")
 
 
 def start(settings: Settings) -> int:

@@ -63,6 +63,7 @@ def app_of(**changes: Any) -> App:
         "backends": SimpleNamespace(models=lambda: [{"id": "m1"}, {"id": 2}], ready=True, all=[]),
         "group": [1, 2, 3],
         "reload": None,
+        "busy": lambda: 0,
         "shares": [],
     }
     return cast(App, SimpleNamespace(**bare | changes))
@@ -237,8 +238,27 @@ def test_settings_that_are_only_checked_are_printed_with_their_warnings(
     assert (words.said, words.closed) == ([], [])
 
 
-@pytest.mark.parametrize("cut", [False, True])
-async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+@pytest.mark.parametrize(
+    ("cut", "terminal", "busy", "settings", "told"),
+    [
+        (False, True, 2, Settings(), "finishing 2 requests, up to 25 s (Ctrl-C again: stop now)\n"),
+        (
+            True,
+            True,
+            1,
+            Settings(drain_delay=5.0, drain_timeout=2.5),
+            "finishing 1 request, up to 7.5 s (Ctrl-C again: stop now)\n",
+        ),
+        (False, True, 0, Settings(), None),
+        (False, False, 2, Settings(), None),
+        (False, True, 2, Settings(drain_timeout=0.0), None),
+        (True, False, 0, Settings(), None),
+    ],
+)
+async def test_it_serves_until_it_is_told_to_stop_and_says_on_a_terminal_how_long_that_takes(
+    monkeypatch: pytest.MonkeyPatch, cut: bool, terminal: bool, busy: int, settings: Settings, told: str | None
+) -> None:
+    monkeypatch.setattr(program.os, "isatty", lambda fd: terminal)
     words = Words(monkeypatch)
     ended: list[str] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
@@ -256,7 +276,7 @@ async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
     async def running(settings: Settings, log: Log, reread: Any, member: None) -> AsyncIterator[App]:
         assert reread() == Settings()
         try:
-            yield app_of(reload="reload")
+            yield app_of(reload="reload", busy=lambda: busy)
         finally:
             ended.append("ended")
             await asyncio.sleep(0)  # a second signal cuts this short
@@ -269,13 +289,14 @@ async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
     loop = asyncio.get_running_loop()
     faults = words.faults()
     try:
-        await program.serve(Settings(), cast(Log, words.log(())), cast(Faults, faults))
+        await program.serve(settings, cast(Log, words.log(())), cast(Faults, faults))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert loop.get_exception_handler() is faults.of_loop
     loop.set_exception_handler(None)
     assert (ended, made) == (["settled", "ended"], ["reload"])
+    assert [text for text, _ in words.said[1:]] == ([told] if told else [])
     assert (
         words.events
         == [
