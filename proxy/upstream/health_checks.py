@@ -14,7 +14,9 @@ import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends
-from proxy.upstream.http.dial import ConnectionRefused
+from proxy.upstream.http.connection import CLOSED
+from proxy.upstream.http.dial import NO_TLS, ConnectionRefused
+from proxy.upstream.http.response import NO_STATUS_LINE
 from proxy.upstream.pulse import Pulse
 from proxy.wire import whole_body
 
@@ -146,6 +148,8 @@ class HealthChecks:
             if isinstance(e, GatewayError) and e.code in _OURS:
                 return  # it says nothing of the engine
             down = str(e)
+            if isinstance(e, GatewayError) and not backend.models:  # it has never been this engine
+                down += _remedy(e, backend.name)
         self._backends.record_health(backend, down=down, gone=gone, silent=silent, unlisted=unlisted)
 
     async def _look(self, backend: Backend) -> tuple[bool, str, str]:
@@ -179,6 +183,15 @@ def models_in(body: bytes) -> list[dict[str, Any]]:
     listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
     listed = listed if isinstance(listed, list) else []
     return [model for model in listed if isinstance(model, dict) and isinstance(model.get("id"), str)]
+
+
+def _remedy(error: GatewayError, url: str) -> str:
+    """What the operator may have written wrongly; empty where that is not known."""
+    if NO_TLS in error.message:
+        return " Does it speak TLS? Try http://."
+    if CLOSED in error.message or NO_STATUS_LINE in error.message:
+        return " Is it HTTP?" + " For TLS write https://." * url.startswith("http://")
+    return ""
 
 
 class Seen(NamedTuple):

@@ -15,6 +15,7 @@ from proxy.upstream.http.read_budget import SMALL, ReadBudget, admit
 from proxy.upstream.http.response import KnownHead, ResponseParser
 from proxy.wire import SIZE_LINES
 
+CLOSED: Final = "it closed the connection before it answered"
 DRAIN_SECONDS: Final = 1.0  # for the end of a response whose receiver has all it needs
 
 
@@ -312,7 +313,7 @@ class Connection(asyncio.Protocol):
             elif exc is not None and not isinstance(exc, OSError):
                 receiver.lost(internal())  # it is no error of the connection: a callback of ours raised it
             elif answer.framing is None:
-                receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
+                receiver.lost(unreachable(f"{CLOSED}{_detail(exc)}"))
             elif answer.until_close and exc is None:
                 receiver.end()
             else:

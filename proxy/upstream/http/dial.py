@@ -27,6 +27,8 @@ OURS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
 """errno of TCP connects: this machine has no descriptor, buffer, memory or port left; not the engine's fault."""
+NO_TLS: Final = "WRONG_VERSION_NUMBER"
+"""OpenSSL's name for bytes that are not TLS, such as an answer in plain HTTP."""
 NO_LISTENER: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 

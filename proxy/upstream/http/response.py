@@ -13,6 +13,7 @@ import msgspec
 from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
 from proxy.wire import LAST_CHUNK, settable
 
+NO_STATUS_LINE: Final = "no HTTP/1.x status line"
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, including interim responses
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in a row without body
 
@@ -152,7 +153,7 @@ class ResponseParser(msgspec.Struct, eq=False):
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also accepts RTSP, ICE and leading line breaks
-                raise InvalidResponse("no HTTP/1.x status line")
+                raise InvalidResponse(NO_STATUS_LINE)
             whole = tail + data if tail else data
             end = whole.find(_END_OF_HEAD)
             cut = len(data) if end < 0 else end + 4 - len(tail)
