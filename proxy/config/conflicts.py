@@ -11,6 +11,7 @@ from proxy.config.model_names import alias_conflicts
 from proxy.config.settings import Option, Settings
 
 _AT_MOST: Final = (
+    ("max_flight_bytes", "memory_budget", "an answer that is held counts in the budget"),
     ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
     ("cache_max_entry_bytes", "cache_max_pending_bytes", "a whole answer is queued for writing"),
     ("first_token_timeout", "total_timeout", "it would have no effect"),
@@ -19,7 +20,8 @@ _AT_MOST: Final = (
     ("queue_patience", "queue_timeout", "it would have no effect"),
     ("breaker_seconds", "breaker_max_seconds", "it is the first open time"),
 )
-"""(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none."""
+"""(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none.
+A setting that is both comes as the first before it comes as a bound."""
 
 
 _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not listened on
@@ -30,6 +32,7 @@ def reconcile(values: dict[str, Any], sources: Mapping[str, str], known: Mapping
     """Settings that bound each other. A default above its bound is lowered to it, in `values`; a value from one of
     the `sources` is a problem, which is returned."""
     problems = []
+    lowered: dict[str, str] = {}
     for name, outer, why in _AT_MOST:
         bound = values.get(outer, known[outer].default)
         if bound == 0 or values.get(name, known[name].default) <= bound:
@@ -38,10 +41,11 @@ def reconcile(values: dict[str, Any], sources: Mapping[str, str], known: Mapping
             problems.append(
                 f"{sources[name]} = {known[name].typed(values[name])}: must not be over {outer}, which is"
                 f" {known[outer].typed(bound)}"
-                f" ({sources.get(outer, 'its default')}): {why}"
+                f" ({lowered.get(outer) or sources.get(outer, 'its default')}): {why}"
             )
         else:
             values[name] = bound
+            lowered[name] = f"lowered to {outer}"
     return problems
 
 

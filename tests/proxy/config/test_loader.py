@@ -297,6 +297,19 @@ def test_a_default_gives_way_to_a_lower_bound() -> None:
     assert settings.max_frame_bytes == MIB
 
 
+def test_the_largest_answer_fits_into_the_memory_budget() -> None:
+    assert loaded(["--memory-budget", "32MiB"]).max_flight_bytes == 32 * MIB
+    assert loaded(["--memory-budget", "auto", "--max-flight-bytes", "1GiB"]).max_flight_bytes == 1024 * MIB
+    assert wrong(["--memory-budget", "32MiB", "--max-flight-bytes", "33MiB"]) == [
+        "flag --max-flight-bytes = 33MiB: must not be over memory_budget, which is 32MiB "
+        "(flag --memory-budget): an answer that is held counts in the budget"
+    ]
+    assert wrong(["--memory-budget", "32MiB", "--max-frame-bytes", "33MiB"]) == [
+        "flag --max-frame-bytes = 33MiB: must not be over max_flight_bytes, which is 32MiB "
+        "(lowered to memory_budget): an event is part of its answer"
+    ]
+
+
 def test_no_total_timeout_bounds_nothing() -> None:
     assert loaded(["--total-timeout", "0", "--token-timeout", "9999"]).token_timeout == 9999
 
