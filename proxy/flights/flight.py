@@ -431,7 +431,7 @@ class Flight:
                     reader.sent += len(wired)
                     if reader.lagging:
                         reader.wake()
-                except Exception as e:  # noqa: BLE001 - as in `append_token`
+                except Exception as e:  # noqa: BLE001 - one reader's connection must not end the others' answer
                     reader.broke(e)
 
     def replay_stored(self, head: Head, body: bytes, plain: bytes, shape: Shape | None) -> None:
@@ -597,7 +597,7 @@ class Flight:
                     subscriber.wake()  # as `pump` does
                 else:
                     subscriber.pump()
-            except Exception as e:  # noqa: BLE001 - as in `append_token`
+            except Exception as e:  # noqa: BLE001 - one reader's connection must not end the others' answer
                 subscriber.broke(e)
         if self.private:
             if self.mode is not _WHOLE:
@@ -756,7 +756,7 @@ class Subscriber(msgspec.Struct, eq=False):
             await self.changed()
         finally:
             timer.cancel()
-        return loop.time() < until - 0.001  # as above
+        return loop.time() < until - 0.001  # uvloop's timers have whole milliseconds
 
     def hold(self, pipe: Pipe) -> None:
         """Its client waits at this pipe: nothing is written before `resume`."""

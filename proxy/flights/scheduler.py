@@ -11,7 +11,7 @@ from functools import partial
 from itertools import repeat
 from typing import Final
 
-from proxy.errors import Code, GatewayError
+from proxy.errors import Code, GatewayError, shutting_down
 from proxy.flights.continuing import LONGEST_WAIT, Place, continuable, not_continued
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.fleet import Node
@@ -111,7 +111,7 @@ class Scheduler:
         lookup = spec.key is not None and not spec.fresh and self._cache is not None and self._cache.available
         try:
             if self._closed:
-                raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
+                raise shutting_down(retry_after=1)
             now = self._loop.time()
             expects = flight.queue_state.merge and self._merger.may_have_twins(flight, now)
             if lookup or expects or self.queue.waits or not self._place(flight):
@@ -155,7 +155,7 @@ class Scheduler:
             if not flight.ended:
                 self.queue.discard(flight)
                 self._abort_upstream(flight)
-                self._end(flight, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
+                self._end(flight, shutting_down())
         self._context.timeouts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -449,13 +449,13 @@ class Scheduler:
         finally:
             try:
                 exchange.lease.release()
-            except Exception as e:  # noqa: BLE001 - see there
+            except Exception as e:  # noqa: BLE001 - it is released once more
                 self._release_again(exchange, e)
 
     def _release(self, exchange: Exchange) -> None:
         try:
             exchange.lease.release()
-        except Exception as e:  # noqa: BLE001 - see there
+        except Exception as e:  # noqa: BLE001 - it is released once more
             self._release_again(exchange, e)
 
     def _release_again(self, exchange: Exchange, error: Exception) -> None:
@@ -760,7 +760,7 @@ class Scheduler:
             if times.first is not None and times.last is not None and events > 1 and flight.mode is _STREAM:
                 gap = (times.last - times.first) / (events - 1)
             self._metrics.flight_landed(outcome, flight.spec.model, gap, events)
-        except Exception as e:  # noqa: BLE001 - as said
+        except Exception as e:  # noqa: BLE001 - an exception here affects no Flight
             self._fault("counting a flight", e)
 
 

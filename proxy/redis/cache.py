@@ -273,7 +273,7 @@ class Cache:
                 reply = reply[: len(asked)]
             try:
                 done(self._read(keys, others, reply), held)
-            except Exception as e:  # noqa: BLE001 - as in `lookup`
+            except Exception as e:  # noqa: BLE001 - a batch without its reply would wait for ever
                 raised("the reply to a look-up", e)
                 alone([None] * len(keys))
 

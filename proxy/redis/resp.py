@@ -215,7 +215,7 @@ class RespConnection(asyncio.Protocol):
         raised("a reply of Redis", error)
         try:
             done(Unhandled("the gateway failed to handle the reply"))
-        except Exception as e:  # noqa: BLE001 - as above
+        except Exception as e:  # noqa: BLE001 - there is nobody else to tell
             raised("a reply of Redis", e)
 
     def _hinted(self, why: str, *, tls: bool) -> Lost:
@@ -288,7 +288,7 @@ class RespConnection(asyncio.Protocol):
                 self.pending -= size
                 try:
                     done(reply)
-                except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
+                except Exception as e:  # noqa: BLE001 - the next replies have other receivers (`_tell`, without its call)
                     self._unhandled(done, e)
         except (hiredis.HiredisError, ValueError, MemoryError):
             why = "a reply that is not RESP: no Redis listens there"

@@ -24,7 +24,7 @@ from proxy.access import (
 )
 from proxy.access.ratelimit import Admission
 from proxy.config import NORMAL, Settings
-from proxy.errors import Code, GatewayError
+from proxy.errors import shutting_down
 from proxy.flights import Flight, FlightGroup, Keyer, Memory, Scheduler
 from proxy.flights.embeddings import Embedder
 from proxy.flights.resuming import Streams
@@ -260,4 +260,4 @@ class Gateway:
         """Raises GatewayError 503 for an endpoint that is not answered any more."""
         draining = self._stage is Stage.DRAINING
         if endpoint == "ready" or (draining and endpoint not in OPEN):
-            raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
+            raise shutting_down(retry_after=1)

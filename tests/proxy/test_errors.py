@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from proxy.errors import Code, GatewayError, frames_of, place_of, words_of
+from proxy.errors import Code, GatewayError, frames_of, place_of, shutting_down, words_of
+
+PROXY = Path(__file__).parents[2] / "proxy"
 
 
 def test_every_code_has_a_name_of_its_own() -> None:
@@ -26,6 +29,16 @@ def test_every_code_has_a_status_and_a_type_that_agree(code: Code) -> None:
         assert code.code.endswith("_timeout") is (code.status == 504)
     else:
         assert code.type == ("overloaded_error" if code.status == 503 else "server_error")
+
+
+def test_the_error_of_a_gateway_that_ends_is_written_once() -> None:
+    written = [path for path in PROXY.rglob("*.py") if "GatewayError(Code.SHUTTING_DOWN" in path.read_text()]
+    assert written == [PROXY / "errors.py"]
+    error, later = shutting_down(), shutting_down(retry_after=1)
+    assert (error.code, error.message, error.retry_after) == (
+        Code.SHUTTING_DOWN, "The gateway is shutting down.", None,
+    )  # fmt: skip
+    assert (later.message, later.retry_after) == (error.message, 1)
 
 
 def test_an_error_is_rendered_as_openai_renders_its_own() -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, count
 from typing import Final
 
-from proxy.errors import Code, GatewayError
+from proxy.errors import Code, GatewayError, shutting_down
 from proxy.flights.embeddings.batches import halves
 from proxy.flights.embeddings.delivery import Delivery
 from proxy.flights.embeddings.faults import EmbedFaults
@@ -24,7 +24,6 @@ from proxy.flights.embeddings.items import (
     EmbeddingRequest,
     Result,
     array_of,
-    ending,
     items_of,
     no_parts,
     requests_of,
@@ -164,7 +163,7 @@ class Embedder:
             if inputs is None or api_request is None:
                 return False
             if self._closed:
-                raise ending()
+                raise shutting_down(retry_after=1)
             owner = flight.queue_state.resolve_owner()
             makes_room = self.queue.room(owner, flight.queue_state.priority)
             if makes_room is not None:
@@ -219,7 +218,7 @@ class Embedder:
         if self._window is not None:
             self._window.cancel()
         for request in tuple(self._requests.values()):
-            self._fail(request, ending())
+            self._fail(request, shutting_down(retry_after=1))
         self._drop_waiting(len(self._dropping))
         self._delivery.clear()
 
@@ -353,7 +352,11 @@ class Embedder:
         try:
             parts = task.result()
         except (Exception, asyncio.CancelledError) as e:  # noqa: BLE001 - the other arrays go on
-            error = ending() if isinstance(e, asyncio.CancelledError) else self._faults.error(e, _ARRAY)
+            error = (
+                shutting_down(retry_after=1)
+                if isinstance(e, asyncio.CancelledError)
+                else self._faults.error(e, _ARRAY)
+            )
             for request in requests_of(item for item in items if item.result is None):
                 self._fail(request, error)
         again = [[item for item in part if item.waiting is not None] for part in parts]
@@ -385,7 +388,7 @@ class Embedder:
         requests = requests_of(items)
         for request in requests:
             self._faults.safely(_ARRAY, request.was_sent, flight)
-        error = ending() if flight.phase is Phase.CANCELLED else flight.error
+        error = shutting_down(retry_after=1) if flight.phase is Phase.CANCELLED else flight.error
         head, body = flight.head or Head(), b"".join(flight.log)
         if error is not None:
             parts = halves(items, EmbeddingItem.request_set) if error.code is Code.UPSTREAM_INCOMPLETE else []

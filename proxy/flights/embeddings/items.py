@@ -503,9 +503,5 @@ def _too_large(inputs: int, limit: int) -> GatewayError:
     )
 
 
-def ending() -> GatewayError:
-    return GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
-
-
 def no_parts(why: str) -> GatewayError:
     return GatewayError(Code.UPSTREAM_PROTOCOL, f"The answer cannot be split into its vectors: {why}.")

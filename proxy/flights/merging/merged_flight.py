@@ -115,7 +115,7 @@ class MergedFlight(Flight):
                     self._end_member(n, member, error)
                 else:
                     member.flush()
-            except Exception as e:  # noqa: BLE001 - as above
+            except Exception as e:  # noqa: BLE001 - the other members go on
                 self._member_broke(n, member, e)
 
     def _more(self, n: int, member: Flight) -> GatewayError | None:
@@ -155,7 +155,7 @@ class MergedFlight(Flight):
             if member is not None:
                 try:
                     self._end_member(n, member, error)
-                except Exception as e:  # noqa: BLE001 - as above
+                except Exception as e:  # noqa: BLE001 - the other members go on
                     self._member_broke(n, member, e)
 
     # -- inside -----------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class MergedFlight(Flight):
                 self.members[n] = None
                 member.land(Head(head.status, head.headers, len(own)), last=now)
                 self._on_member(member)
-            except Exception as e:  # noqa: BLE001 - as above
+            except Exception as e:  # noqa: BLE001 - the other members go on
                 self._member_broke(n, member, e)
 
     def _member_broke(self, n: int, member: Flight, error: Exception) -> None:

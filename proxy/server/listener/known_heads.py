@@ -69,7 +69,7 @@ class KnownHeads:
         # By place: by name it takes a microsecond more.
         return Request(
             "POST", target.path, target.text, known.host, HttpVersion11, True, protocol,
-            task,  # type: ignore[arg-type]  # as in `read_request`
+            task,  # type: ignore[arg-type]  # None after the connection only
             body, None, None, None, known.plain, known, known.made,
         )  # fmt: skip
 

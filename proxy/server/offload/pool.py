@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from proxy.access import Found, Job, Terms
-from proxy.errors import Code, GatewayError, place_of
+from proxy.errors import Code, GatewayError, place_of, shutting_down
 
 CHILDREN: Final = 2
 JOB_SECONDS: Final = 30.0
@@ -152,7 +152,7 @@ class Offload:
     async def do(self, job: Job, body: bytes, owner: Hashable) -> Result:
         """Have a job done. Raises GatewayError 503 where it cannot be done."""
         if self._closed:
-            raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.")
+            raise shutting_down()
         owed = self._owed.get(owner, 0) + len(body)
         if (
             self._count >= WAITING_JOBS
@@ -188,7 +188,7 @@ class Offload:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for queue in tuple(self._queues.values()):
             for waiting in tuple(queue):
-                _fail(waiting, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
+                _fail(waiting, shutting_down())
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class Offload:
                         child = await self._child()
                     child = await self._do(child, waiting)
                 except asyncio.CancelledError:
-                    _fail(waiting, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
+                    _fail(waiting, shutting_down())
                     raise
                 except OSError as e:
                     self._not_before = asyncio.get_running_loop().time() + PAUSE

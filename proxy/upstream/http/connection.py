@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
             if data.startswith(line) and data.endswith(b"\r\n"):  # one whole chunk: nearly every token
                 try:
                     answer.to.body(data[len(line) : -2], data)
-                except Exception as e:  # noqa: BLE001 - as below
+                except Exception as e:  # noqa: BLE001 - the receiver's fault: its exchange ends, the loop goes on
                     self._fault(answer, e)
                 return
         self.received = True
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
     def _lost(self, receiver: Receiver, error: GatewayError) -> None:
         try:
             receiver.lost(error)
-        except Exception as e:  # noqa: BLE001 - as above
+        except Exception as e:  # noqa: BLE001 - the connection has ended: there is nobody else to tell
             raised("an engine's answer that was lost", e)
 
     def _feed(self, answer: ResponseParser, data: bytes) -> None:
@@ -319,7 +319,7 @@ class Connection(asyncio.Protocol):
             else:
                 message = f"The engine closed the connection before the end of its answer{_detail(exc)}."
                 receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
-        except Exception as e:  # noqa: BLE001 - as in `_finish`
+        except Exception as e:  # noqa: BLE001 - the receiver's fault: it gets an error
             raised("the end of an engine's connection", e)
             self._lost(receiver, internal())
 

@@ -257,8 +257,9 @@ def test_closing_fails_everyone_and_stops_the_engine() -> None:
     stage.close()
     assert {reader.flight.error.code for reader in readers if reader.flight.error} == {Code.SHUTTING_DOWN}
     assert (len(stage.sent), len(stage.group)) == (0, 0)
-    with pytest.raises(GatewayError, match="shutting down"):
+    with pytest.raises(GatewayError, match="shutting down") as e:
         stage.ask("d")
+    assert e.value.retry_after == 1
 
 
 TEXTS = st.lists(st.sampled_from([*"abcdefgh", POISON]), min_size=1, max_size=6)
