@@ -1,10 +1,13 @@
-"""Suggestions for unknown settings: by the names that vLLM and other gateways use, else by spelling."""
+"""Suggestions for unknown settings: by their names as flag, variable and key, by the names that vLLM and other
+gateways use, else by spelling."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
+
+from proxy.config.settings import options
 
 _LIMITS: Final = ("rate_limit_rps", "rate_limit_tokens_per_minute", "rate_limit_streams")
 _BREAKER: Final = ("breaker_failures", "breaker_rate", "breaker_seconds")
@@ -72,7 +75,8 @@ def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
     word = _plain(name)
     plain = {_plain(each): each for each in names}
     near = [plain[each] for each in difflib.get_close_matches(word, plain)]
-    meaning = _BY_WORD.get(word.replace("_", "-"))
+    dashed = word.replace("_", "-")
+    meaning = (_TWINS[dashed],) if dashed in _TWINS else _BY_WORD.get(dashed)
     if isinstance(meaning, str):
         return f"; {meaning}"
     meant: Sequence[str] = [written(setting) for setting in meaning] if meaning else near[:1]
@@ -82,6 +86,14 @@ def hint(name: str, names: Iterable[str], written: Callable[[str], str]) -> str:
 def _plain(name: str) -> str:
     """Without what all names of its kind begin with, which would make short names alike."""
     return name.removeprefix("GATEWAY_").lstrip("-").lower()
+
+
+_TWINS: Final = {
+    _plain(each).replace("_", "-"): option.name
+    for option in options()
+    for each in (option.flag, option.name, *option.env)
+}
+"""Settings by each of their names: a flag, variable and key may differ, such as --backend and GATEWAY_BACKENDS."""
 
 
 def _one_of(names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from proxy.errors import SettingsError
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
 _ENGINE: Final = re.compile(r"https?://", re.IGNORECASE)
+_JSON_LIST: Final = re.compile(r"""\s*\[\s*["']""")  # a host in IPv6 begins with a bracket too
 _KUBERNETES: Final = re.compile(
     r"GATEWAY_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -69,6 +70,8 @@ def load(
             problems.append(f"{source} = '': is empty; write none for none")
             continue
         try:
+            if option.repeats and _is_json(raw):
+                raise ValueError("must be separated by commas, not written as JSON")
             values[option.name] = option.read(raw)
             sources[option.name] = source
         except ValueError as e:
@@ -152,6 +155,12 @@ def _from_environment(
         if not (env.endswith("_PORT") and _LINK.match(environ[env])):
             meant = hint(env, sorted(variables), lambda name: known[name].env[0])
             warnings.append(f"environment {env}: ignored: no such setting{meant}")
+
+
+def _is_json(raw: Any) -> bool:
+    """Whether a text, or one of several, is a list as JSON writes it."""
+    texts = raw if isinstance(raw, list) else [raw]
+    return any(isinstance(text, str) and _JSON_LIST.match(text) is not None for text in texts)
 
 
 def _given(option: Option, raw: object) -> str:

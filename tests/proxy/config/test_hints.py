@@ -68,6 +68,29 @@ def test_the_environment_and_the_file_are_answered_in_their_own_names() -> None:
     assert wrong(["--PORT", "1"]) == ["unknown flag *** (6 characters); did you mean --port?"]
 
 
+@pytest.mark.parametrize(
+    ("variable", "flag", "key"),
+    [
+        ("GATEWAY_BACKENDS", "--backend", "backends"),
+        ("GATEWAY_MODELS", "--model-alias", "models"),
+        ("GATEWAY_MODEL_FALLBACKS", "--model-fallback", "model_fallbacks"),
+        ("GATEWAY_REDIS_URL", "--redis", "redis"),
+    ],
+)
+def test_the_name_of_another_kind_is_answered_by_the_name_of_this_kind(variable: str, flag: str, key: str) -> None:
+    as_variable = "GATEWAY_" + flag.removeprefix("--").replace("-", "_").upper()
+    if as_variable != "GATEWAY_REDIS":  # which is a variable too
+        assert loaded(environ={as_variable: "a=b"}).warnings == (
+            f"environment {as_variable}: ignored: no such setting; did you mean {variable}?",
+        )
+        assert wrong(file=f"{as_variable.removeprefix('GATEWAY_').lower()} = 1") == [
+            f"file x.toml: unknown key '{as_variable.removeprefix('GATEWAY_').lower()}'; did you mean {key}?"
+        ]
+    as_flag = "--" + variable.removeprefix("GATEWAY_").replace("_", "-").lower()
+    (line,) = wrong([as_flag, "1"])
+    assert line.endswith(f"; did you mean {flag}?")
+
+
 def test_a_section_is_answered_by_what_it_would_hold_and_that_there_are_none() -> None:
     none = "settings are keys of the file itself, without sections"
     assert wrong(file="[limits]\nrps = 1\n[gateway]\nport = 1\n") == [

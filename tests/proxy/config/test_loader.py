@@ -340,6 +340,17 @@ def test_a_service_link_is_no_port_and_says_so() -> None:
     assert settings.warnings == ("environment GATEWAY_PORT: ignored: a Kubernetes service link, not a port",)
 
 
+def test_a_list_in_json_is_answered_by_how_lists_are_written() -> None:
+    words = "must be separated by commas, not written as JSON"
+    for text in ('["http://a","http://b"]', "[ 'http://u:hunter2@a']"):
+        (line,) = wrong(environ={"GATEWAY_BACKENDS": text})
+        assert line.startswith("environment GATEWAY_BACKENDS = '")
+        assert line.endswith(f": {words}")
+        assert "hunter2" not in line
+    assert wrong(["--model-alias", '["a=b"]']) == [f"flag --model-alias = ['[\"a=b\"]']: {words}"]
+    assert loaded(environ={"GATEWAY_ALLOWED_HOSTS": "[::1], a"}).allowed_hosts == ("::1", "a")
+
+
 def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
     assert loaded(environ={"GATEWAY_BACKEND": "http://h", "HOME": "/"}).warnings == (
         "environment GATEWAY_BACKEND: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
