@@ -77,7 +77,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--operator", action="store_true", help="allow the metrics, the state and the page")
     options, unknown = parser.parse_known_args(argv)
     if options.command is None:
-        raise SettingsError(f"a COMMAND is expected, new or hash; {parser.prog} --help explains them")
+        raise SettingsError(f"a COMMAND is required, new or hash; {parser.prog} --help explains them")
     for word in unknown:
         if word.startswith("-"):
             raise SettingsError(f"unknown flag {word.partition('=')[0]}; {parser.prog} new --help lists the flags")

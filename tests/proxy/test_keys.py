@@ -61,7 +61,7 @@ def test_without_a_command_it_says_which_there_are(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["proxy/keys.py"])
     assert main([]) == 2
-    told = "proxy.keys: a COMMAND is expected, new or hash; python -m proxy.keys --help explains them\n"
+    told = "proxy.keys: a COMMAND is required, new or hash; python -m proxy.keys --help explains them\n"
     assert capsys.readouterr().err == told
     with pytest.raises(SystemExit):
         main(["--help"])
