@@ -18,6 +18,8 @@ from proxy.terminal import run
 SECONDS: Final = 3.0  # for connecting, and for the answer
 MOST_BYTES: Final = 4096  # of an answer that are printed
 PATHS: Final = ("health", "ready")
+PROXY_HEADER: Final = b"PROXY UNKNOWN\r\n"
+"""The PROXY protocol header of a connection that is the sender's own (version 1, section 2.1)."""
 HELP: Final = """\
 usage: {prog} [health|ready] [flags of the gateway]
 
@@ -53,12 +55,22 @@ class _Link(http.client.HTTPConnection):
         else:
             host = EVERY_ADDRESS.get(settings.host, settings.host)
             self.sock = socket.create_connection((host, settings.port), SECONDS)
+        if settings.proxy_protocol and _is_trusted(self.sock, settings):
+            self.sock.sendall(PROXY_HEADER)
         if settings.tls_cert:
             # The name that clients use is not known here, and the connection does not leave this machine.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             self.sock = context.wrap_socket(self.sock)
+
+
+def _is_trusted(sock: socket.socket, settings: Settings) -> bool:
+    """Whether the gateway takes the end of this connection for a trusted proxy."""
+    from proxy.access import UNIX, TrustedProxies  # here: it takes half of the start of a probe
+
+    name = sock.getsockname()
+    return TrustedProxies(settings.trusted_proxies).trusts(name[0] if isinstance(name, tuple) else UNIX)
 
 
 def ask(settings: Settings, path: str) -> tuple[bool, str]:

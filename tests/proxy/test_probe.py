@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,19 @@ async def test_it_asks_over_the_unix_socket_and_over_tls(engine: Engine, tmp_pat
     async with gateway(engine, tls_cert=str(issued.cert), tls_key=str(issued.key)) as app:
         assert await asked(GATEWAY_PORT=str(app.port), GATEWAY_TLS_CERT=str(issued.cert)) == 0
         assert await asked(GATEWAY_PORT=str(app.port)) == 1
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "10.0.0.0/8,unix"])
+async def test_it_sends_a_proxy_header_where_its_own_address_must(
+    engine: Engine, tmp_path: Path, trusted: str
+) -> None:
+    path = str(tmp_path / "gateway.sock")
+    asks = {"GATEWAY_PROXY_PROTOCOL": "on", "GATEWAY_TRUSTED_PROXIES": trusted}
+    proxies: dict[str, Any] = {"proxy_protocol": True, "trusted_proxies": tuple(trusted.split(","))}
+    async with gateway(engine, **proxies) as app:
+        assert await asked("ready", GATEWAY_PORT=str(app.port), **asks) == 0
+    async with gateway(engine, listen_unix=path, **proxies):
+        assert await asked("ready", GATEWAY_LISTEN_UNIX=path, **asks) == 0
 
 
 async def test_wrong_settings_are_told_and_are_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
