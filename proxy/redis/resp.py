@@ -288,7 +288,7 @@ class RespConnection(asyncio.Protocol):
                 self.pending -= size
                 try:
                     done(reply)
-                except Exception as e:  # noqa: BLE001 - the next replies have other receivers (`_tell`, without its call)
+                except Exception as e:  # noqa: BLE001 - the next replies have other receivers
                     self._unhandled(done, e)
         except (hiredis.HiredisError, ValueError, MemoryError):
             why = "a reply that is not RESP: no Redis listens there"
