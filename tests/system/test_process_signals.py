@@ -101,6 +101,34 @@ async def test_hang_ups_at_any_moment_of_the_start_end_nothing(engine: Engine) -
         assert process.returncode == 0
 
 
+async def test_workers_that_end_say_on_a_terminal_how_long_that_may_take(engine: Engine) -> None:
+    master, terminal = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "proxy", "--port", str(free_port()), "--workers", "2"),
+        *("--backend", engine.url, "--redis", "off", "--drain-timeout", "4"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    said = ""
+    try:
+        async with patience(PATIENCE):
+            while "curl -iN" not in said:
+                said += (await asyncio.to_thread(os.read, master, 4096)).decode()
+            process.send_signal(signal.SIGINT)
+            while "stop now" not in said:
+                said += (await asyncio.to_thread(os.read, master, 4096)).decode()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(master)
+    assert "\nfinishing the requests under way, up to 4 s (Ctrl-C again: stop now)" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0])
 async def test_an_end_at_any_moment_of_the_start_is_clean_and_leaves_nothing(
