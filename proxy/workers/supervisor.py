@@ -221,6 +221,8 @@ class Supervisor:
         self._all.add(worker)
         self._permits.join(worker.pid)
         self._introduce(worker)
+        if self._stopping:  # since its process was being made, so `stop` did not know it
+            worker.signal(signal.SIGTERM)
         return worker
 
     async def _keep(

@@ -6,6 +6,8 @@ import asyncio
 import signal
 from typing import Any, cast
 
+import pytest
+
 from proxy.flights.queue import PoolQueue, Waiting
 from proxy.workers.channel import Engine, Ready, Report, Served
 from proxy.workers.process import SILENT, WorkerProcess
@@ -138,4 +140,21 @@ async def test_a_new_worker_is_told_which_breakers_are_open() -> None:
     new = house.add(asyncio.get_running_loop(), 1)
     house.supervisor._introduce(new)
     assert house.sent[new] == [Engine("e", "open", 3.0, "why")]
+    await house.supervisor.close()
+
+
+@virtual
+async def test_a_worker_whose_process_is_being_made_as_the_gateway_stops_is_told_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    house = House()
+    told: list[int] = []
+
+    async def start(worker: WorkerProcess, *_: object) -> None:
+        house.supervisor._stopping = True
+
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    monkeypatch.setattr(WorkerProcess, "signal", lambda worker, number: told.append(number))
+    await house.supervisor._launch(0)
+    assert told == [signal.SIGTERM]
     await house.supervisor.close()
