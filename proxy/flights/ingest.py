@@ -40,7 +40,7 @@ from proxy.wire import (
 from proxy.wire.http import SECURITY_HEADERS
 
 _NOT_PASSED: Final = HOP_BY_HOP.union(SECURITY_HEADERS, {  # headers that the gateway sets itself
-    "x-request-id", "x-gateway-cache", "x-gateway-model", "x-gateway-fallback", "age",
+    "x-request-id", "request-id", "x-gateway-cache", "x-gateway-model", "x-gateway-fallback", "age",
     "access-control-allow-credentials", "access-control-allow-headers", "access-control-allow-methods",
     "access-control-allow-origin", "access-control-allow-private-network", "access-control-expose-headers",
     "access-control-max-age",

@@ -220,6 +220,8 @@ class RequestContext(msgspec.Struct, eq=False):
     def headers(self, answer: Subscriber | None = None) -> list[tuple[str, str]]:
         """The gateway's own headers of every response, and of a Flight's `answer`."""
         ours = [("x-request-id", self.id)]
+        if self.endpoint == "messages":
+            ours.append(("request-id", self.id))  # Anthropic's name for it, which its clients show
         if self.allow is not None:
             ours.append(("allow", self.allow))
         if self.hold is not None:

@@ -110,7 +110,9 @@ class Framer(msgspec.Struct, gc=False, eq=False):
         return frames
 
     def _too_large(self) -> GatewayError:
-        return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The engine sent an event larger than {self._max} bytes.")
+        return GatewayError(
+            Code.UPSTREAM_TOO_LARGE, f"The engine sent an event larger than {self._max} bytes (max_frame_bytes)."
+        )
 
 
 def _lines(data: bytearray, start: int, stop: int) -> int:

@@ -79,12 +79,19 @@ async def test_anthropics_client_with_its_key_gets_what_the_engine_says_and_the_
             streamed = await stream.get_final_message()
         counted = await client.messages.count_tokens(model="m1", messages=ASK["messages"])
         raw = await post_json(app.url, PATH, ASK_STREAM, [("x-api-key", "ka"), *bearer("ka")])
+        assert whole._request_id is not None
+        assert raw.head["request-id"] == raw.head["x-request-id"]
+        async with client_of(app, "kb") as other:
+            with pytest.raises(anthropic.NotFoundError) as refused:
+                await other.messages.create(**ASK)
+        assert refused.value.request_id is not None
     said = [getattr(block, "text", None) for message in (whole, streamed) for block in message.content]
     assert said == ["".join(texts)] * 2 == ["1. Red: The most obvious colour"] * 2
     assert (whole.usage.output_tokens, streamed.usage.output_tokens, counted.input_tokens) == (8, 8, 34)
     assert raw.body == STREAM.body
     assert all("x-api-key" not in turn.headers and "authorization" not in turn.headers for turn in engine.requests)
     told = [line for line in lines(log) if line["msg"] == "request"]
+    assert told.pop()["status"] == 404
     assert [line["endpoint"] for line in told] == ["messages", "messages", "passthrough", "messages"]
     for line in told[0], told[1], told[3]:
         assert (line["prompt_tokens"], line["completion_tokens"], line["token_source"]) == (34, 8, "usage")
