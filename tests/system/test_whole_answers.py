@@ -424,6 +424,13 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
     return run_virtual(feed())
 
 
+def with_reason(body: bytes, which: int, reason: bytes) -> bytes:
+    """The stream with this in place of one of its finish reasons."""
+    found = list(FINISH.finditer(body))
+    at = found[which % len(found)]
+    return body[: at.start()] + reason + body[at.end() :]
+
+
 @given(
     st.sampled_from(STREAMED),
     st.integers(0, 9),
@@ -436,9 +443,7 @@ def test_a_recorded_stream_with_another_finish_reason_is_never_whole(
     body = load(name).body
     error, clean, passed = judged(name, body, cuts)
     assert (error, clean, passed) == (None, True, body)
-    found = list(FINISH.finditer(body))
-    at = found[which % len(found)]
-    error, clean, passed = judged(name, body[: at.start()] + mutant + body[at.end() :], cuts)
+    error, clean, passed = judged(name, with_reason(body, which, mutant), cuts)
     assert not clean
     assert error is not None
     assert error.code is Code.UPSTREAM_INCOMPLETE
@@ -454,10 +459,7 @@ def test_a_recorded_stream_with_another_finish_reason_is_never_whole(
 def test_a_recorded_stream_with_an_unknown_finish_reason_is_passed_on_and_not_stored(
     name: str, which: int, mutant: bytes, cuts: list[int]
 ) -> None:
-    body = load(name).body
-    found = list(FINISH.finditer(body))
-    at = found[which % len(found)]
-    changed = body[: at.start()] + mutant + body[at.end() :]
+    changed = with_reason(load(name).body, which, mutant)
     assert judged(name, changed, cuts) == (None, False, changed)
 
 
