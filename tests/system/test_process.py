@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import AsyncIterator
@@ -234,10 +235,13 @@ async def test_a_wrong_setting_is_named_and_ends_the_program_with_2(
 
 
 async def test_a_port_that_is_taken_is_said_and_ends_the_program_with_2(engine: Engine) -> None:
-    code, err = await refused("--backend", engine.url, "--redis", "off", "--port", str(engine.port))
-    assert (code, "cannot listen" in err) == (2, True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, err = await refused("--backend", engine.url, "--redis", "off", "--port", port)
+        assert (code, "cannot listen" in err) == (2, True)
     code, err = await refused("--redis", "off", XDG_CACHE_HOME="/proc/none")
-    assert (code, "cannot start: No such file or directory: /proc/none" in err) == (2, True), err
+    why = "cannot be kept in /proc/none/streaming-gateway: No such file or directory"
+    assert (code, why in err) == (2, True), err
 
 
 async def test_killed_outright_it_leaves_no_child_behind() -> None:
