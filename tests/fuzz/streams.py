@@ -217,7 +217,11 @@ def ingest(data: bytes) -> None:
     said = _without_comments(stream)
     for which, failed in ((flight, error), (other, error_too)):
         passed = which.raw_frames()
-        assert said.startswith(b"".join(passed))
+        if b"abort" in said:  # readers do not get that end, and get what comes after it
+            left = iter(Framer(MAX).feed(said))
+            assert all(frame in left for frame in passed), "in another order, or not the engine's"
+        else:
+            assert said.startswith(b"".join(passed))
         assert not any(map(is_done, passed[:-1]))
         if one.clean:
             assert is_done(passed[-1])
