@@ -47,7 +47,17 @@ from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.fleet import Host, Node
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.flights.resuming import ResumingMetrics, Streams
-from proxy.redis import REASONS, Cache, Change, Deployment, Places, RedisState, Use, WireError, deployment_of
+from proxy.redis import (
+    REASONS,
+    Cache,
+    Change,
+    Deployment,
+    RedisState,
+    ResponseAffinity,
+    Use,
+    WireError,
+    deployment_of,
+)
 from proxy.resources import EngineReload, FileReloads, Naming, Prepared, paths_of, prepare
 from proxy.server import (
     ApiDocument,
@@ -59,13 +69,13 @@ from proxy.server import (
     Sources,
     Times,
     Tracing,
+    descriptor_budget,
     host_of,
     hosts_of,
     in_use,
     limit,
     listen,
     listen_for_operators,
-    places,
     state_gauges,
 )
 from proxy.telemetry import (
@@ -294,10 +304,10 @@ async def running(
             limits_state.watch("rate limits", admission.limiter.shared.availability)
             if other_state is None:
                 log.event("info", "limits share the redis of answers", detail=_SHARED)
-        response_places = Places(
+        response_affinity = ResponseAffinity(
             shared_redis, timeout=settings.redis_timeout_ms / 1000, namespace=settings.redis_namespace
         )
-        stack.push_async_callback(response_places.close)
+        stack.push_async_callback(response_affinity.close)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -342,7 +352,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
-            places=response_places,
+            response_affinity=response_affinity,
             origins=origins,
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
@@ -425,16 +435,16 @@ async def running(
             tasks.append(("the check for expired keys", partial(each, revocation.EVERY, access_policy.keyed.look)))
         watch(settings, backends, fleet.health_checks, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
-        room = places(
+        budget = descriptor_budget(
             limit(),
             in_use(),
             clients=settings.max_connections,
             engines=len(urls),
             inflight=settings.max_inflight or MOST,
         )
-        if room.warning:
-            log.event("warning", "settings", detail=room.warning)
-        listener = _listener(gateway, origins, settings, room.clients, metrics, log)
+        if budget.warning:
+            log.event("warning", "settings", detail=budget.warning)
+        listener = _listener(gateway, origins, settings, budget.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
         stack.callback(metrics.watch_collector())
         sockets, admin_sockets = member.sockets() if member is not None else ([], [])
@@ -450,7 +460,7 @@ async def running(
             prepared.tls,
             log,
             stack,
-            room,
+            budget,
             sockets,
             (lambda: 0) if streams is None else lambda: streams.abandoned,
         )

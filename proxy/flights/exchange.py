@@ -22,9 +22,9 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.continuing import (
     IDS,
     REPLAY,
+    Continuation,
     Continuations,
     IdsIngest,
-    Place,
     Replay,
     RestFlight,
     TokenIds,
@@ -162,7 +162,7 @@ class Exchange(msgspec.Struct, eq=False):
     _how: str = REPLAY  # in which way it is continued
     _token_ids: TokenIds | None = None  # the ids of its tokens, where they were asked for
     _ids_refused: Backend | None = None  # by this engine, perhaps
-    _place: Place | None = None  # among the streams that are continued
+    _continuation: Continuation | None = None  # among the streams that are continued
     _leaves: _Left | None = None  # at an engine that is removed
     _stays: bool = False  # handing it over has failed
     _over: bool = False
@@ -680,14 +680,14 @@ class Exchange(msgspec.Struct, eq=False):
 
     @property
     def _granted(self) -> bool:
-        return self._place is None or self._place.granted
+        return self._continuation is None or self._continuation.granted
 
     def _enter(self) -> None:
         """Take a place among the streams that are continued: at most half of what the engines take at one time."""
         backends, spec = self._context.backends, self.flight.spec
         capacity = sum(b.max_inflight for b in backends.candidates(spec.model) if b.up is not False)
         go = partial(self._safely, "a stream's turn to be continued", self._go)
-        self._place = self._context.continuations.take(self.flight, max(1, capacity // 2), go)
+        self._continuation = self._context.continuations.take(self.flight, max(1, capacity // 2), go)
 
     def _go(self) -> None:
         if not self._over and self._waiting is None and not self.lease.held:
@@ -699,7 +699,7 @@ class Exchange(msgspec.Struct, eq=False):
             fed.close()
         flight.continues(self._how)
         self._fed = self._other_answer()  # before the place, which is given back with it whatever is raised
-        if self._place is None:
+        if self._continuation is None:
             self._enter()
         if flight.trace is not None:
             flight.trace.event("continued", how=self._how)
@@ -728,7 +728,7 @@ class Exchange(msgspec.Struct, eq=False):
         self._enter()
         other = self._acquire_untried(others) if self._granted else None
         if other is None:
-            self._give_place_back()
+            self._give_back()
             return
         leaves = _Left(self.lease, connection, ingest, self._judged, self._read)
         self._leaves, self.lease, self._connection, self.ingest = leaves, other, None, None
@@ -827,15 +827,15 @@ class Exchange(msgspec.Struct, eq=False):
 
     def _replayed(self, outcome: str) -> None:
         fed, self._fed = self._fed, self.flight
-        self._give_place_back()
+        self._give_back()
         if isinstance(fed, Replay):
             fed.close()
         self._context.metrics.continued(self._how, outcome)
 
-    def _give_place_back(self) -> None:
-        place, self._place = self._place, None
-        if place is not None:
-            self._context.continuations.give_back(place)
+    def _give_back(self) -> None:
+        continuation, self._continuation = self._continuation, None
+        if continuation is not None:
+            self._context.continuations.give_back(continuation)
 
     # -- its end ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import Final
 
 from proxy.errors import Code, GatewayError, shutting_down
-from proxy.flights.continuing import LONGEST_WAIT, Place, continuable, not_continued
+from proxy.flights.continuing import LONGEST_WAIT, Continuation, continuable, not_continued
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.fleet import Node
 from proxy.flights.flight import Flight, Subscriber
@@ -71,7 +71,7 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Exchange] = {}
-        self._lost: dict[Flight, tuple[GatewayError, Place]] = {}
+        self._lost: dict[Flight, tuple[GatewayError, Continuation]] = {}
         """Streams that another gateway fed until it was lost, and that wait for an engine."""
         self._on_fault = exchange_context.fault
         self._merger = Merger(
@@ -114,7 +114,7 @@ class Scheduler:
                 raise shutting_down(retry_after=1)
             now = self._loop.time()
             expects = flight.queue_state.merge and self._merger.may_have_twins(flight, now)
-            if lookup or expects or self.queue.waits or not self._place(flight):
+            if lookup or expects or self.queue.waits or not self._dispatch(flight):
                 hold = expects and self.queue.window > 0
                 self.queue.offer(flight, now, lookup=lookup, hold=hold, on_pushed=self._pushed)
                 if flight.trace is not None:
@@ -200,7 +200,7 @@ class Scheduler:
                 self._looked_up(batch, [None] * len(batch))
         else:
             self._wait_for_window()
-        self._place_waiting()
+        self._dispatch_waiting()
 
     def _fault(self, where: str, error: BaseException) -> None:
         """Report a contained exception. A wake-up may be lost with it, so a turn follows."""
@@ -208,7 +208,7 @@ class Scheduler:
         if not self._closed:
             self._loop.call_later(AGAIN, self._turn)
 
-    def _place_waiting(self) -> None:
+    def _dispatch_waiting(self) -> None:
         queue = self.queue
         if queue.waits:
             queue.dispatch(self._take, self._loop.time())
@@ -230,7 +230,7 @@ class Scheduler:
             except Exception as e:  # noqa: BLE001 - the others are overdue too
                 self._fault("a flight that is overdue", e)
                 self.abandon(flight)
-        self._place_waiting()
+        self._dispatch_waiting()
 
     def _enqueue_again(self, flight: Flight, now: float) -> None:
         """Queue it anew, if it can be in time."""
@@ -272,10 +272,10 @@ class Scheduler:
                 self._refuse(flight, late)
                 return True
         begun = flight.phase is Phase.STREAMING  # it is to be continued: its time so far is no wait
-        if not self._place(flight):
+        if not self._dispatch(flight):
             return False
         if not begun:
-            self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
+            self.metrics.dispatched(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:
@@ -353,7 +353,7 @@ class Scheduler:
                     continue  # it was before this raised
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
-                if waits or misses or not self._place(flight):
+                if waits or misses or not self._dispatch(flight):
                     misses.append(flight)
             except Exception as e:  # noqa: BLE001 - one flight's data must not end the batch
                 self._fault("a look-up's reply", e)
@@ -362,7 +362,7 @@ class Scheduler:
             self._refuse(flight, error)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
-        self._place_waiting()
+        self._dispatch_waiting()
 
     def _answer_from_store(self, flight: Flight, stored: Stored) -> bool:
         """Answer a Flight from the store. False: the entry does not serve it."""
@@ -376,13 +376,13 @@ class Scheduler:
         self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.spec.model, None)
         return True
 
-    def _place(self, flight: Flight) -> bool:
+    def _dispatch(self, flight: Flight) -> bool:
         """Dispatch a Flight to an engine with capacity. True: it need not be queued."""
         exchange = self._flying.get(flight)
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
         if self._lost and flight in self._lost:
-            return self._place_lost(flight)
+            return self._dispatch_lost(flight)
         spec = flight.spec
         if spec.falls_back and not self._backends.serves(spec.model):
             words = "No engine that serves this model is up."
@@ -641,7 +641,7 @@ class Scheduler:
         if error.code is not Code.UPSTREAM_TRUNCATED or not (self._context.resume and continuable(flight)):
             return False
         self._lost[flight] = error, self._context.continuations.queued(flight)
-        if self.queue.waits or not self._place_lost(flight):
+        if self.queue.waits or not self._dispatch_lost(flight):
             try:
                 self.queue.offer(flight, self._loop.time(), lookup=False, on_pushed=self._pushed)
                 self._bound(flight)
@@ -650,7 +650,7 @@ class Scheduler:
                 self._end(flight, e)
         return True
 
-    def _place_lost(self, flight: Flight) -> bool:
+    def _dispatch_lost(self, flight: Flight) -> bool:
         """Continue such a stream at an engine with capacity. True: it need not be queued."""
         spec = flight.spec
         try:
@@ -668,8 +668,8 @@ class Scheduler:
 
     def _forget_lost(self, flight: Flight) -> GatewayError:
         """It waits no more. Returns the error that it broke with."""
-        error, place = self._lost.pop(flight)
-        self._context.continuations.give_back(place)
+        error, continuation = self._lost.pop(flight)
+        self._context.continuations.give_back(continuation)
         self._timers.drop(flight)
         return error
 
@@ -685,7 +685,7 @@ class Scheduler:
             self._fail_all(flight)
             lease.release()
 
-    # -- for the watchdog --------------- -----------------------------------------------------------
+    # -- for the watchdog ------------------------------------------------------------------------
 
     def strays(self, known: Callable[[Flight], bool] = lambda flight: False) -> Iterator[Stray]:
         """For the watchdog. `known`: whether another component feeds a Flight."""

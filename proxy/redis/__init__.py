@@ -17,7 +17,7 @@ A reader meets, in this order:
   closes it. While it is open no request waits for Redis. Look-ups, stores and limits each have one.
 - `RedisState` is what operators are shown of them: in use, away, or refusing.
 - `Cache` looks up and stores answers; a `Stored` is one answer in the bytes that a client gets.
-- `Places` knows which engine keeps a response of the Responses API.
+- `ResponseAffinity` knows which engine keeps a response of the Responses API.
 - A `FlightScript` is one step by which gateways share a flight, over `FlightKeys`; with a look-up a `Claim` is
   made, and the fence that is `Held` comes back.
 
@@ -43,9 +43,9 @@ from proxy.redis.flight_scripts import (
     FlightScript,
 )
 from proxy.redis.health import RedisState, Use
-from proxy.redis.places import Places
 from proxy.redis.refusal import REASONS
 from proxy.redis.resp import Lost, NodeAway, ReplyError, TooManyPending, Unhandled, WireError, Word
+from proxy.redis.response_affinity import ResponseAffinity
 from proxy.redis.url import RedisUrl, address, files_of, read_url
 
 __all__ = [
@@ -73,10 +73,10 @@ __all__ = [
     "Lost",
     "NodeAway",
     "OnChange",
-    "Places",
     "RedisState",
     "RedisUrl",
     "ReplyError",
+    "ResponseAffinity",
     "SingleServer",
     "Stored",
     "TooManyPending",

@@ -17,7 +17,7 @@ from proxy.redis.availability import Availability, is_away
 from proxy.redis.client import MAX_PENDING, Client, RedisClient
 from proxy.redis.deployment import Deployment, OnServer
 from proxy.redis.resp import Done, Lost, NodeAway, ReplyError, TooManyPending, WireError, Word
-from proxy.redis.topology import SLOTS, Place, read_slots
+from proxy.redis.topology import SLOTS, HostPort, read_slots
 from proxy.redis.url import RedisAddress, RedisUrl
 from proxy.telemetry import raised
 
@@ -39,7 +39,7 @@ class Master:
 
     __slots__ = ("availability", "name", "place", "probe")
 
-    def __init__(self, place: Place, probe: RedisClient, key: str, timeout: float, on_server: OnServer) -> None:
+    def __init__(self, place: HostPort, probe: RedisClient, key: str, timeout: float, on_server: OnServer) -> None:
         """`key` is looked up as a probe, within `timeout` seconds."""
         host, port = place
         self.place = place
@@ -91,7 +91,7 @@ class Cluster(Deployment):
         self._probe_key = f"{namespace}:probe:1"
         self._on_server = on_server
         self._slots: list[Master | None] = [None] * SLOTS
-        self._masters: dict[Place, Master] = {}
+        self._masters: dict[HostPort, Master] = {}
         self._leaving: list[Master] = []  # no masters any more, and not closed yet
         self._clients: WeakSet[ClusterClient] = WeakSet()
         self._unread: WireError | None = Lost("the topology of the Redis Cluster is not known yet")
@@ -167,14 +167,14 @@ class Cluster(Deployment):
     def all(self) -> list[Master]:
         return list(self._masters.values())
 
-    def moved(self, slot: int, place: Place) -> Master | None:
+    def moved(self, slot: int, place: HostPort) -> Master | None:
         """A reply says that this server is the master of the slot; None: there are too many."""
         master = self.at(place)
         self._slots[slot] = master
         self.read_again()
         return master
 
-    def at(self, place: Place) -> Master | None:
+    def at(self, place: HostPort) -> Master | None:
         """The master at a place, which may be new; None: there are too many."""
         master = self._masters.get(place)
         if master is None and len(self._masters) < MAX_MASTERS:
@@ -201,10 +201,10 @@ class Cluster(Deployment):
         trouble = self._unread or next(iter(self.troubles.values()), None)
         return Lost(str(trouble), trouble.reason) if trouble is not None else Lost("no master serves")
 
-    def dial(self, place: Place, connect_timeout: float, max_pending: int) -> RedisClient:
+    def dial(self, place: HostPort, connect_timeout: float, max_pending: int) -> RedisClient:
         return RedisClient(self._at(place), connect_timeout=connect_timeout, max_pending=max_pending)
 
-    def _at(self, place: Place) -> RedisAddress:
+    def _at(self, place: HostPort) -> RedisAddress:
         return replace(self._url.address, host=place[0], port=place[1])
 
     # -- the topology -------------------------------------------------------------------------------
@@ -255,13 +255,13 @@ class ClusterClient(Client):
         self._cluster = cluster
         self._connect_timeout = connect_timeout
         self._max_pending = max_pending
-        self._links: dict[Place, RedisClient] = {}
+        self._links: dict[HostPort, RedisClient] = {}
         self.closed = False
 
     def __repr__(self) -> str:
         return f"<ClusterClient {self._cluster!r}>"
 
-    def renew(self, address_of: Callable[[Place], Any]) -> None:
+    def renew(self, address_of: Callable[[HostPort], Any]) -> None:
         """Use these addresses for new connections."""
         for place, link in self._links.items():
             link.renew(address_of(place))
@@ -293,7 +293,7 @@ class ClusterClient(Client):
             self._links[master.place] = link
         return link
 
-    async def drop_idle(self, used: Collection[Place]) -> None:
+    async def drop_idle(self, used: Collection[HostPort]) -> None:
         """Close connections to servers that are no masters any more, once they have nothing under way."""
         idle = [place for place, link in self._links.items() if place not in used and not link.pending]
         for link in [self._links.pop(place) for place in idle]:
@@ -435,7 +435,7 @@ def _ignore(reply: Any) -> None:
     """The reply to ASKING: the command behind it fails where that failed."""
 
 
-def _place(text: str, asked: Place) -> Place | None:
+def _place(text: str, asked: HostPort) -> HostPort | None:
     """The server in `MOVED 3999 host:port`; without a host it is that of the server that was asked."""
     words = text.split(" ")
     host, colon, port = words[2].rpartition(":") if len(words) == 3 else ("", "", "")

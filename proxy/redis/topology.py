@@ -12,13 +12,13 @@ from proxy.redis.resp import Lost, ReplyError, WireError
 from proxy.redis.url import RedisUrl
 
 SLOTS: Final = 16384
-Place = tuple[str, int]
+HostPort = tuple[str, int]
 """Host and port of a server."""
-Owners = list[Place | None]
+Owners = list[HostPort | None]
 """The master of each slot; None: no master serves it."""
 
 
-async def read_slots(url: RedisUrl, besides: Iterable[Place], timeout: float) -> Owners:
+async def read_slots(url: RedisUrl, besides: Iterable[HostPort], timeout: float) -> Owners:
     """Ask the seeds of the URL and the servers `besides`, in random order, until one knows masters for all slots;
     else the answer with the most. `timeout`: seconds for each of them. Raises WireError."""
     places = list(dict.fromkeys((*url.hosts, *besides)))

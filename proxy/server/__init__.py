@@ -24,7 +24,7 @@ from proxy.server.bind import host_of, hosts_of, listen, listen_for_operators
 from proxy.server.gateway import Gateway
 from proxy.server.gauges import state_gauges
 from proxy.server.handlers.flush import Flush
-from proxy.server.listener.descriptors import in_use, limit, places, raise_limit
+from proxy.server.listener.descriptors import descriptor_budget, in_use, limit, raise_limit
 from proxy.server.listener.listener import Listener, source_of
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls, server_context
@@ -47,13 +47,13 @@ __all__ = [
     "Times",
     "Tracing",
     "check_socket_path",
+    "descriptor_budget",
     "host_of",
     "hosts_of",
     "in_use",
     "limit",
     "listen",
     "listen_for_operators",
-    "places",
     "raise_limit",
     "server_context",
     "source_of",

@@ -19,7 +19,7 @@ from proxy.config import Settings
 from proxy.errors import ListenError
 from proxy.server.drain import CLOSE_SECONDS, Drain
 from proxy.server.gateway import Gateway
-from proxy.server.listener.descriptors import Places
+from proxy.server.listener.descriptors import DescriptorBudget
 from proxy.server.listener.listener import Listener
 from proxy.server.listener.site import Site
 from proxy.server.listener.timeouts import Times
@@ -64,7 +64,7 @@ async def listen(
     tls: ServerTls | None,
     log: Log,
     stack: AsyncExitStack,
-    room: Places,
+    budget: DescriptorBudget,
     inherited: Sequence[socket.socket] = (),
     abandoned: Callable[[], int] = lambda: 0,
 ) -> Listening:
@@ -86,7 +86,7 @@ async def listen(
         abandoned=abandoned,
     )
     stack.push_async_exit(drain)
-    await _accept(runner, settings.host, settings.port, sockets, tls, settings.head_timeout, room.backlog)
+    await _accept(runner, settings.host, settings.port, sockets, tls, settings.head_timeout, budget.backlog)
     if settings.listen_unix:
         return Listening(settings.listen_unix, 0, drain.leave)
     return Listening(settings.host, runner.addresses[0][1], drain.leave)

@@ -28,7 +28,7 @@ from proxy.errors import shutting_down
 from proxy.flights import Flight, FlightGroup, Keyer, Memory, Scheduler
 from proxy.flights.embeddings import Embedder
 from proxy.flights.resuming import Streams
-from proxy.redis import Places
+from proxy.redis import ResponseAffinity
 from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext, request_id
 from proxy.server.deadline import run_with_deadline
@@ -88,7 +88,7 @@ class Gateway:
         fault: Fault = raised,
         memory: Memory | None = None,
         large: LargeRequests | None = None,
-        places: Places | None = None,
+        response_affinity: ResponseAffinity | None = None,
         origins: Origins | None = None,
         hosts: Hosts | None = None,
         admin_hosts: Hosts | None = None,
@@ -132,9 +132,9 @@ class Gateway:
             admission=admission,
             large=large,
             responses=None
-            if places is None
+            if response_affinity is None
             else ResponseEngines(
-                places, backends, lambda request: caller_for_address(rules.identity.address(request))
+                response_affinity, backends, lambda request: caller_for_address(rules.identity.address(request))
             ),
             rules=rules,
             backends=backends,

@@ -22,8 +22,8 @@ Key = tuple[str | None, int, str]
 
 
 @dataclass(slots=True)
-class Place:
-    """One worker at one engine."""
+class WorkerLoad:
+    """One worker's allotment, requests in flight and queue at one engine."""
 
     allotted: int = 0  # as it was told last
     held: int = 0  # what it may have: until it confirms a smaller allotment, still the old one
@@ -132,7 +132,7 @@ class Ledger:
             self._spent.setdefault(tenant, least.get(tenant[0], 0))
 
 
-def parts(limit: int, places: Mapping[int, Place], ledger: Ledger, turn: int = 0) -> dict[int, int]:
+def parts(limit: int, places: Mapping[int, WorkerLoad], ledger: Ledger, turn: int = 0) -> dict[int, int]:
     """The places of each worker, all of the limit in sum. Classes go in their order; the tenants of one get alike,
     each at the workers at which its users wait; what nobody wants is spread evenly. One place stays at each
     worker, so that the first request of an idle one does not wait; where workers outnumber the places, these go to
@@ -169,7 +169,7 @@ def filled(total: float, wants: Mapping[K, tuple[int, float]]) -> dict[K, float]
 
 
 def _classes(
-    places: Mapping[int, Place],
+    places: Mapping[int, WorkerLoad],
 ) -> list[dict[Hashable, tuple[int, dict[int, tuple[int, float]]]]]:
     """By class and tenant: its weight, and by worker its users and how many places it could use there."""
     classes: list[dict[Hashable, tuple[int, dict[int, tuple[int, float]]]]] = [{} for _ in PRIORITIES]
@@ -181,7 +181,7 @@ def _classes(
     return classes
 
 
-def _whole(limit: int, shares: dict[int, float], places: Mapping[int, Place]) -> dict[int, int]:
+def _whole(limit: int, shares: dict[int, float], places: Mapping[int, WorkerLoad]) -> dict[int, int]:
     """The shares, of one place at least, in whole places; one place each goes before what is over. Of the two next
     numbers one that is allotted already is kept, so that places do not move to and fro."""
     over = sum(shares.values()) - len(shares)
@@ -195,7 +195,7 @@ def _whole(limit: int, shares: dict[int, float], places: Mapping[int, Place]) ->
     return counts
 
 
-def _few(limit: int, places: Mapping[int, Place], ledger: Ledger, turn: int) -> dict[int, int]:
+def _few(limit: int, places: Mapping[int, WorkerLoad], ledger: Ledger, turn: int) -> dict[int, int]:
     """Fewer places than workers: one for each next request, in the order of all queued requests. Places that none
     of them takes stay where requests are in flight."""
     lines = [(at, each, _name(at, each)) for at, place in places.items() for each in place.queue()]

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from proxy.flights.queue import PoolQueue
 from proxy.workers.leases import Demand
-from proxy.workers.order import Key, Ledger, Place, parts
+from proxy.workers.order import Key, Ledger, WorkerLoad, parts
 
 
 @dataclass(slots=True)
 class _Worker:
     sent: int = 0  # number of the last allotment
-    places: dict[str, Place] = field(default_factory=dict)
+    places: dict[str, WorkerLoad] = field(default_factory=dict)
     leaving: dict[str, int] = field(default_factory=dict)  # in flight at engines that it has no place at
 
 
@@ -69,7 +69,7 @@ class Permits:
         for name, (inflight, queued, most) in engines.items():
             place = known.places.get(name)
             if place is None:
-                place = known.places[name] = Place(held=inflight)  # of before it was removed and added
+                place = known.places[name] = WorkerLoad(held=inflight)  # of before it was removed and added
                 self._joined.add(name)
             if most != place.most:
                 self._joined.add(name)
@@ -150,14 +150,14 @@ class Permits:
         """What to tell now: by worker, the tokens that tenants that wait there were served at others."""
         return self._ledger.charges()
 
-    def _places(self, engine: str) -> dict[int, Place]:
+    def _places(self, engine: str) -> dict[int, WorkerLoad]:
         return {at: worker.places[engine] for at, worker in self._workers.items() if engine in worker.places}
 
     def _leaving(self, engine: str) -> int:
         """Requests in flight of workers that have no place there any more."""
         return sum(worker.leaving.get(engine, 0) for worker in self._workers.values())
 
-    def _divide(self, places: dict[int, Place], most: int) -> set[int]:
+    def _divide(self, places: dict[int, WorkerLoad], most: int) -> set[int]:
         """Lower allotments above their target at once; raise the others by what is free. Who has changed."""
         targets = parts(most, places, self._ledger, self._turns)
         moved = set()

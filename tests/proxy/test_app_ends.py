@@ -72,13 +72,13 @@ async def test_the_end_is_given_its_times_and_the_listener_its_backlog(
 ) -> None:
     given = Given()
     given.watch(monkeypatch, listeners, "Drain", "Site")
-    given.watch(monkeypatch, wiring, "places")
+    given.watch(monkeypatch, wiring, "descriptor_budget")
     async with gateway(engine, drain_delay=0.01, drain_timeout=0.02, head_timeout=4.0, max_connections=77):
         drain, site = given["Drain"], given["Site"]
         assert (drain["delay"], drain["timeout"]) == (0.01, 0.02)
         assert site["handshake"] == 4.0
         assert site["tls"] is None
-        assert given["places"]["clients"] == 77
+        assert given["descriptor_budget"]["clients"] == 77
         assert site["backlog"] > 0
 
 

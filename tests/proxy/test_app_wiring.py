@@ -61,7 +61,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
         "Times",
         "Gateway",
         "TicketFactory",
-        "places",
+        "descriptor_budget",
         "Watchdog",
     )
     found.watch(monkeypatch, wiring, *names)
@@ -98,7 +98,7 @@ async def test_settings_in_other_units_are_converted(engine: Engine, given: Give
         listener = given["Listener"]
         assert (listener["max_header"], listener["max_headers"], listener["max_head"]) == (3_000, 30, 30_000)
         assert listener["proxies"] is None
-        assert (given["places"]["inflight"], given["places"]["engines"]) == (2, 1)
+        assert (given["descriptor_budget"]["inflight"], given["descriptor_budget"]["engines"]) == (2, 1)
         assert given["Watchdog"]["patience"] == 200.0
         assert (app.redis, app.cache, app.admin_url) == ("off", None, "")
         assert app.url == f"http://127.0.0.1:{app.port}"
@@ -118,7 +118,7 @@ async def test_nothing_set_is_no_limit(engine: Engine, given: Given) -> None:
     ):
         assert given["RequestQueue"]["timeout"] == math.inf
         assert given["Times"]["stall"] == math.inf
-        assert given["places"]["inflight"] == MOST
+        assert given["descriptor_budget"]["inflight"] == MOST
         assert given["Watchdog"]["patience"] == PATIENCE
         assert isinstance(given["Listener"]["proxies"], TrustedProxies)
         assert given["Gateway"]["hosts"] is not None

@@ -29,7 +29,7 @@ OURS = {
 NAMES = sorted(path.name.removesuffix(".request.http") for path in GOLDEN.glob("*.request.http"))
 THROUGH = [name for name in NAMES if name not in OURS]
 GUARDS = {"x-content-type-options": "nosniff", "cross-origin-resource-policy": "same-origin"}
-HOP = {"connection", "transfer-encoding", "content-length", "x-request-id", "x-gateway-cache"}
+HOP = {"connection", "transfer-encoding", "content-length", "x-request-id", "request-id", "x-gateway-cache"}
 
 
 async def through(app_url: str, data: bytes) -> tuple[int, dict[str, str], bytes, tuple[bytes, ...]]:

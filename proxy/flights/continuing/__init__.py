@@ -14,7 +14,7 @@ compared with the new answer and left out of it.
 """
 
 from proxy.flights.continuing.comparison import Comparison, Differs
-from proxy.flights.continuing.continuations import LONGEST_WAIT, Continuations, Place
+from proxy.flights.continuing.continuations import LONGEST_WAIT, Continuation, Continuations
 from proxy.flights.continuing.ids import IDS, IdsIngest, RestFlight, TokenIds, asks_for_ids, with_ids
 from proxy.flights.continuing.replay import REPLAY, Replay, continuable, not_continued
 
@@ -23,10 +23,10 @@ __all__ = [
     "LONGEST_WAIT",
     "REPLAY",
     "Comparison",
+    "Continuation",
     "Continuations",
     "Differs",
     "IdsIngest",
-    "Place",
     "Replay",
     "RestFlight",
     "TokenIds",

@@ -12,12 +12,12 @@ from proxy.flights.flight import Flight
 from proxy.wire import KEEP_ALIVE
 
 LONGEST_WAIT: Final = 30.0
-"""Seconds that a broken stream may wait for an engine, or for its place among the continued ones."""
+"""Seconds that a broken stream may wait for an engine, or until few enough others are continued."""
 BLAMED_SECONDS: Final = 600.0
 MOST_BLAMED: Final = 256  # requests
 
 
-class Place:
+class Continuation:
     """One stream that is continued. `granted`: its next request may be sent."""
 
     __slots__ = ("_events", "flight", "go", "granted", "most")
@@ -43,9 +43,9 @@ class Continuations:
         """`later` calls back after seconds. `keep_alive`: seconds between two comments to readers of a stream that
         is silent while it is continued; 0: none."""
         self._later, self._clock, self._every = later, clock, keep_alive
-        self._granted: dict[Place, None] = {}
-        self._waiting: dict[Place, None] = {}
-        self._queued: dict[Place, None] = {}
+        self._granted: dict[Continuation, None] = {}
+        self._waiting: dict[Continuation, None] = {}
+        self._queued: dict[Continuation, None] = {}
         self._blamed: OrderedDict[Hashable, float] = OrderedDict()
         self._timer: Any = None
 
@@ -55,29 +55,29 @@ class Continuations:
     def __repr__(self) -> str:
         return f"<Continuations granted={len(self._granted)} waiting={len(self._waiting)}>"
 
-    def take(self, flight: Flight, most: int, go: Callable[[], None]) -> Place:
-        """A place for a stream. `most`: streams that may be continued at one time; beyond them the place is
-        granted later, and `go` called."""
-        place = Place(flight, most, go)
+    def take(self, flight: Flight, most: int, go: Callable[[], None]) -> Continuation:
+        """Continue a stream. `most`: streams that may be continued at one time; beyond them it is granted later,
+        and `go` called."""
+        continuation = Continuation(flight, most, go)
         if self._waiting or len(self._granted) >= most:
-            self._waiting[place] = None
+            self._waiting[continuation] = None
         else:
-            self._grant(place)
+            self._grant(continuation)
         self._watch()
-        return place
+        return continuation
 
-    def queued(self, flight: Flight) -> Place:
-        """For a stream that waits in the queue before it takes a place: its readers get keep-alives."""
-        place = Place(flight, 0, _nothing)
-        self._queued[place] = None
+    def queued(self, flight: Flight) -> Continuation:
+        """For a stream that waits in the queue before it is continued: its readers get keep-alives."""
+        continuation = Continuation(flight, 0, _nothing)
+        self._queued[continuation] = None
         self._watch()
-        return place
+        return continuation
 
-    def give_back(self, place: Place) -> None:
-        """Its continuation has ended. Later calls do nothing."""
-        self._waiting.pop(place, None)
-        self._queued.pop(place, None)
-        if self._granted.pop(place, place) is not None:
+    def give_back(self, continuation: Continuation) -> None:
+        """It has ended. Later calls do nothing."""
+        self._waiting.pop(continuation, None)
+        self._queued.pop(continuation, None)
+        if self._granted.pop(continuation, continuation) is not None:
             return
         while self._waiting and len(self._granted) < (first := next(iter(self._waiting))).most:
             del self._waiting[first]
@@ -102,16 +102,16 @@ class Continuations:
             self._timer.cancel()
             self._timer = None
 
-    def _grant(self, place: Place) -> None:
-        place.granted = True
-        self._granted[place] = None
+    def _grant(self, continuation: Continuation) -> None:
+        continuation.granted = True
+        self._granted[continuation] = None
 
     def _tick(self) -> None:
         """Tell the readers of silent streams that their connections live."""
         self._timer = None
-        for place in (*self._granted, *self._waiting, *self._queued):
-            if place.silent() and not place.flight.ended:
-                place.flight.remark(KEEP_ALIVE)
+        for continuation in (*self._granted, *self._waiting, *self._queued):
+            if continuation.silent() and not continuation.flight.ended:
+                continuation.flight.remark(KEEP_ALIVE)
         self._watch()
 
     def _watch(self) -> None:

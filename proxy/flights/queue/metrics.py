@@ -61,7 +61,7 @@ class QueueMetrics:
             self._refused.count((why,), 0)
         self._promoted.count((), 0)
 
-    def placed(self, priority: int, seconds: float) -> None:
+    def dispatched(self, priority: int, seconds: float) -> None:
         """A flight that waited has its place."""
         self._wait.seen((PRIORITIES[priority],), seconds)
 

@@ -13,7 +13,7 @@ from proxy.access import Caller, ClientRequest, tenant_of
 from proxy.access.ratelimit import Claim, Limit, Limits, LocalLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights import Flight
-from proxy.redis import Places, WireError
+from proxy.redis import ResponseAffinity, WireError
 from proxy.server.context import RequestContext
 from proxy.upstream import Backend, Backends
 from proxy.wire.event_apis import LONGEST_ID, is_responses, response_named
@@ -28,9 +28,11 @@ OWN_ASKS: Final = Limits(Limit(10, 10), streams=4)
 class ResponseEngines:
     """One for a gateway."""
 
-    def __init__(self, places: Places, backends: Backends, identify: Callable[[ClientRequest], Caller]) -> None:
+    def __init__(
+        self, response_affinity: ResponseAffinity, backends: Backends, identify: Callable[[ClientRequest], Caller]
+    ) -> None:
         """`identify`: the client by its address."""
-        self._places = places
+        self._affinity = response_affinity
         self._backends = backends
         self._identify = identify
         self._limits = LocalLimits(0.0)  # by the loop's clock
@@ -41,7 +43,7 @@ class ResponseEngines:
 
     def _keep(self, tenant: bytes, flight: Flight, id: str) -> None:
         if flight.backend is not None:
-            self._places.put(tenant, id, flight.backend)
+            self._affinity.put(tenant, id, flight.backend)
 
     async def find(self, context: RequestContext) -> str | None:
         """The name of the engine that has to answer; None: any may. Raises GatewayError 400, 404 or 503."""
@@ -64,7 +66,7 @@ class ResponseEngines:
         name, unsure = None, False
         if len(id) <= LONGEST_ID:
             try:
-                name = await self._places.get(tenant, id)
+                name = await self._affinity.get(tenant, id)
             except WireError:
                 unsure = True
         if name is None and context.caller is None and len(id) <= LONGEST_ID:
@@ -73,7 +75,7 @@ class ResponseEngines:
                 return engines[0].name  # its own answer says whether it has it
             name = await self._ask(context, engines, id)
             if name is not None:
-                self._places.put(tenant, id, name)
+                self._affinity.put(tenant, id, name)
         elif name is None and unsure:
             raise GatewayError(
                 Code.CACHE_UNAVAILABLE,

@@ -15,7 +15,7 @@ closed: each needs a descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class DescriptorBudget:
     """The numbers for which there are descriptors."""
 
     clients: int  # connections
@@ -48,19 +48,19 @@ def in_use() -> int:
         return 16
 
 
-def places(limit: int, used: int, *, clients: int, engines: int, inflight: int) -> Places:
+def descriptor_budget(limit: int, used: int, *, clients: int, engines: int, inflight: int) -> DescriptorBudget:
     """How many of `clients` connections may be open, so that each can also have one to an engine: at most
     `inflight` to each engine. Each engine connection in use belongs to a client's."""
     upstream = min(clients, engines * inflight)
     reserve = RESERVE + engines
     if used + clients + upstream + reserve <= limit:
-        return Places(clients, BACKLOG)
+        return DescriptorBudget(clients, BACKLOG)
     room = max(0, limit - used)
     spare = min(reserve, room // 4)
     backlog = min(BACKLOG, max(LEAST_BACKLOG, room // 8))
     left = max(2, room - spare - backlog)
     fewer = min(clients, max(1, left - min(upstream, left // 2)))
-    return Places(
+    return DescriptorBudget(
         fewer,
         backlog,
         f"max_connections = {clients}, {upstream} connections to engines and a reserve of {reserve} need "

@@ -81,7 +81,7 @@ async def test_of_a_look_up_s_reply_one_that_raises_ends_alone(monkeypatch: pyte
     words, house = told(), House(kept=3, inflight=3, store=True)
     flights = [house.ask(key)[0] for key in (b"a", b"b", b"c")]
     await house.turn()
-    monkeypatch.setattr(house.scheduler, "_place", once(house.scheduler._place, 2))
+    monkeypatch.setattr(house.scheduler, "_dispatch", once(house.scheduler._dispatch, 2))
     house.store.answer()
     assert [code_of(flight) for flight in flights] == [None, Code.INTERNAL, None]
     assert [flights[n].phase for n in (0, 2)] == [Phase.PREFILL] * 2

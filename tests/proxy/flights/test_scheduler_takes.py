@@ -108,7 +108,7 @@ async def test_twins_leave_the_queue_with_the_one_whose_turn_it_is(monkeypatch: 
     with monkeypatch.context() as still:
         still.setattr(house.scheduler, "_soon", lambda: None)
         reader.leave()
-    assert house.scheduler._place(flights[0])
+    assert house.scheduler._dispatch(flights[0])
     assert len(house.scheduler.queue) == 1, "the one itself is taken from the queue by who placed it"
     await house.scheduler.close()
     house.left_nothing()

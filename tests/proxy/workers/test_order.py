@@ -19,7 +19,7 @@ from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.summary import MOST_TENANTS
 from proxy.flights.spec import User
 from proxy.workers.channel import FromWorker, Report, Served, ToWorker
-from proxy.workers.order import Ledger, Place, filled, parts
+from proxy.workers.order import Ledger, WorkerLoad, filled, parts
 from proxy.workers.permits import Permits
 
 
@@ -28,9 +28,9 @@ def queue(*waiting: tuple[int, str | None, int], oldest: float = 0.0, users: int
     return PoolQueue(None, oldest, [Waiting(at, name, 1, users, count, 0) for at, name, count in waiting])
 
 
-def place(inflight: int, *waiting: tuple[int, str | None, int], allotted: int = 0, users: int = 1) -> Place:
+def place(inflight: int, *waiting: tuple[int, str | None, int], allotted: int = 0, users: int = 1) -> WorkerLoad:
     pool = queue(*waiting, users=users)
-    return Place(inflight=inflight, queued=pool.queued, waiting=pool.waiting, allotted=allotted, oldest=0.0)
+    return WorkerLoad(inflight=inflight, queued=pool.queued, waiting=pool.waiting, allotted=allotted, oldest=0.0)
 
 
 NAMES = st.sampled_from(["x", "y", "z", None])
@@ -47,7 +47,7 @@ PLACES = st.dictionaries(
 
 
 @given(st.integers(0, 200), PLACES, st.integers(0, 9))
-def test_all_places_are_given_and_none_twice(limit: int, places: dict[int, Place], turn: int) -> None:
+def test_all_places_are_given_and_none_twice(limit: int, places: dict[int, WorkerLoad], turn: int) -> None:
     counts = parts(limit, places, Ledger(), turn)
     assert sum(counts.values()) == (limit if places else 0)
     assert all(count >= (limit >= len(places)) for count in counts.values())
@@ -107,7 +107,7 @@ def test_the_least_served_is_next_where_workers_outnumber_the_places() -> None:
     assert parts(2, places, ledger) == {1: 0, 2: 1, 3: 1}
     places[1].oldest = -9.0
     assert parts(1, places, ledger, turn=3) == {1: 1, 2: 0, 3: 0}, "each fourth goes to the oldest"
-    idle = {1: Place(inflight=1, allotted=1), 2: Place(), 3: Place()}
+    idle = {1: WorkerLoad(inflight=1, allotted=1), 2: WorkerLoad(), 3: WorkerLoad()}
     assert parts(2, idle, ledger) == {1: 2, 2: 0, 3: 0}
 
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy.workers.leases import Demand
-from proxy.workers.order import Ledger, Place, parts
+from proxy.workers.order import Ledger, WorkerLoad, parts
 from proxy.workers.permits import Permits
 
 
 def divided(most: int, wants: dict[int, int]) -> dict[int, int]:
     """Parts of workers that report no tenants."""
-    return parts(most, {at: Place(queued=count) for at, count in wants.items()}, Ledger())
+    return parts(most, {at: WorkerLoad(queued=count) for at, count in wants.items()}, Ledger())
 
 
 @given(st.integers(0, 300), st.dictionaries(st.integers(0, 7), st.integers(0, 400), max_size=6))
@@ -58,7 +58,7 @@ def test_no_part_is_more_than_wanted_while_another_worker_lacks(
 ) -> None:
     """Whatever they were allotted before."""
     places = {
-        at: Place(allotted=allotted, inflight=inflight, queued=queued)
+        at: WorkerLoad(allotted=allotted, inflight=inflight, queued=queued)
         for at, (allotted, inflight, queued) in enumerate(workers)
     }
     divided = parts(most, places, Ledger())
@@ -70,8 +70,8 @@ def test_no_part_is_more_than_wanted_while_another_worker_lacks(
 
 def test_a_place_that_is_not_wanted_goes_to_the_worker_with_a_queue() -> None:
     """It was kept where it had been, since it was one of the two numbers next to that worker's share."""
-    places = {1: Place(allotted=2, inflight=1), 2: Place(allotted=1, inflight=1, queued=1)}
-    places |= {at: Place(allotted=1) for at in (3, 4, 5)}
+    places = {1: WorkerLoad(allotted=2, inflight=1), 2: WorkerLoad(allotted=1, inflight=1, queued=1)}
+    places |= {at: WorkerLoad(allotted=1) for at in (3, 4, 5)}
     assert parts(6, places, Ledger()) == {1: 1, 2: 2, 3: 1, 4: 1, 5: 1}
 
 

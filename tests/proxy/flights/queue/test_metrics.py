@@ -24,8 +24,8 @@ def test_counts_begin_at_zero_and_each_fact_is_counted_once() -> None:
     told.healed("turn")
     told.promoted()
     told.missed("arriving")
-    told.placed(0, 2.0)
-    told.placed(2, 3.0)
+    told.dispatched(0, 2.0)
+    told.dispatched(2, 3.0)
     assert lines(metrics, "queue_refused")['queue_refused_total{why="pushed_out"}'] == 1.0
     assert lines(metrics, "watchdog")['watchdog_healed_total{what="turn"}'] == 1.0
     assert lines(metrics, "queue_promoted") == {"queue_promoted_total": 1.0}

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.server.listener.descriptors import BACKLOG, LEAST_BACKLOG, RESERVE, in_use, limit, places, raise_limit
+from proxy.server.listener.descriptors import (
+    BACKLOG,
+    LEAST_BACKLOG,
+    RESERVE,
+    descriptor_budget,
+    in_use,
+    limit,
+    raise_limit,
+)
 from tests.kit.client import Connection, NoAnswer, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
@@ -27,12 +35,12 @@ def ask(number: int) -> dict[str, object]:
 
 
 def test_where_all_fits_nothing_is_changed_or_said() -> None:
-    found = places(20_000, 30, clients=4096, engines=2, inflight=4096)
+    found = descriptor_budget(20_000, 30, clients=4096, engines=2, inflight=4096)
     assert (found.clients, found.backlog, found.warning) == (4096, BACKLOG, "")
 
 
 def test_where_it_does_not_fit_one_line_says_so_with_the_numbers() -> None:
-    found = places(1024, 24, clients=4096, engines=1, inflight=256)
+    found = descriptor_budget(1024, 24, clients=4096, engines=1, inflight=256)
     assert found.clients < 1024
     assert "\n" not in found.warning
     for number in ("4096", "256", f"{RESERVE + 1}", "1024", f"{found.clients}"):
@@ -49,7 +57,7 @@ def test_where_it_does_not_fit_one_line_says_so_with_the_numbers() -> None:
 def test_clients_leave_each_of_them_a_connection_to_an_engine(
     bound: int, used: int, clients: int, engines: int, inflight: int
 ) -> None:
-    found = places(bound, used, clients=clients, engines=engines, inflight=inflight)
+    found = descriptor_budget(bound, used, clients=clients, engines=engines, inflight=inflight)
     assert 1 <= found.clients <= clients
     assert LEAST_BACKLOG <= found.backlog <= BACKLOG
     if bound - used >= 24:
@@ -86,7 +94,7 @@ def test_the_limit_is_raised_to_the_hard_one() -> None:
 def test_the_places_to_the_number(
     bound: int, used: int, clients: int, engines: int, inflight: int, found: tuple[int, int]
 ) -> None:
-    made = places(bound, used, clients=clients, engines=engines, inflight=inflight)
+    made = descriptor_budget(bound, used, clients=clients, engines=engines, inflight=inflight)
     assert (made.clients, made.backlog) == found
     needed = used + clients + min(clients, engines * inflight) + RESERVE + engines
     assert bool(made.warning) is (needed > bound)

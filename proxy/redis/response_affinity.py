@@ -10,13 +10,13 @@ from typing import Any, Final
 from proxy.redis.client import Client
 from proxy.redis.deployment import Deployment
 
-MAX_PLACES: Final = 16_384  # in this process; about 4 MB
+MAX_KNOWN: Final = 16_384  # responses in this process; about 4 MB
 KEPT_SECONDS: Final = 86_400  # in Redis
 _NONE: Final[OrderedDict[bytes, str]] = OrderedDict()
 LONGEST: Final = 2048  # characters of an engine's name that is read from Redis
 
 
-class Places:
+class ResponseAffinity:
     """`redis`: None where no other process has the same one."""
 
     def __init__(self, redis: Deployment | None, *, timeout: float, namespace: str) -> None:
@@ -27,7 +27,7 @@ class Places:
         self._prefix = namespace.encode() + b":response:"
 
     def __repr__(self) -> str:
-        return f"<Places {self._count} shared={self._client is not None}>"
+        return f"<ResponseAffinity {self._count} shared={self._client is not None}>"
 
     def __len__(self) -> int:
         return self._count
@@ -70,7 +70,7 @@ class Places:
         self._count += key not in places
         places[key] = engine
         places.move_to_end(key)
-        if self._count > MAX_PLACES:
+        if self._count > MAX_KNOWN:
             self._count -= 1
             most = max(self._known, key=lambda each: len(self._known[each]))
             self._known[most].popitem(last=False)
