@@ -18,7 +18,7 @@ from typing import Final, Self
 import uvloop
 
 from proxy.app import ENGINE_LIMITS, App, children, redis_of_limits, running, supervised_admission
-from proxy.config import Settings, exposed, load, settings_as_toml, shown_place
+from proxy.config import Settings, exposed, load, settings_as_toml, shown_address
 from proxy.errors import ListenError, StartError
 from proxy.resources import prepare
 from proxy.server import raise_limit
@@ -198,7 +198,7 @@ def _greet(ready: Ready, settings: Settings) -> None:
     sample = SAMPLE.format(url=where, key=key, model=ready.models[0] if ready.models else "MODEL")
     redis = ready.redis
     if settings.redis not in ("auto", "off"):
-        redis = shown_place(settings.redis) + (f"  {redis}" if redis != "yours" else "")
+        redis = shown_address(settings.redis) + (f"  {redis}" if redis != "yours" else "")
     say(
         f"gateway at {ready.url}\n"
         f"  engines: {', '.join(ready.engines)}{'' if ready.answers else '  (none answers yet)'}\n"

@@ -191,9 +191,9 @@ async def _once(args: argparse.Namespace, argv: list[str], folder: Path | None) 
                 else:
                     records, worker_errors = await run_workers(job, run, folder, view)
         await watch.settle(sum(record.failure == "left" for record in records))
-        run.cancel_checks = watch.checks
-        for check in run.cancel_checks:
-            check.url = without_userinfo(check.url)
+        run.cancel_checks = [
+            msgspec.structs.replace(check, url=without_userinfo(check.url)) for check in watch.checks
+        ]
     if run.share is not None:
         return Once(end_of_share(run, folder))
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))

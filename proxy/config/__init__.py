@@ -13,7 +13,7 @@ A reader meets, in this order:
   imported here, as it needs asyncio and most commands do not.
 - `ModelNames` are the names of models that clients may use, resolved to those of the engines.
 - `read_keys_file` reads the API keys file: a `KeyEntry` for each key.
-- `Known`, `mask_url`, `shown_url`, `shown_place` and `shown_path` decide what of a value may be shown.
+- `Known`, `mask_url`, `shown_url`, `shown_address` and `shown_path` decide what of a value may be shown.
 - `vocabulary` holds the names that several rooms know: retry causes, priorities, routing policies.
 
 What a setting does is decided elsewhere; this room knows no request, engine or Redis.
@@ -25,7 +25,7 @@ from proxy.config.flags import Parser, program_name, version
 from proxy.config.keys_file import KeyEntry, hash_of, read_keys_file
 from proxy.config.loader import exposed, load
 from proxy.config.model_names import ModelNames, alias_conflicts, model_names
-from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_place, shown_url
+from proxy.config.redact import Known, mask_url, secrets_in, shown_address, shown_path, shown_url
 from proxy.config.settings import Settings, options
 from proxy.config.toml_text import settings_as_toml, toml_string
 from proxy.config.values import redis_hosts, salt_secret, secret
@@ -78,8 +78,8 @@ __all__ = [
     "secret",
     "secrets_in",
     "settings_as_toml",
+    "shown_address",
     "shown_path",
-    "shown_place",
     "shown_url",
     "toml_string",
     "version",

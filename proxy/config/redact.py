@@ -70,7 +70,7 @@ def shown_urls(text: str) -> str:
     return ", ".join(map(shown_url, text.replace(",", " ").split()))
 
 
-def shown_place(url: str) -> str:
+def shown_address(url: str) -> str:
     """Where a URL leads: without user, password and query."""
     return shown_url(url).partition("?")[0].replace(f"{HIDDEN}@", "", 1)
 

@@ -487,7 +487,7 @@ class Settings:
     body_timeout: float = _seconds(30.0, "Timeout for a request's body; 0 is no limit.")
     idle_timeout: float = _seconds(
         75.0,
-        "How long a client's connection is kept without a request; longer than a load balancer keeps it.",
+        "Time that a client's idle connection is kept; set it longer than a load balancer's.",
         low=1.0,
     )
     connect_timeout: float = _seconds(5.0, "Timeout for connecting to an engine.", low=0.01)

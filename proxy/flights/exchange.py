@@ -795,10 +795,7 @@ class Exchange(msgspec.Struct, eq=False):
         replays = self._fed is not self.flight
         if not replays and self._way() is None:
             return False
-        if error.code in _FAULTS:
-            self._report_failure(error.message)
-        else:
-            self._report_success()  # it answers; what it says is not its breaker's concern
+        self._report_failure(error.message)
         if not self._continue(error):
             if not replays:
                 return False

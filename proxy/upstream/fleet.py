@@ -195,7 +195,7 @@ class Fleet:
 
     def _tell_change(self, backend: Backend) -> None:
         self._log.event(
-            "warning" if backend.detail else "info",
+            "info" if backend.up and not backend.detail else "warning",
             "engine up" if backend.up else "engine down",
             backend=backend.name,
             detail=backend.detail,

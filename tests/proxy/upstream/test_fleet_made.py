@@ -155,6 +155,19 @@ async def test_a_new_key_or_context_is_every_engine_s_and_what_is_not_given_stay
     lease.release()
 
 
+async def test_an_engine_that_lists_no_models_and_each_that_is_down_is_a_warning() -> None:
+    house = House(A)
+    (engine,), fleet = house.all, house.fleet
+    fleet.backends.record_health(engine, down="", unlisted="/v1/models lists no model")
+    fleet.backends._set(engine, up=False)
+    fleet.backends.record_health(engine, down="")
+    assert [(level, event) for level, event, _ in house.log.events] == [
+        ("warning", "engine up"),
+        ("warning", "engine down"),
+        ("info", "engine up"),
+    ]
+
+
 async def test_what_becomes_of_an_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(A)
     (engine,), fleet = house.all, house.fleet
